@@ -1,0 +1,499 @@
+"""What a run is: frozen settings, read from TOML plus `--set section.field=value`.
+
+Every refusal is a `ConfigError` that names field, value, reason and fix, and comes before anything
+expensive starts. Checks that need the number of processes are in `check_world_size`; checks that
+need the model's own config.json are in `megatron_rapo.mcore.model`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # Python 3.10
+    import tomli as tomllib
+
+Divergence = Literal["rapo_paper", "forward_kl", "reverse_kl", "none"]
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: `section.field=value: reason; fix`."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """The policy; at step 0 it is the reference too."""
+
+    path: FilePath
+    """Hugging Face model folder: config.json, safetensors weights, tokenizer."""
+    layers: Literal["auto", "torch", "transformer_engine"] = "auto"
+    """Layer implementation; auto takes Transformer Engine on a GPU where it is installed, torch elsewhere."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations recomputed in the backward pass: none, the attention core only, or whole layers."""
+
+
+class DataConfig(_Section):
+    """The training problems."""
+
+    train: FilePath
+    """JSONL or Parquet file with one problem a row."""
+    problem_field: str = "problem"
+    """Column of the problem's text."""
+    answer_field: str = "answer"
+    """Column of the reference answer."""
+    template: Literal["plain", "qwen-boxed", "chat"] = "qwen-boxed"
+    """How a problem becomes a prompt; chat is the tokenizer's own template."""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    """Problems with a longer prompt are left out, counted and reported; none is ever cut."""
+
+
+class RewardConfig(_Section):
+    """What the verifier's verdict is worth."""
+
+    correct: float = 1.0
+    """Reward of a completion whose boxed answer is right."""
+    wrong: float = 0.0
+    """Reward of a completion with a boxed answer that is not right (or not decided in time)."""
+    unformatted: float = 0.0
+    """Reward of a completion without a closed \\boxed{...}."""
+    workers: int = Field(default=1, ge=1)
+    """Verifier processes per training process."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Deadline of one answer, seconds; the worker is killed when it passes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RewardConfig:
+        if self.correct <= max(self.wrong, self.unformatted):
+            raise ValueError(
+                f"reward.correct={self.correct}: a right answer must earn more than any other "
+                f"(wrong={self.wrong}, unformatted={self.unformatted}); raise reward.correct."
+            )
+        return self
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest reward that a completion can have."""
+        return min(self.wrong, self.unformatted), self.correct
+
+
+class BatchConfig(_Section):
+    """Batch sizes, each named by its unit."""
+
+    prompts_per_step: int = Field(ge=1)
+    """Prompts sampled from the data set for one rollout, over all processes."""
+    completions_per_prompt: int = Field(default=8)
+    """Completions of each prompt: the group within which advantages are relative."""
+    optimizer_steps_per_rollout: int = Field(default=1, ge=1)
+    """Optimizer steps taken on one rollout, each on an equal share of its prompts."""
+    tokens_per_microbatch: int = Field(default=8192, ge=1)
+    """Most tokens packed into one micro-batch of one data-parallel rank (which its context ranks share)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BatchConfig:
+        if self.completions_per_prompt < 2:
+            raise ValueError(
+                f"batch.completions_per_prompt={self.completions_per_prompt}: group-relative advantages need at "
+                "least 2 completions of a prompt; set batch.completions_per_prompt >= 2."
+            )
+        if self.prompts_per_step % self.optimizer_steps_per_rollout:
+            raise ValueError(
+                f"batch.prompts_per_step={self.prompts_per_step}: not divisible by "
+                f"batch.optimizer_steps_per_rollout={self.optimizer_steps_per_rollout}, so the optimizer steps would "
+                f"differ in size; set it to a multiple of {self.optimizer_steps_per_rollout}."
+            )
+        return self
+
+    @property
+    def prompts_per_optimizer_step(self) -> int:
+        """Groups whose completions one optimizer step trains on, over all processes."""
+        return self.prompts_per_step // self.optimizer_steps_per_rollout
+
+    @property
+    def completions_per_optimizer_step(self) -> int:
+        """Sequences one optimizer step trains on, over all processes."""
+        return self.prompts_per_optimizer_step * self.completions_per_prompt
+
+
+class AlgorithmConfig(_Section):
+    """The objective: clipped surrogate - alpha * divergence + beta * entropy (algo/loss.py)."""
+
+    divergence: Divergence = "forward_kl"
+    """The penalty, named by its gradient (algo/divergences.py): rapo_paper, forward_kl, reverse_kl, none."""
+    alpha: float = Field(default=1e-3, ge=0)
+    """Coefficient of the divergence."""
+    beta: float = Field(default=1e-3, ge=0)
+    """Coefficient of the policy's entropy, a bonus."""
+    phi_min: float = Field(default=0.9, ge=0, le=1)
+    """Exponent of the reference at the lowest reward; 0 makes it uniform, which drives the policy there."""
+    phi_max: float = Field(default=1.0, ge=0, le=1)
+    """Exponent of the reference at the highest reward; 1 leaves the reference as it is."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The surrogate's probability ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """The surrogate's probability ratio is clipped above at 1 + clip_high."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Truncation of the detached importance weights (engine to trainer, old to current policy)."""
+    log_ratio_cap: float = Field(default=20.0, gt=0)
+    """Bound of |log rho| before it is exponentiated, nats; hits are counted, their gradient is kept."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AlgorithmConfig:
+        if self.phi_min > self.phi_max:
+            raise ValueError(
+                f"algorithm.phi_min={self.phi_min}: above phi_max={self.phi_max}, but phi must rise with the reward; "
+                "set algorithm.phi_min <= algorithm.phi_max."
+            )
+        if self.divergence == "none" and self.alpha > 0:
+            raise ValueError(
+                f"algorithm.alpha={self.alpha}: does nothing with algorithm.divergence=none; "
+                "set algorithm.alpha=0 or name a divergence."
+            )
+        if self.divergence == "none" and self.phi_min < 1:
+            raise ValueError(
+                f"algorithm.phi_min={self.phi_min}: does nothing with algorithm.divergence=none; "
+                "set algorithm.phi_min=1.0 or name a divergence."
+            )
+        if self.divergence != "none" and self.alpha == 0:
+            raise ValueError(
+                f"algorithm.alpha=0: algorithm.divergence={self.divergence} would be scored and do nothing; "
+                "set algorithm.alpha > 0 or algorithm.divergence=none."
+            )
+        return self
+
+
+class ParallelConfig(_Section):
+    """Megatron's layout of the trainer; data parallelism is what remains of the processes."""
+
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel size."""
+    pipeline: int = Field(default=1, ge=1)
+    """Pipeline-parallel size."""
+    virtual_pipeline: int = Field(default=1, ge=1)
+    """Model chunks per pipeline rank (interleaved schedule); 1 is none."""
+    context: int = Field(default=1, ge=1)
+    """Context-parallel size: every sequence is split over this many ranks."""
+    sequence: bool = False
+    """Sequence parallelism: activations between tensor-parallel regions are split over tensor ranks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ParallelConfig:
+        if self.sequence and self.tensor == 1:
+            raise ValueError(
+                "parallel.sequence=true: splits over tensor-parallel ranks and does nothing with parallel.tensor=1; "
+                "set parallel.sequence=false or parallel.tensor >= 2."
+            )
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise ValueError(
+                f"parallel.virtual_pipeline={self.virtual_pipeline}: does nothing with parallel.pipeline=1; "
+                "set parallel.virtual_pipeline=1 or parallel.pipeline >= 2."
+            )
+        return self
+
+    @property
+    def model_size(self) -> int:
+        """Processes that hold one copy of the model (and of the batch): tensor x pipeline x context."""
+        return self.tensor * self.pipeline * self.context
+
+
+class RolloutConfig(_Section):
+    """vLLM, one engine per `tensor` processes."""
+
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel size of each engine; the engines are replicas of each other."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; the trainer's log-probabilities use the same."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; training needs 1."""
+    max_completion_tokens: int = Field(default=1024, ge=1)
+    """Longest completion, tokens."""
+    kv_cache_mib: int = Field(default=1024, ge=1)
+    """Key-value cache of each process, MiB."""
+    max_concurrent: int = Field(default=256, ge=1)
+    """Most completions that one engine decodes at a time."""
+    compile: bool = False
+    """vLLM's compiled mode (and CUDA graphs): faster decoding, slower start."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RolloutConfig:
+        if self.top_p < 1:
+            raise ValueError(
+                f"rollout.top_p={self.top_p}: a truncated sampling distribution has no probability for the tokens it "
+                "leaves out, which biases the importance ratios; set rollout.top_p=1.0 (evaluation.top_p is free)."
+            )
+        return self
+
+
+class ReshardConfig(_Section):
+    """Moving the trainer's weights into the engine after every step."""
+
+    max_logprob_gap: float = Field(default=0.1, gt=0)
+    """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats; above it the run stops."""
+
+
+class OptimizerConfig(_Section):
+    """Megatron's AdamW and its learning-rate schedule; a step is an optimizer step."""
+
+    lr: float = Field(default=5e-7, gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of a linear or cosine schedule."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Linear warm-up from 0, optimizer steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's first-moment decay."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's second-moment decay."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's denominator offset."""
+    clip_grad_norm: float = Field(default=1.0, gt=0)
+    """Global gradient norm above which gradients are scaled down."""
+    distributed: bool = False
+    """Shard the optimizer's state over data-parallel ranks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"optimizer.min_lr={self.min_lr}: above optimizer.lr={self.lr}; set optimizer.min_lr <= optimizer.lr."
+            )
+        if self.schedule == "constant" and self.min_lr > 0:
+            raise ValueError(
+                f"optimizer.min_lr={self.min_lr}: does nothing with optimizer.schedule=constant; "
+                "set optimizer.min_lr=0.0 or schedule=linear or cosine."
+            )
+        return self
+
+
+class PrecisionConfig(_Section):
+    """Number formats of the trainer and the engine."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Weights and activations; gradients and the optimizer's own weights are always float32."""
+    fp8: Literal["none", "hybrid", "e4m3"] = "none"
+    """FP8 format of the linear layers; needs Transformer Engine."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PrecisionConfig:
+        if self.fp8 != "none" and importlib.util.find_spec("transformer_engine") is None:
+            raise ValueError(
+                f"precision.fp8={self.fp8}: Transformer Engine is not installed, and Megatron would ignore the "
+                "setting silently; install transformer-engine (Hopper or newer GPU) or set precision.fp8=none."
+            )
+        if self.fp8 != "none" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"precision.fp8={self.fp8}: needs precision.dtype=bfloat16, not {self.dtype}; set it, or fp8=none."
+            )
+        return self
+
+
+class CheckpointConfig(_Section):
+    """What is kept of a run."""
+
+    every_steps: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0 saves at the end only."""
+    hf_export: bool = True
+    """Write the trained policy as a Hugging Face folder when the run ends."""
+
+
+class MonitorConfig(_Section):
+    """What is written down while a run goes on."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    sampled_completions: int = Field(default=3, ge=0)
+    """Completions written as text at each step."""
+
+
+class EvaluationConfig(_Section):
+    """Held-out problems, before the first and after the last step, and for `evaluate`."""
+
+    data: FilePath
+    """JSONL or Parquet file; columns and template as in [data]."""
+    samples_per_problem: int = Field(default=16, ge=1)
+    """Completions of each problem, n of the unbiased pass@k estimator."""
+    k: tuple[int, ...] = Field(default=(1, 4, 16), strict=False)
+    """The k of pass@k."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling."""
+    max_completion_tokens: int = Field(default=1024, ge=1)
+    """Longest completion, tokens."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationConfig:
+        if not self.k or min(self.k) < 1 or max(self.k) > self.samples_per_problem:
+            raise ValueError(
+                f"evaluation.k={list(self.k)}: each k must be between 1 and evaluation.samples_per_problem="
+                f"{self.samples_per_problem}; change one of the two."
+            )
+        if self.temperature == 0 and self.samples_per_problem > 1:
+            raise ValueError(
+                f"evaluation.samples_per_problem={self.samples_per_problem}: greedy samples (temperature=0) are all "
+                "the same; set evaluation.samples_per_problem=1 and evaluation.k=[1]."
+            )
+        return self
+
+
+class RunConfig(_Section):
+    """The run as a whole."""
+
+    folder: FilePath
+    """Where everything about the run is written."""
+    steps: int = Field(ge=1)
+    """Rollouts (each with batch.optimizer_steps_per_rollout optimizer steps)."""
+    seed: int = Field(default=0, ge=0)
+    """Of the data order and of every sampled token."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """How long a process waits for the others in a collective before it ends with an error, seconds."""
+
+
+class Config(_Section):
+    """Everything about a run."""
+
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig = RewardConfig()
+    batch: BatchConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reshard: ReshardConfig = ReshardConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    evaluation: EvaluationConfig | None = None
+    run: RunConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        longest = self.data.max_prompt_tokens + self.rollout.max_completion_tokens
+        chunk = 2 * self.parallel.context if self.parallel.context > 1 else 1  # context parallelism aligns sequences
+        longest = -(-longest // chunk) * chunk
+        if longest > self.batch.tokens_per_microbatch:
+            raise ValueError(
+                f"batch.tokens_per_microbatch={self.batch.tokens_per_microbatch}: a sequence may have {longest} tokens "
+                "(data.max_prompt_tokens + rollout.max_completion_tokens) and would not fit a micro-batch; set "
+                f"batch.tokens_per_microbatch >= {longest}."
+            )
+        return self
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Longest sequence that any part of the run makes, tokens."""
+        evaluated = self.evaluation.max_completion_tokens if self.evaluation else 0
+        return self.data.max_prompt_tokens + max(self.rollout.max_completion_tokens, evaluated)
+
+    def to_json(self) -> str:
+        """The resolved configuration, every default written out."""
+        return json.dumps(self.model_dump(mode="json"), indent=2)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (TOML), apply `section.field=value` overrides, validate.
+
+    Raises ConfigError naming every bad field at once.
+    """
+    try:
+        settings = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file; check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error}); mend that line.") from None
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def check_world_size(config: Config, world_size: int) -> None:
+    """Refuse layouts and batches that `world_size` processes cannot share out. Raises ConfigError."""
+    parallel, batch, rollout = config.parallel, config.batch, config.rollout
+    if world_size % parallel.model_size:
+        raise ConfigError(
+            f"parallel: tensor={parallel.tensor} x pipeline={parallel.pipeline} x context={parallel.context} = "
+            f"{parallel.model_size} does not divide the {world_size} processes; "
+            f"start a multiple of {parallel.model_size} processes or change the layout."
+        )
+    if world_size % rollout.tensor:
+        raise ConfigError(
+            f"rollout.tensor={rollout.tensor}: does not divide the {world_size} processes; "
+            "set rollout.tensor to a divisor of it."
+        )
+    engines = world_size // rollout.tensor
+    if batch.prompts_per_step % engines:
+        raise ConfigError(
+            f"batch.prompts_per_step={batch.prompts_per_step}: not divisible by the {engines} engines "
+            f"({world_size} processes / rollout.tensor={rollout.tensor}); set a multiple of {engines}."
+        )
+    data_parallel = world_size // parallel.model_size
+    if batch.completions_per_optimizer_step < data_parallel:
+        raise ConfigError(
+            f"batch.prompts_per_step={batch.prompts_per_step}: {batch.completions_per_optimizer_step} completions per "
+            f"optimizer step cannot feed {data_parallel} data-parallel ranks; raise it or the model-parallel sizes."
+        )
+    if config.optimizer.distributed and data_parallel * parallel.context == 1:
+        raise ConfigError(
+            "optimizer.distributed=true: shards over data-parallel ranks, and this layout has one; "
+            "set optimizer.distributed=false."
+        )
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not (equals and dot and section and field):
+        raise ConfigError(f"--set {override}: not of the form section.field=value; write e.g. --set run.steps=10.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # an unquoted string
+    table = settings.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"--set {override}: {section} is not a section; sections are {_known(())}.")
+    table[field] = value
+
+
+def _known(location: tuple[str, ...]) -> list[str]:
+    """Names that are allowed at `location` in a configuration."""
+    model: type[BaseModel] = Config
+    for name in location:
+        annotation = model.model_fields[name].annotation
+        model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(model.model_fields)
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as `field=value: reason; fix`."""
+    location = tuple(str(part) for part in error["loc"])
+    name, kind = ".".join(location), error["type"]
+    if kind == "value_error":  # our own checks say it all
+        return str(error["ctx"]["error"])
+    if kind == "missing":
+        return f"{name}: required and not set; add it to the file or pass --set {name}=..."
+    if kind == "extra_forbidden":
+        known = _known(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"known names here: {', '.join(known)}."
+        return f"{name}={error['input']!r}: no such setting; {fix}"
+    return f"{name}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}; change the value."

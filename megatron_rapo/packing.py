@@ -1,0 +1,144 @@
+"""Sequences -> micro-batches without padding between them (thd), equally many on every data-parallel rank.
+
+T tokens of a micro-batch, S sequences in it. Entry t of a per-token array is about the *next* token, targets_T[t]:
+its log-probability is what position t predicts.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_rapo.types import Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """One micro-batch of one data-parallel rank (after `split_context`: of one context-parallel rank of it)."""
+
+    token_ids_T: Tensor  # int64
+    targets_T: Tensor  # int64: the next token of the same sequence; 0 at its end
+    mask_T: Tensor  # bool: targets_T is a sampled token, which the loss counts
+    advantage_T: Tensor  # float32
+    phi_T: Tensor  # float32: exponent of the reference
+    engine_logp_T: Tensor  # float32: the engine's log-probability of targets_T, nats; 0 where not masked in
+    sequence_T: Tensor  # int64: index of the token's sequence in the optimizer step; -1 for filling
+    cu_seqlens: Tensor  # [S + 1] int32: borders of the sequences in the *unsplit* micro-batch
+    old_logp_T: Tensor | None = None  # float32: from the scoring pass
+    ref_logp_T: Tensor | None = None  # float32: reweighted reference's, from the scoring pass
+
+    @property
+    def max_seqlen(self) -> int:
+        """Longest sequence of the unsplit micro-batch, tokens."""
+        return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch on `device`."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
+
+
+def assign(lengths: Seq[int], *, num_ranks: int, max_tokens: int, multiple_of: int = 1) -> list[list[list[int]]]:
+    """[rank][micro-batch] -> indices of sequences; every rank gets the same number of micro-batches.
+
+    Longest first into the emptiest micro-batch (LPT), with as few micro-batches as hold `max_tokens` each; their number
+    per rank is a multiple of `multiple_of` (interleaved pipeline schedules need it). Deterministic.
+    Raises ValueError where one sequence alone is longer than max_tokens.
+    """
+    if lengths and max(lengths) > max_tokens:
+        raise ValueError(f"sequence of {max(lengths)} tokens: longer than a micro-batch of {max_tokens} tokens.")
+    per_rank = max(1, -(-sum(lengths) // (num_ranks * max_tokens)))
+    while True:
+        per_rank = -(-per_rank // multiple_of) * multiple_of
+        bins = _fill(lengths, num_ranks * per_rank, max_tokens)
+        if bins is not None:
+            return [bins[rank::num_ranks] for rank in range(num_ranks)]
+        per_rank += 1
+
+
+def _fill(lengths: Seq[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
+    """Indices by bin, or None where the heuristic overfills one."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    emptiest = [(0, b) for b in range(num_bins)]
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        tokens, b = heapq.heappop(emptiest)
+        if tokens + lengths[index] > max_tokens:
+            return None
+        bins[b].append(index)
+        heapq.heappush(emptiest, (tokens + lengths[index], b))
+    return bins
+
+
+def aligned(length: int, context: int) -> int:
+    """A sequence's length as packed: context parallelism cuts each into 2 * context equal chunks."""
+    chunk = 2 * context if context > 1 else 1
+    return -(-length // chunk) * chunk
+
+
+def pack(sequences: Seq[Sequence], indices: Seq[int], *, context: int, num_tokens: int) -> PackedBatch:
+    """Lay out `sequences` one after the other, each aligned, and fill up to `num_tokens` with a sequence of no meaning.
+
+    `indices` are the sequences' places in the optimizer step; `num_tokens` is a multiple of 2 * context where
+    context > 1, at least 1 and at least the sum of the aligned lengths.
+    """
+    lengths = [aligned(len(s.token_ids), context) for s in sequences]
+    filling = num_tokens - sum(lengths)
+    assert filling >= 0 and num_tokens > 0, f"{sum(lengths)} tokens do not fit {num_tokens}"
+    if filling:
+        lengths.append(filling)
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    size = int(cu_seqlens[-1])
+    token_ids, targets = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    mask, owner = np.zeros(size, np.bool_), np.full(size, -1, np.int64)
+    advantage, phi, engine = np.zeros(size, np.float32), np.ones(size, np.float32), np.zeros(size, np.float32)
+    for sequence, index, start in zip(sequences, indices, cu_seqlens, strict=False):
+        n = len(sequence.token_ids)
+        sampled = slice(start + sequence.prompt_length - 1, start + n - 1)
+        token_ids[start : start + n] = sequence.token_ids
+        targets[start : start + n - 1] = sequence.token_ids[1:]
+        owner[start : start + n] = index
+        mask[sampled] = True
+        engine[sampled] = sequence.engine_logprobs
+        advantage[start : start + n] = sequence.advantage
+        phi[start : start + n] = sequence.phi
+    return PackedBatch(
+        token_ids_T=torch.from_numpy(token_ids),
+        targets_T=torch.from_numpy(targets),
+        mask_T=torch.from_numpy(mask),
+        advantage_T=torch.from_numpy(advantage),
+        phi_T=torch.from_numpy(phi),
+        engine_logp_T=torch.from_numpy(engine),
+        sequence_T=torch.from_numpy(owner),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+    )
+
+
+def context_chunks(cu_seqlens: Tensor, context: int) -> Tensor:
+    """[context, T / context] int64: which tokens of the micro-batch each context-parallel rank owns, in its order.
+
+    Megatron's and Transformer Engine's convention: each sequence is cut into 2 * context chunks, and rank r owns
+    chunks r and 2 * context - 1 - r of every one, so that causal attention costs all ranks the same.
+    """
+    starts, lengths = cu_seqlens[:-1].long(), (cu_seqlens[1:] - cu_seqlens[:-1]).long()
+    owned = []
+    for rank in range(context):
+        pieces = []
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            chunk = length // (2 * context)
+            for c in (rank, 2 * context - 1 - rank):
+                pieces.append(torch.arange(start + c * chunk, start + (c + 1) * chunk))
+        owned.append(torch.cat(pieces))
+    return torch.stack(owned)
+
+
+def split_context(batch: PackedBatch, *, rank: int, context: int) -> PackedBatch:
+    """The part of `batch` that context-parallel rank `rank` of `context` owns; cu_seqlens stay those of the whole."""
+    if context == 1:
+        return batch
+    owned_T = context_chunks(batch.cu_seqlens, context)[rank]
+    tensors = {name: value[owned_T] for name, value in vars(batch).items() if name.endswith("_T") and value is not None}
+    return replace(batch, **tensors)

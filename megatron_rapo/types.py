@@ -1,0 +1,82 @@
+"""What flows through a training step, from the data set to the packer. No torch, no framework.
+
+Shape legend: L tokens of one completion, N tokens of one sequence (prompt and completion).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One row of a data set."""
+
+    id: str
+    text: str
+    answer: str
+    extra: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns, passed through
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A problem as the model sees it."""
+
+    problem: Problem
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One sampled answer, as the engine returned it."""
+
+    token_ids: np.ndarray  # [L] int32, with the end-of-sequence token where one was sampled
+    logprobs: np.ndarray  # [L] float32: the engine's log-probability of each sampled token, nats
+    text: str
+    truncated: bool  # stopped by the length limit, not by an end-of-sequence token
+
+
+class Outcome(str, Enum):
+    """What the verifier said of one completion."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"  # no \\boxed{} to judge
+    UNPARSABLE = "unparsable"  # an answer in \\boxed{} that is not mathematics
+    TIMEOUT = "timeout"  # the deadline passed; the worker was killed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The verifier's answer: correctness and format, apart."""
+
+    outcome: Outcome
+    formatted: bool  # the completion holds a closed \\boxed{...}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """All completions of one prompt, judged."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    verdicts: tuple[Verdict, ...]
+    rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """One completion as the loss needs it."""
+
+    token_ids: np.ndarray  # [N] int32: prompt, then completion
+    prompt_length: int
+    engine_logprobs: np.ndarray  # [N - prompt_length] float32, nats
+    advantage: float
+    phi: float  # exponent of the reference distribution, in [0, 1]
+    reward: float
