@@ -1,0 +1,88 @@
+"""Saving and loading a run's state through Megatron's dist_checkpointing.
+
+A checkpoint is one folder `step-000042`, written as `step-000042.partial` and renamed when it is whole; `latest`
+beside it is a text file with the name of the newest whole one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.serialization import (
+    get_default_load_sharded_strategy,
+    get_default_save_sharded_strategy,
+)
+
+from megatron_rapo.mcore.optimizer import allocate_state
+from megatron_rapo.mcore.policy import Policy
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is not there or cannot be used."""
+
+
+def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:
+    """Write weights, optimizer, schedule, reference and `state` (the trainer's own, picklable). Collective.
+
+    Returns the checkpoint's folder.
+    """
+    folder = root / f"step-{step:06d}"
+    partial = folder.with_suffix(".partial")
+    if dist.get_rank() == 0:
+        for stale in (partial, folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    content = {**_sharded(policy, loading=False), "trainer": state}
+    dist_checkpointing.save(content, str(partial), get_default_save_sharded_strategy("torch_dist"))
+    dist.barrier()
+    if dist.get_rank() == 0:
+        partial.rename(folder)
+        pointer = root / "latest.partial"
+        pointer.write_text(folder.name + "\n")
+        pointer.rename(root / "latest")
+    dist.barrier()
+    return folder
+
+
+def latest_checkpoint(root: Path) -> Path:
+    """The newest whole checkpoint under `root`. Raises CheckpointError where there is none."""
+    pointer = root / "latest"
+    if not pointer.exists():
+        raise CheckpointError(f"{root}: no checkpoint to resume from; start without --resume.")
+    folder = root / pointer.read_text().strip()
+    if not folder.is_dir():
+        raise CheckpointError(f"{pointer}: names {folder.name}, which is not there; write the name of one that is.")
+    return folder
+
+
+def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:
+    """Restore `policy` in place (under any layout) and return the trainer's own state. Collective."""
+    allocate_state(policy.optimizer)
+    content = dist_checkpointing.load(
+        _sharded(policy, loading=True), str(folder), get_default_load_sharded_strategy(str(folder))
+    )
+    for i, chunk in enumerate(policy.chunks):
+        chunk.load_state_dict(content[f"model{i}"])
+    policy.optimizer.load_state_dict(content["optimizer"])
+    policy.scheduler.load_state_dict(content["scheduler"])
+    trainer_state: dict[str, Any] = content["trainer"]
+    return trainer_state
+
+
+def _sharded(policy: Policy, *, loading: bool) -> dict[str, Any]:
+    metadata = {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": policy.parallel.data_context_group,
+    }
+    models = {f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(policy.chunks)}
+    merged = models["model0"] if len(models) == 1 else models
+    return {
+        **models,
+        "optimizer": policy.optimizer.sharded_state_dict(merged, is_loading=loading, metadata=metadata),
+        "scheduler": policy.scheduler.state_dict(),
+    }

@@ -1,0 +1,156 @@
+"""GPTModel from a Hugging Face folder: the transformer configuration, the model chunks of this rank, their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.transformer import TransformerConfig
+
+from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.hf import ModelShape, open_weights
+from megatron_rapo.mcore.layers import block_spec, resolve_layers
+from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.reshard.layout import TORCH_NORMS, TRANSFORMER_ENGINE_NORMS, NormNames, fill, padded_vocab_size, shards
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def check_model(config: Config, shape: ModelShape) -> None:
+    """Refuse settings that this model cannot be trained with, before anything is built. Raises ConfigError."""
+    parallel = config.parallel
+    for field in ("num_heads", "num_kv_heads", "ffn_hidden_size"):
+        if getattr(shape, field) % parallel.tensor:
+            raise ConfigError(
+                f"parallel.tensor={parallel.tensor}: does not divide the model's {field}={getattr(shape, field)}; "
+                "choose a tensor-parallel size that does."
+            )
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if shape.num_layers % chunks:
+        raise ConfigError(
+            f"parallel.pipeline={parallel.pipeline}, parallel.virtual_pipeline={parallel.virtual_pipeline}: {chunks} "
+            f"chunks do not divide the model's {shape.num_layers} layers; choose sizes whose product does."
+        )
+    if config.max_sequence_tokens > shape.max_position:
+        raise ConfigError(
+            f"rollout.max_completion_tokens={config.rollout.max_completion_tokens}: sequences of up to "
+            f"{config.max_sequence_tokens} tokens, but the model has positions for {shape.max_position}; "
+            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens."
+        )
+    layers = resolve_layers(config.model.layers)
+    if config.precision.fp8 != "none" and layers != "transformer_engine":
+        raise ConfigError(
+            f"precision.fp8={config.precision.fp8}: does nothing with model.layers={layers}; "
+            "use a GPU with Transformer Engine or set precision.fp8=none."
+        )
+
+
+def norm_names(config: Config) -> NormNames:
+    """What this run's layers call their norms."""
+    te = resolve_layers(config.model.layers) == "transformer_engine"
+    return TRANSFORMER_ENGINE_NORMS if te else TORCH_NORMS
+
+
+def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
+    """Megatron's configuration of the model, its layout and its number formats."""
+    parallel, dtype = config.parallel, DTYPES[config.precision.dtype]
+    fp8 = {} if config.precision.fp8 == "none" else {"fp8": config.precision.fp8}
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_kv_heads,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        calculate_per_token_loss=True,  # loss functions return sums; the denominator is global
+        use_cpu_initialization=True,
+        perform_initialization=False,  # every weight is read from the checkpoint
+        # Kernels that need apex or a compiler; what their absence costs is another matter than what is computed.
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        batch_p2p_comm=False,
+        **fp8,
+        **_RECOMPUTE[config.model.recompute],
+    )
+
+
+def build_chunks(config: Config, shape: ModelShape, megatron: TransformerConfig, parallel: Parallel) -> list[GPTModel]:
+    """This rank's model chunks (one, or one per virtual pipeline stage), weights not yet read."""
+    stages = range(parallel.virtual_pipeline) if parallel.virtual_pipeline else [None]
+    layers = resolve_layers(config.model.layers)
+    chunks = []
+    for vp_stage in stages:
+        where = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
+        chunk = GPTModel(
+            config=megatron,
+            transformer_layer_spec=block_spec(layers, megatron, vp_stage),
+            vocab_size=padded_vocab_size(shape.vocab_size, config.parallel.tensor),
+            max_sequence_length=shape.max_position,
+            pre_process=parallel_state.is_pipeline_first_stage(**where),
+            post_process=parallel_state.is_pipeline_last_stage(**where),
+            share_embeddings_and_output_weights=shape.tied,
+            position_embedding_type="rope",
+            rotary_base=shape.rope_theta,
+            vp_stage=vp_stage,
+        )
+        chunks.append(chunk.to(parallel.device))
+    return chunks
+
+
+def named_parameters(chunks: list[GPTModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """This rank's parameters by the map's names: layers are numbered over all pipeline stages."""
+    for chunk in chunks:
+        numbers = {str(i): str(layer.layer_number - 1) for i, layer in enumerate(chunk.decoder.layers)}
+        for name, parameter in chunk.named_parameters():
+            parts = name.split(".")
+            if parts[:2] == ["decoder", "layers"]:
+                parts[2] = numbers[parts[2]]
+            yield ".".join(parts), parameter
+
+
+def load_weights(chunks: list[GPTModel], folder: Path, shape: ModelShape, norms: NormNames, parallel: Parallel) -> None:
+    """Read this rank's slices of the Hugging Face weights in `folder` into the chunks.
+
+    Raises ConfigError for a tensor that is missing and ValueError for one of another shape.
+    """
+    table = shards(shape, tensor=parallel.tensor_group.size(), rank=parallel.tensor_group.rank(), norms=norms)
+    with open_weights(folder) as weights, torch.no_grad():
+        for name, parameter in named_parameters(chunks):
+            shard = table[name]
+            assert parameter.shape == shard.shape, f"{name}: {tuple(parameter.shape)} != {shard.shape}"
+            if shard.split and not hasattr(parameter, "tensor_model_parallel"):
+                # Megatron's own initialisation, which we skip, would mark it; unmarked, the gradient norm would count
+                # the shard of the first tensor rank only.
+                set_tensor_model_parallel_attributes(parameter, True, shard.axis, 1)
+            fill(parameter.data, shard, weights.read)

@@ -1,0 +1,82 @@
+"""Megatron's data-parallel wrapper, optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import Float16Module
+
+from megatron_rapo.config import Config
+
+
+def wrap(config: Config, megatron: TransformerConfig, chunks: list[GPTModel]) -> list[DistributedDataParallel]:
+    """The chunks with gradient buffers in float32, reduced over data- and context-parallel ranks."""
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=config.optimizer.distributed,
+        check_for_nan_in_grad=True,
+    )
+    return [
+        DistributedDataParallel(
+            megatron, ddp_config, Float16Module(megatron, chunk) if megatron.bf16 else chunk, disable_bucketing=i > 0
+        )
+        for i, chunk in enumerate(chunks)
+    ]
+
+
+def build_optimizer(
+    config: Config, megatron: TransformerConfig, chunks: list[DistributedDataParallel]
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+    """AdamW over the wrapped chunks and its schedule, counted in optimizer steps; hooks `megatron` up to them."""
+    settings = config.optimizer
+    optimizer = get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            min_lr=settings.min_lr,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.eps,
+            clip_grad=settings.clip_grad_norm,
+            bf16=megatron.bf16,
+            params_dtype=megatron.params_dtype,
+            use_distributed_optimizer=settings.distributed,
+        ),
+        chunks,
+    )
+    total_steps = config.run.steps * config.batch.optimizer_steps_per_rollout
+    scheduler = OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=settings.warmup_steps,
+        lr_decay_steps=max(total_steps, settings.warmup_steps + 1),
+        lr_decay_style=settings.schedule,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+    megatron.finalize_model_grads_func = finalize_model_grads
+    megatron.grad_scale_func = optimizer.scale_loss
+    return optimizer, scheduler
+
+
+def allocate_state(optimizer: MegatronOptimizer) -> None:
+    """Give a fresh torch Adam its state, which megatron-core 0.16.1 expects before a distributed optimizer is loaded."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                if not part.optimizer.state[parameter]:
+                    part.optimizer.state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }

@@ -1,0 +1,68 @@
+"""The trainer's process groups, built once and passed down."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_rapo.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Where this process stands in the trainer's layout."""
+
+    config: ParallelConfig
+    device: torch.device
+    tensor_group: dist.ProcessGroup
+    pipeline_group: dist.ProcessGroup
+    context_group: dist.ProcessGroup
+    data_group: dist.ProcessGroup  # replicas; without context parallelism
+    data_context_group: dist.ProcessGroup
+
+    @property
+    def is_last_stage(self) -> bool:
+        """This rank's pipeline stage ends with the output layer, and so has the log-probabilities."""
+        return self.pipeline_group.rank() == self.pipeline_group.size() - 1
+
+    @property
+    def virtual_pipeline(self) -> int | None:
+        """Megatron's spelling: None without an interleaved schedule."""
+        return self.config.virtual_pipeline if self.config.virtual_pipeline > 1 else None
+
+
+def init_process_group(timeout_s: float) -> None:
+    """Join torch.distributed (NCCL beside gloo on GPUs, gloo on CPU) under torchrun or srun, or as a world of one."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        os.environ.setdefault(name, value)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
+
+
+def init_parallel(config: ParallelConfig, *, timeout_s: float, seed: int) -> Parallel:
+    """Build Megatron's process groups. Collective; torch.distributed must be initialised."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor,
+        pipeline_model_parallel_size=config.pipeline,
+        virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
+        context_parallel_size=config.context,
+        distributed_timeout_minutes=max(1, round(timeout_s / 60)),
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    on_gpu = torch.cuda.is_available()
+    return Parallel(
+        config=config,
+        device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
+        tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+        context_group=parallel_state.get_context_parallel_group(),
+        data_group=parallel_state.get_data_parallel_group(),
+        data_context_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+    )

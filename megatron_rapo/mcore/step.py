@@ -1,0 +1,124 @@
+"""Scoring and training passes through Megatron's pipeline schedules.
+
+T packed tokens of a micro-batch on this context-parallel rank, Vp this tensor rank's part of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_rapo.algo import LossSums
+from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.mcore.vocab_parallel import log_prob_and_entropy
+from megatron_rapo.packing import PackedBatch
+
+LossFunction = Callable[[Tensor, Tensor, PackedBatch], LossSums]  # (logp_T, entropy_T, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """What both passes need of the model: its chunks as Megatron's schedule takes them, and its vocabulary."""
+
+    chunks: Sequence[torch.nn.Module]
+    parallel: Parallel
+    vocab_size: int
+    temperature: float  # of the rollout: pi_theta is the distribution that was sampled from
+
+    def score(self, batches: Sequence[PackedBatch], *, reweighted: bool) -> list[Tensor]:
+        """Log-probability of each target, one float32 [T] per micro-batch; empty but on the last pipeline stage.
+
+        `reweighted` scores pi^phi / Z instead of pi. Collective over the model-parallel ranks.
+        """
+
+        def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Tensor]]:
+            batch = next(data)
+            scale_T = (batch.phi_T if reweighted else torch.ones_like(batch.phi_T)) / self.temperature
+
+            def collect(logits_1TVp: Tensor, non_loss_data: bool) -> Tensor:
+                assert non_loss_data
+                return self._log_probs(logits_1TVp, batch, scale_T)[0]
+
+            return self._logits(chunk, batch), collect
+
+        with torch.no_grad():
+            scored: list[Tensor] = self._run(forward, batches, forward_only=True, collect_non_loss_data=True)
+        return scored
+
+    def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
+        """Accumulate the gradient of `loss` over the micro-batches of an optimizer step.
+
+        Gradients are summed over micro-batches, data- and context-parallel ranks and divided by the number of tokens
+        that the masks select in all of them. Returns the means, by the same denominator, of the loss and its metrics,
+        and that `num_tokens`; on every rank. Collective over the world.
+        """
+
+        def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+            batch = next(data)
+            return self._logits(chunk, batch), partial(reduce, batch)
+
+        def reduce(batch: PackedBatch, logits_1TVp: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            scale_T = torch.full_like(batch.phi_T, 1 / self.temperature)
+            sums = loss(*self._log_probs(logits_1TVp, batch, scale_T), batch)
+            num_tokens = batch.mask_T.sum().to(torch.int)
+            return sums.loss, num_tokens, {"loss": sums.loss.detach(), "num_tokens": num_tokens, **sums.metrics}
+
+        collected = self._run(forward, batches, forward_only=False)
+        totals = sum_over_data(collected, self.parallel)
+        num_tokens = totals.pop("num_tokens")
+        return {"num_tokens": num_tokens, **{name: total / num_tokens for name, total in totals.items()}}
+
+    def _run(self, forward: Callable[..., Any], batches: Sequence[PackedBatch], **kwargs: Any) -> Any:
+        chunks = list(self.chunks)
+        return get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
+            model=chunks if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(batches),
+            seq_length=max(len(batch.token_ids_T) for batch in batches) * self.parallel.config.context,
+            micro_batch_size=1,
+            **kwargs,
+        )
+
+    def _logits(self, chunk: torch.nn.Module, batch: PackedBatch) -> Tensor:
+        """[1, T, Vp] on the last stage; hidden states for the next one elsewhere."""
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_kv=batch.cu_seqlens,
+            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_kv=batch.max_seqlen,
+        )
+        output: Tensor = chunk(
+            input_ids=batch.token_ids_T[None], position_ids=None, attention_mask=None, packed_seq_params=packed
+        )
+        return output
+
+    def _log_probs(self, logits_1TVp: Tensor, batch: PackedBatch, scale_T: Tensor) -> tuple[Tensor, Tensor]:
+        return log_prob_and_entropy(
+            logits_1TVp[0], batch.targets_T, scale_T, vocab_size=self.vocab_size, group=self.parallel.tensor_group
+        )
+
+
+def sum_over_data(collected: Sequence[Mapping[str, Tensor]], parallel: Parallel) -> dict[str, float]:
+    """Totals over micro-batches, data- and context-parallel ranks, known to every rank. Collective over the world.
+
+    `collected` is empty but on the last pipeline stage, where all tensor ranks hold the same.
+    """
+    counts = parallel.is_last_stage and parallel.tensor_group.rank() == 0
+    mine = [{name: float(value) for name, value in item.items()} for item in collected] if counts else []
+    everyone: list[list[dict[str, float]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    totals: dict[str, float] = {}
+    for item in (item for items in everyone for item in items):
+        for name, value in item.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
