@@ -1,8 +1,7 @@
 """What a run is: frozen settings, read from TOML plus `--set section.field=value`.
 
 Every refusal is a `ConfigError` that names field, value, reason and fix, and comes before anything
-expensive starts. Checks that need the number of processes are in `check_world_size`; checks that
-need the model's own config.json are in `megatron_rapo.mcore.model`.
+expensive starts. What depends on the number of processes, the model or the machine is checked in `checks.py`.
 """
 
 from __future__ import annotations
@@ -424,39 +423,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
-
-
-def check_world_size(config: Config, world_size: int) -> None:
-    """Refuse layouts and batches that `world_size` processes cannot share out. Raises ConfigError."""
-    parallel, batch, rollout = config.parallel, config.batch, config.rollout
-    if world_size % parallel.model_size:
-        raise ConfigError(
-            f"parallel: tensor={parallel.tensor} x pipeline={parallel.pipeline} x context={parallel.context} = "
-            f"{parallel.model_size} does not divide the {world_size} processes; "
-            f"start a multiple of {parallel.model_size} processes or change the layout."
-        )
-    if world_size % rollout.tensor:
-        raise ConfigError(
-            f"rollout.tensor={rollout.tensor}: does not divide the {world_size} processes; "
-            "set rollout.tensor to a divisor of it."
-        )
-    engines = world_size // rollout.tensor
-    if batch.prompts_per_step % engines:
-        raise ConfigError(
-            f"batch.prompts_per_step={batch.prompts_per_step}: not divisible by the {engines} engines "
-            f"({world_size} processes / rollout.tensor={rollout.tensor}); set a multiple of {engines}."
-        )
-    data_parallel = world_size // parallel.model_size
-    if batch.completions_per_optimizer_step < data_parallel:
-        raise ConfigError(
-            f"batch.prompts_per_step={batch.prompts_per_step}: {batch.completions_per_optimizer_step} completions per "
-            f"optimizer step cannot feed {data_parallel} data-parallel ranks; raise it or the model-parallel sizes."
-        )
-    if config.optimizer.distributed and data_parallel * parallel.context == 1:
-        raise ConfigError(
-            "optimizer.distributed=true: shards over data-parallel ranks, and this layout has one; "
-            "set optimizer.distributed=false."
-        )
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

@@ -109,7 +109,7 @@ class WeightReader:
             with safe_open(folder / WEIGHTS, framework="pt") as handle:
                 files = dict.fromkeys(handle.keys(), WEIGHTS)
         else:
-            raise ConfigError(f"model.path={folder}: holds neither {WEIGHTS} nor {INDEX}; give its weights as safetensors.")
+            raise ConfigError(f"model.path={folder}: neither {WEIGHTS} nor {INDEX} is there; give safetensors weights.")
         self._folder = folder
         self._files: dict[str, str] = files
         self._handles = {
@@ -153,7 +153,7 @@ def save_folder(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], *, li
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (partial / INDEX).write_text(json.dumps(index, indent=2))
     for pattern in COMPANIONS:
-        for file in like.glob(pattern):
-            shutil.copy2(file, partial / file.name)
+        for companion in like.glob(pattern):
+            shutil.copy2(companion, partial / companion.name)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -3,11 +3,11 @@
 T tokens, sampled from pi_theta. rho_t = pihat_ref(y_t|s_t) / pi_theta(y_t|s_t). What a loss optimises is its
 expected gradient, not its value: the two are returned apart.
 
-| name         | differentiated                   | expected gradient, on-policy                       | value reported   |
-|--------------|----------------------------------|----------------------------------------------------|------------------|
-| rapo_paper   | rho log rho - rho + 1            | of 1/2 E_pihat[(log rho)^2]: neither KL, a proxy   | forward KL       |
-| forward_kl   | stop(rho) * (-log pi_theta)      | of KL(pihat_ref || pi_theta)                       | forward KL       |
-| reverse_kl   | 1/2 (log rho)^2 (k2)             | of KL(pi_theta || pihat_ref)                       | reverse KL (k3)  |
+| name       | differentiated               | expected gradient, on-policy                 | value reported  |
+|------------|------------------------------|----------------------------------------------|-----------------|
+| rapo_paper | rho log rho - rho + 1        | of 1/2 E_pihat[(log rho)^2]: a proxy, no KL  | forward KL      |
+| forward_kl | stop(rho) * (-log pi_theta)  | of KL(pihat_ref || pi_theta)                 | forward KL      |
+| reverse_kl | 1/2 (log rho)^2 (k2)         | of KL(pi_theta || pihat_ref)                 | reverse KL (k3) |
 
 Off-policy the caller multiplies by a detached importance weight (`loss.py`). Derivations: docs of each function;
 values and expected gradients are checked against enumeration in tests/algo/test_divergences.py.

@@ -27,7 +27,7 @@ class LossSums:
 def clipped_surrogate(
     logp_T: Tensor, old_logp_T: Tensor, advantage_T: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) with w = pi_theta / pi_old, and where the clip decided (bool)."""
+    """min(w A, clip(w, 1 - clip_low, 1 + clip_high) A), w = pi_theta / pi_old; and where the clip decided (bool)."""
     ratio_T = (logp_T - old_logp_T).exp()
     free_T = ratio_T * advantage_T
     clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high) * advantage_T
@@ -62,9 +62,7 @@ def rapo_loss(
     """
     to_old_T = (old_logp_T - engine_logp_T).exp().clamp(max=importance_cap)
     to_policy_T = (logp_T.detach() - engine_logp_T).exp().clamp(max=importance_cap)
-    surrogate_T, clipped_T = clipped_surrogate(
-        logp_T, old_logp_T, advantage_T, clip_low=clip_low, clip_high=clip_high
-    )
+    surrogate_T, clipped_T = clipped_surrogate(logp_T, old_logp_T, advantage_T, clip_low=clip_low, clip_high=clip_high)
     penalty = DIVERGENCES[divergence](logp_T, ref_logp_T, log_ratio_cap)
     objective_T = to_old_T * surrogate_T - alpha * to_policy_T * penalty.loss_T + beta * entropy_T
 

@@ -20,7 +20,7 @@ def linear_phi(rewards: Tensor, *, reward_range: tuple[float, float], phi_min: f
     lowest, highest = reward_range
     if rewards.numel() and (rewards.min() < lowest or rewards.max() > highest):
         raise ValueError(
-            f"reward {rewards.min().item()} to {rewards.max().item()}: outside its declared range [{lowest}, {highest}]; "
-            "declare the range that the reward really has."
+            f"rewards {rewards.min().item()} to {rewards.max().item()}: outside their declared range "
+            f"[{lowest}, {highest}]; declare the range that the reward really has."
         )
     return phi_min + (phi_max - phi_min) * (rewards - lowest) / (highest - lowest)

@@ -1,5 +1,12 @@
 """Everything that imports megatron: the policy, its parallel layout, scoring, training, checkpoints."""
 
+import logging
+import warnings
+
 from megatron_rapo.mcore import cpu_compat
+
+# Each import of megatron.core says again that apex is not installed, which is optional.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)  # announces that it is off
 
 cpu_compat.install()  # before any module of this package imports megatron.core

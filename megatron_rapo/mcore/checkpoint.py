@@ -1,8 +1,4 @@
-"""Saving and loading a run's state through Megatron's dist_checkpointing.
-
-A checkpoint is one folder `step-000042`, written as `step-000042.partial` and renamed when it is whole; `latest`
-beside it is a text file with the name of the newest whole one.
-"""
+"""Saving and loading a run's state through Megatron's dist_checkpointing."""
 
 from __future__ import annotations
 
@@ -17,12 +13,9 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_save_sharded_strategy,
 )
 
+from megatron_rapo.checkpoints import checkpoint_folder, point_to
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is not there or cannot be used."""
 
 
 def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:
@@ -30,7 +23,7 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
 
     Returns the checkpoint's folder.
     """
-    folder = root / f"step-{step:06d}"
+    folder = checkpoint_folder(root, step)
     partial = folder.with_suffix(".partial")
     if dist.get_rank() == 0:
         for stale in (partial, folder):
@@ -42,21 +35,8 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
     dist.barrier()
     if dist.get_rank() == 0:
         partial.rename(folder)
-        pointer = root / "latest.partial"
-        pointer.write_text(folder.name + "\n")
-        pointer.rename(root / "latest")
+        point_to(folder)
     dist.barrier()
-    return folder
-
-
-def latest_checkpoint(root: Path) -> Path:
-    """The newest whole checkpoint under `root`. Raises CheckpointError where there is none."""
-    pointer = root / "latest"
-    if not pointer.exists():
-        raise CheckpointError(f"{root}: no checkpoint to resume from; start without --resume.")
-    folder = root / pointer.read_text().strip()
-    if not folder.is_dir():
-        raise CheckpointError(f"{pointer}: names {folder.name}, which is not there; write the name of one that is.")
     return folder
 
 

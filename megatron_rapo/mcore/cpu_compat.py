@@ -51,10 +51,10 @@ def install() -> None:
     view = _TorchView()
     for module in _MODULES:
         importlib.import_module(f"megatron.core.{module}")
-    for name, module in list(sys.modules.items()):
-        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
-            module.torch = view  # type: ignore[attr-defined]
-    torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # type: ignore[method-assign, assignment]
+    for name, loaded in list(sys.modules.items()):
+        if name.startswith("megatron.core") and getattr(loaded, "torch", None) is torch:
+            loaded.torch = view  # type: ignore[attr-defined]
+    torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # type: ignore[method-assign]
     _patch_tensor_type()
     _patch_rng_tracker()
     _patch_distributed_adam()
@@ -133,7 +133,7 @@ def _patch_tensor_type() -> None:
 
 def _patch_rng_tracker() -> None:
     """The tensor-parallel RNG states are the CPU generator's."""
-    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
     logging.getLogger(random.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())

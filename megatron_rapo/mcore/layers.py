@@ -5,7 +5,6 @@ T packed tokens on this rank, S sequences, H heads, D head size, L longest seque
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import Any
 
@@ -21,14 +20,6 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 
 from megatron_rapo.packing import context_chunks
-
-
-def resolve_layers(setting: str) -> str:
-    """`auto` of model.layers resolved to torch or transformer_engine."""
-    if setting != "auto":
-        return setting
-    has_te = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
-    return "transformer_engine" if has_te else "torch"
 
 
 def block_spec(layers: str, config: TransformerConfig, vp_stage: int | None) -> Any:
@@ -80,7 +71,7 @@ class PackedAttention(MegatronModule):
         attention_mask: None = None,
         *,
         packed_seq_params: PackedSeqParams,
-        **_: Any,
+        **_kwargs: Any,
     ) -> Tensor:
         """[T, H, D] queries, [T, Hkv, D] keys and values -> [T, 1, H * D]."""
         cu_seqlens, context = packed_seq_params.cu_seqlens_q, self._context_group.size()
@@ -89,7 +80,7 @@ class PackedAttention(MegatronModule):
             key, value = (_gather_context(t, chunks, self._context_group) for t in (key, value))
         query_rows, real_SL = _rows(cu_seqlens // context, query.device)
         key_rows, _ = _rows(cu_seqlens, query.device)
-        mask = None
+        mask: Tensor | None = None
         if context > 1:
             starts_S1 = cu_seqlens[:-1].to(query.device)[:, None]
             position_SL = chunks[self._context_group.rank()][query_rows] - starts_S1
@@ -106,7 +97,7 @@ class PackedAttention(MegatronModule):
         )
         return out_SHLD.transpose(1, 2).flatten(2)[real_SL].unsqueeze(1)
 
-    def sharded_state_dict(self, *_args: Any, **_kwargs: Any) -> dict[str, Any]:
+    def sharded_state_dict(self, *_args: Any, **_kwargs: Any) -> Any:
         """No parameters, nothing to save."""
         return {}
 

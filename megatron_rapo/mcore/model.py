@@ -13,11 +13,19 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 
-from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.checks import resolve_layers
+from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape, open_weights
-from megatron_rapo.mcore.layers import block_spec, resolve_layers
+from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.parallel import Parallel
-from megatron_rapo.reshard.layout import TORCH_NORMS, TRANSFORMER_ENGINE_NORMS, NormNames, fill, padded_vocab_size, shards
+from megatron_rapo.reshard.layout import (
+    TORCH_NORMS,
+    TRANSFORMER_ENGINE_NORMS,
+    NormNames,
+    fill,
+    padded_vocab_size,
+    shards,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _RECOMPUTE: dict[str, dict[str, Any]] = {
@@ -25,35 +33,6 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
-
-
-def check_model(config: Config, shape: ModelShape) -> None:
-    """Refuse settings that this model cannot be trained with, before anything is built. Raises ConfigError."""
-    parallel = config.parallel
-    for field in ("num_heads", "num_kv_heads", "ffn_hidden_size"):
-        if getattr(shape, field) % parallel.tensor:
-            raise ConfigError(
-                f"parallel.tensor={parallel.tensor}: does not divide the model's {field}={getattr(shape, field)}; "
-                "choose a tensor-parallel size that does."
-            )
-    chunks = parallel.pipeline * parallel.virtual_pipeline
-    if shape.num_layers % chunks:
-        raise ConfigError(
-            f"parallel.pipeline={parallel.pipeline}, parallel.virtual_pipeline={parallel.virtual_pipeline}: {chunks} "
-            f"chunks do not divide the model's {shape.num_layers} layers; choose sizes whose product does."
-        )
-    if config.max_sequence_tokens > shape.max_position:
-        raise ConfigError(
-            f"rollout.max_completion_tokens={config.rollout.max_completion_tokens}: sequences of up to "
-            f"{config.max_sequence_tokens} tokens, but the model has positions for {shape.max_position}; "
-            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens."
-        )
-    layers = resolve_layers(config.model.layers)
-    if config.precision.fp8 != "none" and layers != "transformer_engine":
-        raise ConfigError(
-            f"precision.fp8={config.precision.fp8}: does nothing with model.layers={layers}; "
-            "use a GPU with Transformer Engine or set precision.fp8=none."
-        )
 
 
 def norm_names(config: Config) -> NormNames:

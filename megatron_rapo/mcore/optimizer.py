@@ -70,7 +70,7 @@ def build_optimizer(
 
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:
-    """Give a fresh torch Adam its state, which megatron-core 0.16.1 expects before a distributed optimizer is loaded."""
+    """Give a fresh torch Adam its state, as megatron-core 0.16.1 expects before loading a distributed optimizer."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:

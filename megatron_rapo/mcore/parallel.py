@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -34,16 +32,6 @@ class Parallel:
     def virtual_pipeline(self) -> int | None:
         """Megatron's spelling: None without an interleaved schedule."""
         return self.config.virtual_pipeline if self.config.virtual_pipeline > 1 else None
-
-
-def init_process_group(timeout_s: float) -> None:
-    """Join torch.distributed (NCCL beside gloo on GPUs, gloo on CPU) under torchrun or srun, or as a world of one."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
-        os.environ.setdefault(name, value)
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
 
 
 def init_parallel(config: ParallelConfig, *, timeout_s: float, seed: int) -> Parallel:

@@ -15,7 +15,7 @@ from megatron_rapo.mcore.model import build_chunks, load_weights, named_paramete
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
-from megatron_rapo.mcore.step import LossFunction, Passes
+from megatron_rapo.mcore.step import LossFunction, Passes, gather_over_data, total
 from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
 from megatron_rapo.reshard.transfer import ShardedWeights
 from megatron_rapo.types import Sequence as TrainingSequence
@@ -55,7 +55,8 @@ class Policy:
         )[ranks.rank()]
         step = self._tokens_multiple
         sizes = [max(1, -(-sum(lengths[i] for i in indices) // step)) * step for indices in mine]
-        if layout.pipeline > 1:  # stages exchange tensors of one shape: no messages about shapes, which gloo gets stuck in
+        if layout.pipeline > 1:
+            # One shape for what stages exchange: they need not tell each other shapes, in which gloo gets stuck.
             sizes = [max(sizes)] * len(sizes)
         batches = []
         for indices, num_tokens in zip(mine, sizes, strict=True):
@@ -87,8 +88,21 @@ class Policy:
             chunk.eval()
         return self._passes.score(batches, reweighted=reweighted)
 
+    def logprob_gap(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
+        """Mean and largest |engine - trainer| log-probability over the sampled tokens of scored `batches`, nats."""
+        mine = []
+        for batch in batches:
+            if batch.old_logp_T is not None:
+                gap_T = (batch.old_logp_T - batch.engine_logp_T).abs().masked_fill(~batch.mask_T, 0.0)
+                mine.append({"sum": gap_T.sum(), "max": gap_T.max(), "tokens": batch.mask_T.sum()})
+        items = gather_over_data(mine, self.parallel)
+        return {
+            "rollout/logprob_gap_mean": total(items, "sum") / total(items, "tokens"),
+            "rollout/logprob_gap_max": max(item["max"] for item in items),
+        }
+
     def train_step(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
-        """One optimizer step. Returns the loss's means, `num_tokens`, `grad_norm` (before clipping) and `lr`."""
+        """One optimizer step. Returns the loss's means, `grad_norm` (before clipping) and `lr`."""
         for chunk in self.wrapped:
             chunk.train()
             chunk.zero_grad_buffer()

@@ -14,9 +14,7 @@ class Reference:
     def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         self._parameters = list(parameters)
         pin = torch.cuda.is_available()
-        self._weights = [
-            torch.empty_like(p, device="cpu", pin_memory=pin).copy_(p.detach()) for p in self._parameters
-        ]
+        self._weights = [torch.empty_like(p, device="cpu", pin_memory=pin).copy_(p.detach()) for p in self._parameters]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -58,7 +58,7 @@ class Passes:
 
         Gradients are summed over micro-batches, data- and context-parallel ranks and divided by the number of tokens
         that the masks select in all of them. Returns the means, by the same denominator, of the loss and its metrics,
-        and that `num_tokens`; on every rank. Collective over the world.
+        on every rank. Collective over the world.
         """
 
         def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
@@ -72,9 +72,9 @@ class Passes:
             return sums.loss, num_tokens, {"loss": sums.loss.detach(), "num_tokens": num_tokens, **sums.metrics}
 
         collected = self._run(forward, batches, forward_only=False)
-        totals = sum_over_data(collected, self.parallel)
-        num_tokens = totals.pop("num_tokens")
-        return {"num_tokens": num_tokens, **{name: total / num_tokens for name, total in totals.items()}}
+        items = gather_over_data(collected, self.parallel)
+        num_tokens = total(items, "num_tokens")
+        return {name: total(items, name) / num_tokens for name in items[0] if name != "num_tokens"}
 
     def _run(self, forward: Callable[..., Any], batches: Sequence[PackedBatch], **kwargs: Any) -> Any:
         chunks = list(self.chunks)
@@ -108,17 +108,18 @@ class Passes:
         )
 
 
-def sum_over_data(collected: Sequence[Mapping[str, Tensor]], parallel: Parallel) -> dict[str, float]:
-    """Totals over micro-batches, data- and context-parallel ranks, known to every rank. Collective over the world.
+def gather_over_data(mine: Sequence[Mapping[str, Tensor]], parallel: Parallel) -> list[dict[str, float]]:
+    """The numbers of every micro-batch of all data- and context-parallel ranks, on every rank.
 
-    `collected` is empty but on the last pipeline stage, where all tensor ranks hold the same.
+    Collective over the world. `mine` counts on the last pipeline stage only, whose tensor ranks all hold the same.
     """
     counts = parallel.is_last_stage and parallel.tensor_group.rank() == 0
-    mine = [{name: float(value) for name, value in item.items()} for item in collected] if counts else []
+    numbers = [{name: float(value) for name, value in item.items()} for item in mine] if counts else []
     everyone: list[list[dict[str, float]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, mine)
-    totals: dict[str, float] = {}
-    for item in (item for items in everyone for item in items):
-        for name, value in item.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
+    dist.all_gather_object(everyone, numbers)
+    return [item for items in everyone for item in items]
+
+
+def total(items: Sequence[Mapping[str, float]], name: str) -> float:
+    """Sum of one number over what `gather_over_data` returned."""
+    return sum(item[name] for item in items)

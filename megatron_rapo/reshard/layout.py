@@ -52,9 +52,7 @@ class NormNames:
 
 
 TORCH_NORMS = NormNames("input_layernorm.weight", "pre_mlp_layernorm.weight")
-TRANSFORMER_ENGINE_NORMS = NormNames(
-    "self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight"
-)
+TRANSFORMER_ENGINE_NORMS = NormNames("self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight")
 
 EMBEDDING, OUTPUT, FINAL_NORM = (
     "embedding.word_embeddings.weight",
@@ -99,8 +97,9 @@ def hf_shapes(model: ModelShape) -> dict[str, tuple[int, ...]]:
 
 
 def fill(local: Tensor, shard: Shard, read: Callable[[str, int, int, int], Tensor]) -> None:
-    """Copy the shard's pieces into `local`, in place; padding becomes 0. `read(hf_name, axis, start, stop)` gives slices.
+    """Copy the shard's pieces into `local`, in place; padding becomes 0.
 
+    `read(hf_name, axis, start, stop)` gives slices.
     Raises ValueError where a slice read has another shape than the model's configuration promises.
     """
     covered = sum(piece.size for piece in shard.pieces)
@@ -111,8 +110,8 @@ def fill(local: Tensor, shard: Shard, read: Callable[[str, int, int, int], Tenso
         target = local.narrow(shard.axis, piece.start, piece.size)
         if source.shape != target.shape:
             raise ValueError(
-                f"{piece.hf_name}: slice of shape {tuple(source.shape)} where config.json promises {tuple(target.shape)}; "
-                "weights and config.json do not belong together."
+                f"{piece.hf_name}: slice of shape {tuple(source.shape)} where config.json promises "
+                f"{tuple(target.shape)}; weights and config.json do not belong together."
             )
         target.copy_(source)
 

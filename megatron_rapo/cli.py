@@ -1,0 +1,79 @@
+"""The command line: `train` and `evaluate`. Heavy imports wait until the configuration is known to be good."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from megatron_rapo.config import Config, load_config
+
+_EPILOG = """\
+examples:
+  torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml
+  torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
+  torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --resume
+  python -m megatron_rapo evaluate run.toml --set model.path=runs/mine/hf --output scores.json
+
+Every setting is described in megatron_rapo/config.py; each run writes the ones it used to RUN/config.json.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, or 2 for input that cannot work."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.set)
+        return int(arguments.command(config, arguments))
+    except ValueError as error:  # ConfigError, DataError and CheckpointError among them
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _train(config: Config, arguments: argparse.Namespace) -> int:
+    from megatron_rapo.run import train
+
+    train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    return 0
+
+
+def _evaluate(config: Config, arguments: argparse.Namespace) -> int:
+    from megatron_rapo.run import evaluate_model
+
+    evaluate_model(config, output=arguments.output)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megatron_rapo",
+        description="Train reasoning models with RAPO (arXiv 2510.03865) on Megatron-Core, with rollouts by vLLM.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    train = _command(commands, "train", _train, "train a policy; start it with torchrun or srun")
+    existing = train.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on from the run folder's latest checkpoint")
+    existing.add_argument("--overwrite", action="store_true", help="delete an earlier run in the run folder first")
+    evaluate = _command(commands, "evaluate", _evaluate, "pass@k of a Hugging Face model folder (model.path)")
+    evaluate.add_argument("--output", type=Path, help="write the scores, problem by problem, to this JSON file")
+    return parser
+
+
+def _command(commands, name, function, description) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
+    command.set_defaults(command=function)
+    command.add_argument("config", type=Path, metavar="CONFIG.toml", help="the run's settings")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="override one setting; may be given many times",
+    )
+    return command

@@ -1,0 +1,39 @@
+"""Loading a tokenizer from the model's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_rapo.data.problems import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""One of these holds the vocabulary."""
+
+
+def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
+    """The tokenizer in the folder `path`; no network. Raises DataError naming what is missing."""
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; name a local Hugging Face model folder.")
+    # Without any, transformers 5 makes a tokenizer of special tokens only where config.json names a model.
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise DataError(f"{folder}: none of {', '.join(VOCABULARY_FILES)} is there; copy the model's tokenizer files.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of any kind: the files are parsed by several libraries
+        raise DataError(
+            f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error}); copy the model's tokenizer "
+            "files again (tokenizer.json, tokenizer_config.json)."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"{folder}: the tokenizer has no end-of-sequence token, so completions could not end; "
+            'set "eos_token" in tokenizer_config.json.'
+        )
+    return tokenizer

@@ -1,0 +1,50 @@
+"""A step's numbers, by the names that TensorBoard and metrics.jsonl show (monitor/scalars.py says what each means)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from megatron_rapo.types import Group, Outcome
+from megatron_rapo.types import Sequence as TrainingSequence
+
+
+def rollout_scalars(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards, verdicts and lengths of a rollout."""
+    rewards = [r for g in groups for r in g.rewards]
+    verdicts = [v for g in groups for v in g.verdicts]
+    completions = [c for g in groups for c in g.completions]
+    count = len(completions)
+    return {
+        "reward/mean": sum(rewards) / count,
+        "reward/pass_rate": sum(v.outcome is Outcome.CORRECT for v in verdicts) / count,
+        "reward/format_rate": sum(v.formatted for v in verdicts) / count,
+        "reward/no_answer": sum(v.outcome is Outcome.NO_ANSWER for v in verdicts) / count,
+        "reward/unparsable": sum(v.outcome is Outcome.UNPARSABLE for v in verdicts) / count,
+        "reward/timeout": sum(v.outcome is Outcome.TIMEOUT for v in verdicts) / count,
+        "reward/groups_without_signal": sum(len(set(g.rewards)) == 1 for g in groups) / len(groups),
+        "rollout/completion_tokens": sum(len(c.token_ids) for c in completions) / count,
+        "rollout/truncated": sum(c.truncated for c in completions) / count,
+    }
+
+
+def reference_scalars(sequences: Sequence[TrainingSequence]) -> dict[str, float]:
+    """phi, over completions."""
+    phi = [s.phi for s in sequences]
+    return {"reference/phi_mean": sum(phi) / len(phi), "reference/phi_min": min(phi)}
+
+
+def training_scalars(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the optimizer steps of a rollout; the learning rate is the last one's."""
+
+    def mean(name: str) -> float:
+        return sum(step[name] for step in steps) / len(steps)
+
+    return {
+        "policy/loss": mean("loss"),
+        "policy/kl": mean("divergence"),
+        "policy/entropy": mean("entropy"),
+        "policy/clip_fraction": mean("clipped"),
+        "policy/log_ratio_capped": mean("log_ratio_capped"),
+        "optimizer/grad_norm": mean("grad_norm"),
+        "optimizer/lr": steps[-1]["lr"],
+    }

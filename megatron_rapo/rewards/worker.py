@@ -1,0 +1,44 @@
+"""The verifier process: reads `[content, answer]` lines of JSON from stdin, writes one outcome each.
+
+Started by process.py. It says "ready" once everything slow is imported, and ends with its stdin, that
+is, with the process that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+
+from megatron_rapo.rewards.verify import judge_boxed
+
+READY = "ready"
+
+
+def main(timeout_s: float, memory_bytes: int) -> None:
+    """Answer until stdin ends; `memory_bytes` bounds the address space."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not pass for a reply
+    _limit(resource.RLIMIT_AS, memory_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    judge_boxed(r"\frac{1}{2}", "1")  # builds the parser's tables, about 0.5 s, before any deadline runs
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    print(json.dumps(READY), file=replies)
+    for line in sys.stdin:
+        # The parent kills a late worker. Should the parent be dead by then, nobody reads stdin and the
+        # kernel's own alarm ends this process, even inside a C call.
+        signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 10)
+        outcome = judge_boxed(*json.loads(line))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(outcome.value), file=replies)
+
+
+def _limit(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(kind, (value, value))

@@ -1,0 +1,161 @@
+"""From a configuration to a running trainer: everything that is checked, read and built, in that order."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_step, latest_checkpoint
+from megatron_rapo.checks import check_model, check_world_size
+from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
+from megatron_rapo.distributed import explain_sigterm, init_process_group, world_size_from_environment
+from megatron_rapo.evaluate import evaluate
+from megatron_rapo.hf import ModelShape, read_shape
+from megatron_rapo.monitor import Console, Monitor, Recorder
+from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.rollout import Engine
+from megatron_rapo.sampling import Sampler
+
+if TYPE_CHECKING:
+    from megatron_rapo.trainer import Trainer
+
+
+def train(config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Run `train` on this process; the launcher started the others.
+
+    Raises ConfigError, DataError and CheckpointError before anything expensive is built.
+    """
+    check_world_size(config, world_size_from_environment())
+    shape = read_shape(config.model.path)
+    check_model(config, shape)
+    train_set = _prompts(config, config.data.train)
+    heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
+    folder = config.run.folder
+    checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None
+    explain_sigterm()
+    init_process_group(config.run.timeout_s)
+    if checkpoint is None:
+        _claim(folder, overwrite=overwrite)
+
+    with (
+        _monitor(config, checkpoint) as monitor,
+        VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
+    ):
+        _report_left_out(monitor, config, train_set)
+        monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
+        with monitor.phase("start"):
+            trainer, engine = _build(config, shape, verifier, monitor, train_set, heldout)
+        if checkpoint:
+            monitor.message(f"resuming from {checkpoint}")
+            trainer.restore(checkpoint)
+        trainer.run()
+        engine.close()
+    dist.destroy_process_group()
+
+
+def _build(
+    config: Config,
+    shape: ModelShape,
+    verifier: VerifierPool,
+    monitor: Monitor,
+    train_set: PromptSet,
+    heldout: PromptSet | None,
+) -> tuple[Trainer, Engine]:
+    """The expensive part: the trainer with its policy, and the engine that it samples with."""
+    from megatron_rapo.mcore.parallel import init_parallel
+    from megatron_rapo.mcore.policy import Policy
+    from megatron_rapo.trainer import Trainer
+
+    parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
+    policy = Policy(config, shape, parallel)
+    engine = _engine(config)
+    trainer = Trainer(
+        config,
+        policy=policy,
+        sampler=Sampler(engine, verifier, config.reward),
+        monitor=monitor,
+        train_prompts=train_set.prompts,
+        heldout_prompts=heldout.prompts if heldout else (),
+    )
+    return trainer, engine
+
+
+def evaluate_model(config: Config, *, output: Path | None) -> None:
+    """Run `evaluate` on this process: pass@k of model.path on [evaluation].data, shown and written to `output`."""
+    if config.evaluation is None:
+        raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
+    read_shape(config.model.path)
+    prompts = _prompts(config, config.evaluation.data).prompts
+    explain_sigterm()
+    init_process_group(config.run.timeout_s)
+    with VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier:
+        engine = _engine(config)
+        result = evaluate(Sampler(engine, verifier, config.reward), prompts, config.evaluation, seed=config.run.seed)
+        engine.close()
+    if dist.get_rank() == 0:
+        if output:
+            result.save(output)
+        with Console(0) as console:
+            rows = [[f"pass@{k}", f"{value:.3f}"] for k, value in result.pass_at.items()]
+            rows.append(["completion tokens", f"{result.mean_completion_tokens:.1f}"])
+            rows.append(["truncated", f"{result.truncated:.3f}"])
+            console.table(f"{config.model.path} on {len(prompts)} problems", ["", "score"], rows)
+    dist.destroy_process_group()
+
+
+def _prompts(config: Config, path: Path) -> PromptSet:
+    data = config.data
+    problems = load_problems(path, problem_field=data.problem_field, answer_field=data.answer_field)
+    return build_prompts(problems, load_tokenizer(config.model.path), data.template, data.max_prompt_tokens)
+
+
+def _report_left_out(monitor: Monitor, config: Config, prompts: PromptSet) -> None:
+    left_out = len(prompts.too_long)
+    if left_out:
+        monitor.message(
+            f"{config.data.train}: {left_out} of {left_out + len(prompts.prompts)} problems left out, their prompts "
+            f"are over data.max_prompt_tokens={config.data.max_prompt_tokens}"
+        )
+
+
+def _claim(folder: Path, *, overwrite: bool) -> None:
+    """Take the run folder for a new run. Collective: every process learns of a refusal."""
+    refusal: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        if folder.exists() and any(folder.iterdir()):
+            if overwrite:
+                shutil.rmtree(folder)
+            else:
+                refusal = [
+                    f"run.folder={folder}: holds an earlier run, which would be lost; pass --resume to go on with it, "
+                    "--overwrite to delete it, or name another folder."
+                ]
+        folder.mkdir(parents=True, exist_ok=True)
+    dist.broadcast_object_list(refusal, src=0)
+    if refusal[0]:
+        raise ConfigError(refusal[0])
+
+
+def _engine(config: Config) -> Engine:
+    return Engine(
+        config.model.path,
+        config.rollout,
+        dtype=config.precision.dtype,
+        max_sequence_tokens=config.max_sequence_tokens,
+        seed=config.run.seed,
+    )
+
+
+def _monitor(config: Config, checkpoint: Path | None) -> Monitor:
+    """Writing on the first process, timing only on the others."""
+    if dist.get_rank() != 0:
+        return Monitor()
+    folder = config.run.folder
+    (folder / "config.json").write_text(config.to_json() + "\n")
+    resume_step = checkpoint_step(checkpoint) if checkpoint else None
+    recorder = Recorder(folder, tensorboard=config.monitor.tensorboard, resume_step=resume_step)
+    return Monitor(recorder, Console(config.run.steps))

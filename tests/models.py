@@ -1,0 +1,89 @@
+"""Random tiny models with a character tokenizer, saved as Hugging Face folders. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+PAD, EOS, UNK = 0, 1, 2
+CHARACTERS = "".join(chr(code) for code in range(32, 127)) + "\n"
+NUM_TOKENS = 3 + len(CHARACTERS)  # 99: the three special tokens come first
+
+
+def save_char_tokenizer(folder: Path) -> None:
+    """A tokenizer with one token a printable ASCII character (and newline), ids 3 to 98; it adds no bos."""
+    vocab = {"<pad>": PAD, "<eos>": EOS, "<unk>": UNK}
+    vocab |= {character: 3 + i for i, character in enumerate(CHARACTERS)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def save_tiny_qwen2(
+    folder: Path,
+    *,
+    tied: bool,
+    vocab_size: int = 128,
+    hidden_size: int = 64,
+    num_layers: int = 2,
+    num_heads: int = 2,
+    num_kv_heads: int = 1,
+    seed: int = 0,
+    intermediate_size: int | None = None,
+    max_positions: int = 1024,
+) -> Path:
+    """Write a float32 Qwen2 model with random weights, its config and a character tokenizer; return `folder`.
+
+    `tied` shares embedding and output weights (no lm_head.weight in the file). The head dimension,
+    hidden_size / num_heads, must be one that vLLM has on the CPU (32, 64, 80, 96, ...). The MLP is
+    2 x hidden_size wide unless `intermediate_size` is given. Biases are not zero and norms not one,
+    so that a lost or swapped one shows. Call it where there is no torch.distributed process group:
+    with one, transformers 5 writes models on rank 0 only.
+    """
+    if vocab_size < NUM_TOKENS:
+        raise ValueError(f"vocab_size={vocab_size}: the tokenizer has {NUM_TOKENS} tokens; use at least as many.")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_char_tokenizer(folder)
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size or 2 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    model = Qwen2ForCausalLM(config).float()
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    return folder
+
+
+def load_reference(folder: Path) -> Qwen2ForCausalLM:
+    """The saved model in transformers: float32, eager attention, no dropout."""
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+@torch.no_grad()
+def _randomise(model: Qwen2ForCausalLM, seed: int) -> None:
+    """Weights that give logits of a spread of about one nat, so that sampling and log-probs mean something."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("norm.weight"):
+            parameter.copy_(1 + 0.2 * noise)
+        elif name.endswith("bias"):
+            parameter.copy_(0.3 * noise)
+        else:
+            parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)

@@ -1,0 +1,32 @@
+import pytest
+
+from megatron_rapo.rewards import last_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"So \boxed{42}.", "42"),
+        (r"\boxed{1} and then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),  # a printed brace opens nothing
+        (r"\boxed{a} but \boxed{b", "a"),  # the last closed one
+        (r"\boxed{a \boxed{b}", "b"),
+        (r"\boxed{\boxed{3}}", r"\boxed{3}"),
+        (r"x = \\\boxed {7}", "7"),
+        (r"\\boxed{7}", "7"),
+        (r"{ stray \boxed{5} }}", "5"),
+        (r"\boxed{}", ""),
+        (r"\boxed 5", None),
+        (r"\boxed{5", None),
+        (r"boxed{5}", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text, content):
+    assert last_boxed(text) == content
+
+
+def test_is_linear_in_unclosed_boxes():
+    assert last_boxed(r"\boxed{" * 100_000 + "5}") == "5"

@@ -1,0 +1,200 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import megatron_rapo
+from megatron_rapo.rewards import VerifierPool, process
+from megatron_rapo.types import Outcome, Verdict
+
+HANG = r"\boxed{9^{9^{9^{9}}}}"  # SymPy evaluates the power in one C call, deaf to signal handlers
+CORRECT = Verdict(outcome=Outcome.CORRECT, formatted=True)
+WRONG = Verdict(outcome=Outcome.WRONG, formatted=True)
+TIMEOUT = Verdict(outcome=Outcome.TIMEOUT, formatted=True)
+
+
+def gone(pid):
+    """No such process, or one that only waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(condition, timeout_s=60.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with VerifierPool(2, 30.0) as pool:
+        yield pool
+
+
+def test_verdicts_come_in_order(pool):
+    items = [(rf"\boxed{{{2 * n}/2}}", str(n if n % 3 else n + 1)) for n in range(1, 31)]
+    assert pool.judge_all(items) == [CORRECT if n % 3 else WRONG for n in range(1, 31)]
+
+
+def test_every_outcome_but_timeout(pool):
+    items = [(r"\boxed{1/2}", "0.5"), (r"\boxed{2}", "3"), ("2", "2"), (r"\boxed{?}", "2"), (r"\boxed{½}", "½")]
+    assert pool.judge_all(items) == [
+        CORRECT,
+        WRONG,
+        Verdict(outcome=Outcome.NO_ANSWER, formatted=False),
+        Verdict(outcome=Outcome.UNPARSABLE, formatted=True),
+        CORRECT,
+    ]
+
+
+def test_nothing_to_judge(pool):
+    assert pool.judge_all([]) == []
+
+
+def test_texts_larger_than_a_pipe_and_not_ascii(pool):
+    assert pool.judge_all([("x" * 300_000 + r"\boxed{2/2}", "1")]) == [CORRECT]
+    long = "½\ud800\n" * 100_000
+    assert pool.judge_all([(rf"\boxed{{{long}}}", long), (rf"\boxed{{{long}}}", "1")]) == [
+        CORRECT,
+        Verdict(outcome=Outcome.UNPARSABLE, formatted=True),
+    ]
+
+
+def test_a_hang_costs_one_deadline_and_no_other_verdict():
+    with VerifierPool(2, 1.0) as pool:
+        items = [(r"\boxed{1}", "1"), (HANG, "2"), (r"\boxed{4}", "3"), (HANG, "2"), (r"\boxed{3}", "3")]
+        assert pool.judge_all(items) == [CORRECT, TIMEOUT, WRONG, TIMEOUT, CORRECT]
+        assert pool.judge_all([(r"\boxed{5}", "5")]) == [CORRECT]
+
+
+def test_the_start_of_a_worker_counts_against_no_deadline(monkeypatch):
+    monkeypatch.setattr(process, "_BOOTSTRAP", "import time; time.sleep(1.5)" + process._BOOTSTRAP)
+    with VerifierPool(1, 1.0) as pool:
+        assert pool.judge_all([(r"\boxed{3}", "3"), (HANG, "3"), (r"\boxed{4}", "4")]) == [CORRECT, TIMEOUT, CORRECT]
+
+
+def test_a_worker_killed_while_idle_is_replaced():
+    with VerifierPool(2, 30.0) as pool:
+        assert pool.judge_all([(r"\boxed{1}", "1")]) == [CORRECT]
+        before = pool.pids
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        assert pool.judge_all([(rf"\boxed{{{n}}}", "1") for n in (1, 2, 3)]) == [CORRECT, WRONG, WRONG]
+        assert not set(before) & set(pool.pids)
+
+
+def kill_at_work(pool, times):
+    """Kill the only worker `times` times, each time while it has an answer to judge."""
+
+    def kill():
+        for _ in range(times):
+            worker = pool._workers[0]
+            wait_until(lambda worker=worker: worker.job is not None)
+            os.kill(worker.pid, signal.SIGKILL)
+            wait_until(lambda worker=worker: pool._workers[0] is not worker)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def test_an_answer_whose_worker_was_killed_is_tried_once_more():
+    with VerifierPool(1, 60.0) as pool:
+        assert pool.judge_all([(r"\boxed{1}", "1")]) == [CORRECT]
+        os.kill(pool.pids[0], signal.SIGSTOP)  # so that it is still at work when it is killed
+        thread = kill_at_work(pool, times=1)
+        assert pool.judge_all([(r"\boxed{4/2}", "2"), (r"\boxed{5}", "2")]) == [CORRECT, WRONG]
+        thread.join()
+
+
+def test_an_answer_that_costs_two_workers_is_unparsable():
+    with VerifierPool(1, 60.0) as pool:
+        thread = kill_at_work(pool, times=2)
+        assert pool.judge_all([(HANG, "2"), (r"\boxed{2}", "2")]) == [
+            Verdict(outcome=Outcome.UNPARSABLE, formatted=True),
+            CORRECT,
+        ]
+        thread.join()
+
+
+def test_memory_is_limited():
+    with VerifierPool(1, 60.0, memory_bytes=2**30) as pool:
+        pool.judge_all([(r"\boxed{1}", "1")])
+        limits = Path(f"/proc/{pool.pids[0]}/limits").read_text()
+    assert next(line for line in limits.splitlines() if line.startswith("Max address space")).split()[3] == str(2**30)
+
+
+def test_an_interrupted_call_leaves_no_stale_reply(monkeypatch):
+    with VerifierPool(1, 1.0) as pool:
+        assert pool.judge_all([(r"\boxed{1}", "1")]) == [CORRECT]
+        pid = pool.pids[0]
+        with monkeypatch.context() as patch:
+            patch.setattr("megatron_rapo.rewards.pool.wait_any", lambda workers: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                pool.judge_all([(HANG, "1")])
+        assert pool.pids[0] != pid
+        assert pool.judge_all([(r"\boxed{2}", "1")]) == [WRONG]
+
+
+def test_close_leaves_no_process():
+    pool = VerifierPool(3, 30.0)
+    pool.judge_all([(r"\boxed{1}", "1")])
+    pids = pool.pids
+    pool.close()
+    pool.close()
+    assert len(pids) == 3 and all(gone(pid) for pid in pids)
+    with pytest.raises(RuntimeError, match=r"^the verifier pool is closed; make a new one\.$"):
+        pool.judge_all([(r"\boxed{1}", "1")])
+
+
+def test_a_worker_that_cannot_start_is_reported(monkeypatch):
+    monkeypatch.setattr(process, "_BOOTSTRAP", "raise SystemExit('no algebra here')")
+    with VerifierPool(1, 30.0) as pool, pytest.raises(RuntimeError) as raised:
+        pool.judge_all([(r"\boxed{1}", "1")])
+    assert str(raised.value) == (
+        "3 verifier processes in a row died or hung while starting; mend what the last one said:\nno algebra here"
+    )
+
+
+def test_sizes_are_checked():
+    with pytest.raises(ValueError, match=r"^workers=0, timeout_s=5\.0: "):
+        VerifierPool(0, 5.0)
+    with pytest.raises(ValueError, match=r"^workers=1, timeout_s=0: "):
+        VerifierPool(1, 0)
+
+
+def run_script(text):
+    root = str(Path(megatron_rapo.__path__[0]).parent)
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{text}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_workers_end_with_their_parent():
+    ended = run_script(
+        "import os, signal\n"
+        "from megatron_rapo.rewards import VerifierPool\n"
+        "pool = VerifierPool(2, 30.0)\n"
+        "pool.judge_all([(rf'\\boxed{{{n}/2}}', '1') for n in range(20)])\n"
+        "print(*pool.pids, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    pids = [int(pid) for pid in ended.stdout.split()]
+    assert len(pids) == 2
+    wait_until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_workers_need_no_torch():
+    ended = run_script(
+        "import megatron_rapo.rewards.worker\n"
+        "print([name for name in ('torch', 'transformers', 'vllm', 'pydantic') if name in sys.modules])"
+    )
+    assert (ended.stdout, ended.stderr) == ("[]\n", "")

@@ -1,0 +1,89 @@
+import logging
+
+import pytest
+
+from megatron_rapo.rewards import judge
+from megatron_rapo.rewards.verify import MAX_ANSWER_CHARS
+from megatron_rapo.types import Outcome, Verdict
+
+
+def outcome_of(content, answer):
+    verdict = judge(rf"Thus the answer is $\boxed{{{content}}}$.", answer)
+    assert verdict.formatted
+    return verdict.outcome
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("42", "42"),
+        ("42.0", "42"),
+        (r"\dfrac{1}{2}", r"\frac{1}{2}"),
+        ("1/2", r"\frac{1}{2}"),
+        ("0.5", r"\frac{1}{2}"),
+        ("10080", r"10,\!080"),
+        ("x = 5", "5"),
+        ("5", "x=5"),
+        (r"\left(3, \frac{\pi}{2}\right)", r"(3, \pi/2)"),
+        ("C", r"\text{(C)}"),
+        (r"\text{east}", "east"),
+        (r"\{2, 1\}", r"\{1, 2\}"),
+        (r"864 \text{ cm}^2", r"864 \mbox{ cm}^2"),
+        (r"$x$ \text{ or } $y$", "x, y"),
+        (r"\boxed{7}", "7"),
+        ("7", r"First \boxed{6}, in the end $\boxed{7}$."),  # a solution as the reference
+        ("073", "73"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+    ],
+)
+def test_correct(content, answer):
+    assert outcome_of(content, answer) is Outcome.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("43", "42"),
+        (r"\frac{1}{3}", "0.3"),
+        ("(2, 1)", "(1, 2)"),
+        (r"\text{west}", r"\text{east}"),
+        ("B", r"\text{(C)}"),
+        ("[0, 1)", "[0, 1]"),
+        (r"\frac{1}{0}", "1"),
+        ("5", "½"),  # a reference that is not mathematics is only compared as text
+        ("5", ""),
+    ],
+)
+def test_wrong(content, answer):
+    assert outcome_of(content, answer) is Outcome.WRONG
+
+
+@pytest.mark.parametrize("content", ["", " ", "?", "答案", r"\frac\{", "junk!! ?? $42$", "1+" * MAX_ANSWER_CHARS + "1"])
+def test_unparsable(content):
+    assert outcome_of(content, "42") is Outcome.UNPARSABLE
+
+
+def test_equal_texts_need_no_mathematics():
+    assert outcome_of(" ½ ", "½") is Outcome.CORRECT
+    assert outcome_of("9^{9^{9^{9}}}", "9^{9^{9^{9}}}") is Outcome.CORRECT  # would never end
+
+
+def test_an_empty_box_is_not_the_answer_of_an_empty_reference():
+    assert outcome_of("", "") is Outcome.UNPARSABLE
+
+
+def test_no_closed_box_is_no_answer():
+    for completion in ("The answer is 42.", r"The answer is \boxed{42", ""):
+        assert judge(completion, "42") == Verdict(outcome=Outcome.NO_ANSWER, formatted=False)
+
+
+def test_the_last_box_counts():
+    assert judge(r"\boxed{42} no, \boxed{41}", "42").outcome is Outcome.WRONG
+    assert judge(r"\boxed{41} no, \boxed{42} and \boxed{4", "42").outcome is Outcome.CORRECT
+
+
+def test_is_quiet(caplog, capfd):
+    with caplog.at_level(logging.DEBUG):
+        judge(r"\boxed{\frac{}{}}", "42")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert capfd.readouterr() == ("", "")
