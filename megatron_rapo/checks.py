@@ -54,12 +54,16 @@ def check_world_size(config: Config, world_size: int) -> None:
 def check_model(config: Config, shape: ModelShape) -> None:
     """Refuse settings that this model cannot be trained with, before anything is built. Raises ConfigError."""
     parallel = config.parallel
-    for field in ("num_heads", "num_kv_heads", "ffn_hidden_size"):
-        if getattr(shape, field) % parallel.tensor:
-            raise ConfigError(
-                f"parallel.tensor={parallel.tensor}: does not divide the model's {field}={getattr(shape, field)}; "
-                "choose a tensor-parallel size that does."
-            )
+    for name, tensor, fields in (
+        ("parallel.tensor", parallel.tensor, ("num_heads", "num_kv_heads", "ffn_hidden_size")),
+        ("rollout.tensor", config.rollout.tensor, ("num_heads", "ffn_hidden_size")),  # vLLM copies KV heads if it must
+    ):
+        for field in fields:
+            if getattr(shape, field) % tensor:
+                raise ConfigError(
+                    f"{name}={tensor}: does not divide the model's {field}={getattr(shape, field)}; "
+                    "choose a tensor-parallel size that does."
+                )
     chunks = parallel.pipeline * parallel.virtual_pipeline
     if shape.num_layers % chunks:
         raise ConfigError(

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -30,7 +31,9 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelConfig(_Section):
@@ -212,7 +215,7 @@ class RolloutConfig(_Section):
 
     tensor: int = Field(default=1, ge=1)
     """Tensor-parallel size of each engine; the engines are replicas of each other."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01, le=2)  # vLLM changes or refuses others
     """Sampling temperature; the trainer's log-probabilities use the same."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; training needs 1."""
@@ -329,7 +332,7 @@ class EvaluationConfig(_Section):
     """Completions of each problem, n of the unbiased pass@k estimator."""
     k: tuple[int, ...] = Field(default=(1, 4, 16), strict=False)
     """The k of pass@k."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, le=2)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling."""
@@ -342,6 +345,11 @@ class EvaluationConfig(_Section):
             raise ValueError(
                 f"evaluation.k={list(self.k)}: each k must be between 1 and evaluation.samples_per_problem="
                 f"{self.samples_per_problem}; change one of the two."
+            )
+        if 0 < self.temperature < 0.01:
+            raise ValueError(
+                f"evaluation.temperature={self.temperature}: vLLM would sample at 0.01; "
+                "set evaluation.temperature=0 (greedy) or >= 0.01."
             )
         if self.temperature == 0 and self.samples_per_problem > 1:
             raise ValueError(
@@ -415,6 +423,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         settings = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; check the path.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML ({error}); mend that line.") from None
     for override in overrides:
@@ -434,6 +444,8 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # an unquoted string
+    if isinstance(value, date | time):  # no setting is one, but a folder may be named by the day
+        value = text
     table = settings.setdefault(section, {})
     if not isinstance(table, dict):
         raise ConfigError(f"--set {override}: {section} is not a section; sections are {_known(())}.")
@@ -455,8 +467,12 @@ def _explain(error: Any) -> str:
     name, kind = ".".join(location), error["type"]
     if kind == "value_error":  # our own checks say it all
         return str(error["ctx"]["error"])
+    if kind == "missing" and len(location) == 1:
+        return f"{name}: required section and not there; add [{name}] to the file."
     if kind == "missing":
         return f"{name}: required and not set; add it to the file or pass --set {name}=..."
+    if kind in ("path_type", "string_type"):
+        return f"{name}={error['input']!r}: not a string; write it in quotes."
     if kind == "extra_forbidden":
         known = _known(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)

@@ -58,6 +58,11 @@ def read_shape(folder: Path) -> ModelShape:
     _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), {"default"})
     _refuse(folder, "use_sliding_window", config.get("use_sliding_window", False), {False})
     _refuse(folder, "hidden_act", config.get("hidden_act", "silu"), {"silu"})
+    missing = [name for name in _REQUIRED if not isinstance(config.get(name), int)]
+    if missing:
+        raise ConfigError(
+            f"model.path={folder}: config.json has no number for {', '.join(missing)}; take the model's own file."
+        )
     heads = config["num_attention_heads"]
     return ModelShape(
         architecture=architecture,
@@ -77,18 +82,34 @@ def read_shape(folder: Path) -> ModelShape:
 
 
 _ARCHITECTURES: dict[str, dict[str, Any]] = {"Qwen2ForCausalLM": {"qkv_bias": True}}
+_REQUIRED = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors.")
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        config = _read_object(folder / "config.json")
     except FileNotFoundError:
         raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{folder / 'config.json'}: not valid JSON ({error}); mend the file.") from None
     return config
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid JSON ({error}); mend the file.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: not a JSON object; mend the file.")
+    return content
 
 
 def _refuse(folder: Path, name: str, value: Any, allowed: set[Any]) -> None:
@@ -104,7 +125,12 @@ class WeightReader:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         if (folder / INDEX).exists():
-            files = json.loads((folder / INDEX).read_text())["weight_map"]
+            files = _read_object(folder / INDEX).get("weight_map", {})
+            absent = sorted({name for name in files.values() if not (folder / name).exists()})
+            if absent:
+                raise ConfigError(
+                    f"model.path={folder}: {INDEX} names {', '.join(absent)}, not there; fetch the whole model."
+                )
         elif (folder / WEIGHTS).exists():
             with safe_open(folder / WEIGHTS, framework="pt") as handle:
                 files = dict.fromkeys(handle.keys(), WEIGHTS)

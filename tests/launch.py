@@ -1,7 +1,9 @@
 """Starting a script on several processes of this machine, and saying what went wrong when it did.
 
 A script is started the way users start training (torchrun), finds the environment that torchrun
-sets, and may hand back a result: `write_result(...)` on one rank, returned by `run_distributed`.
+sets, and may hand back a result: `write_result(...)` on one rank, returned by `run_distributed`. It
+should end with `torch.distributed.destroy_process_group()`: gloo's threads may abort a process that
+ends without ("terminate called without an active exception").
 """
 
 from __future__ import annotations

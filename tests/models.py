@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 PAD, EOS, UNK = 0, 1, 2
 CHARACTERS = "".join(chr(code) for code in range(32, 127)) + "\n"
@@ -37,14 +40,15 @@ def save_tiny_qwen2(
     seed: int = 0,
     intermediate_size: int | None = None,
     max_positions: int = 1024,
+    gain: float = 1.5,
 ) -> Path:
     """Write a float32 Qwen2 model with random weights, its config and a character tokenizer; return `folder`.
 
     `tied` shares embedding and output weights (no lm_head.weight in the file). The head dimension,
     hidden_size / num_heads, must be one that vLLM has on the CPU (32, 64, 80, 96, ...). The MLP is
     2 x hidden_size wide unless `intermediate_size` is given. Biases are not zero and norms not one,
-    so that a lost or swapped one shows. Call it where there is no torch.distributed process group:
-    with one, transformers 5 writes models on rank 0 only.
+    so that a lost or swapped one shows. A lower `gain` amplifies rounding less. Call it where there is
+    no torch.distributed process group: with one, transformers 5 writes models on rank 0 only.
     """
     if vocab_size < NUM_TOKENS:
         raise ValueError(f"vocab_size={vocab_size}: the tokenizer has {NUM_TOKENS} tokens; use at least as many.")
@@ -64,7 +68,7 @@ def save_tiny_qwen2(
         pad_token_id=PAD,
     )
     model = Qwen2ForCausalLM(config).float()
-    _randomise(model, seed)
+    _randomise(model, seed, gain)
     model.save_pretrained(folder)
     return folder
 
@@ -76,8 +80,8 @@ def load_reference(folder: Path) -> Qwen2ForCausalLM:
 
 
 @torch.no_grad()
-def _randomise(model: Qwen2ForCausalLM, seed: int) -> None:
-    """Weights that give logits of a spread of about one nat, so that sampling and log-probs mean something."""
+def _randomise(model: Qwen2ForCausalLM, seed: int, gain: float) -> None:
+    """Weights that (at gain 1.5) give logits of a spread of about one nat, so that sampling means something."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -86,4 +90,4 @@ def _randomise(model: Qwen2ForCausalLM, seed: int) -> None:
         elif name.endswith("bias"):
             parameter.copy_(0.3 * noise)
         else:
-            parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)
+            parameter.copy_(gain * noise / parameter.shape[-1] ** 0.5)

@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_save_sharded_strategy,
 )
 
-from megatron_rapo.checkpoints import checkpoint_folder, point_to
+from megatron_rapo.checkpoints import CheckpointError, checkpoint_folder, point_to
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
 
@@ -30,7 +30,7 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
             shutil.rmtree(stale, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    content = {**_sharded(policy, loading=False), "trainer": state}
+    content = {**_sharded(policy, loading=False), "format": policy.checkpoint_format, "trainer": state}
     dist_checkpointing.save(content, str(partial), get_default_save_sharded_strategy("torch_dist"))
     dist.barrier()
     if dist.get_rank() == 0:
@@ -41,7 +41,17 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
 
 
 def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:
-    """Restore `policy` in place (under any layout) and return the trainer's own state. Collective."""
+    """Restore `policy` in place (under any parallel layout) and return the trainer's own state. Collective.
+
+    Raises CheckpointError where number format or kind of optimizer are not those of the checkpoint.
+    """
+    saved = dist_checkpointing.load_common_state_dict(str(folder))["format"]
+    for setting, present in policy.checkpoint_format.items():
+        if saved[setting] != present:
+            raise CheckpointError(
+                f"{setting}={present}: {folder} was written with {saved[setting]}, and Megatron does not convert the "
+                f"optimizer's state; resume with {setting}={saved[setting]}."
+            )
     allocate_state(policy.optimizer)
     content = dist_checkpointing.load(
         _sharded(policy, loading=True), str(folder), get_default_load_sharded_strategy(str(folder))

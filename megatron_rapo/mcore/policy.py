@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,12 @@ class Policy:
             vocab_size=shape.vocab_size,
             temperature=config.rollout.temperature,
         )
+
+    @property
+    def checkpoint_format(self) -> dict[str, Any]:
+        """Settings that a checkpoint's optimizer state depends on, by their names."""
+        config = self._config
+        return {"optimizer.distributed": config.optimizer.distributed, "precision.dtype": config.precision.dtype}
 
     def pack(self, sequences: Sequence[TrainingSequence]) -> list[PackedBatch]:
         """This rank's micro-batches of one optimizer step over all `sequences`, on its device."""
