@@ -56,7 +56,7 @@ def check_model(config: Config, shape: ModelShape) -> None:
     parallel = config.parallel
     for name, tensor, fields in (
         ("parallel.tensor", parallel.tensor, ("num_heads", "num_kv_heads", "ffn_hidden_size")),
-        ("rollout.tensor", config.rollout.tensor, ("num_heads", "ffn_hidden_size")),  # vLLM copies KV heads if it must
+        ("rollout.tensor", config.rollout.tensor, ("num_heads", "ffn_hidden_size")),
     ):
         for field in fields:
             if getattr(shape, field) % tensor:
@@ -64,6 +64,12 @@ def check_model(config: Config, shape: ModelShape) -> None:
                     f"{name}={tensor}: does not divide the model's {field}={getattr(shape, field)}; "
                     "choose a tensor-parallel size that does."
                 )
+    engine, kv_heads = config.rollout.tensor, shape.num_kv_heads
+    if kv_heads % engine and engine % kv_heads:  # vLLM splits KV heads over ranks, or copies them
+        raise ConfigError(
+            f"rollout.tensor={engine}: neither divides the model's num_kv_heads={kv_heads} nor is a multiple of it; "
+            "choose a tensor-parallel size that does."
+        )
     chunks = parallel.pipeline * parallel.virtual_pipeline
     if shape.num_layers % chunks:
         raise ConfigError(

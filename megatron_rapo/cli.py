@@ -21,7 +21,7 @@ Every setting is described in megatron_rapo/config.py; each run writes the ones 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, or 2 for input that cannot work."""
+    """Run a command; returns the exit status: 0, 1 for a lost process, 2 for input that cannot work."""
     arguments = _parser().parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.set)
@@ -32,6 +32,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except RuntimeError as error:
+        from megatron_rapo.distributed import is_lost_process
+
+        if not is_lost_process(error):
+            raise
+        rank = os.environ.get("RANK", "0")
+        print(f"rank {rank}: lost another process of this run ({error}); see its own message.", file=sys.stderr)
+        return 1
 
 
 def _train(config: Config, arguments: argparse.Namespace) -> int:

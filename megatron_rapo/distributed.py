@@ -38,21 +38,36 @@ def _backend() -> str:
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
-def explain_sigterm() -> None:
-    """On SIGTERM, which launchers send to the rest when one process has died, say so and end at once.
+def end_promptly_on_signals() -> None:
+    """On SIGTERM (launchers send it to the rest when one process has died) and Ctrl-C, say so and end at once.
 
     A process that waits in a collective runs no Python signal handler, so a thread is woken by the signal instead.
+    Nothing is lost by it: what a run writes is flushed step by step, and checkpoints appear whole or not at all.
     """
     wake_end, signal_end = os.pipe()
     os.set_blocking(signal_end, False)
-    signal.signal(signal.SIGTERM, lambda _signum, _frame: None)  # the default would end the process without a word
+    for number in _SAID:
+        signal.signal(number, lambda _number, _frame: None)  # the thread acts; the default would be silent or too late
     signal.set_wakeup_fd(signal_end)
 
     def watch() -> None:
-        while signal.SIGTERM not in os.read(wake_end, 64):
+        while not (received := _SAID.keys() & set(os.read(wake_end, 64))):
             pass
-        message = "told to end (SIGTERM): most likely another process of this run has failed; see its own message."
-        print(f"rank {os.environ.get('RANK', '0')}: {message}", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGTERM)  # an orderly exit could wait for the lost process
+        number, rank = min(received), os.environ.get("RANK", "0")
+        if number == signal.SIGTERM or rank == "0":
+            print(f"rank {rank}: {_SAID[number]}", file=sys.stderr, flush=True)
+        os._exit(128 + number)  # an orderly exit could wait for a lost process
 
-    threading.Thread(target=watch, name="sigterm", daemon=True).start()
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+_SAID = {
+    signal.SIGINT: "interrupted; --resume goes on from the latest checkpoint, if one was saved.",
+    signal.SIGTERM: "told to end (SIGTERM): most likely another process of this run has failed; see its own message.",
+}
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone or too late, going by gloo's and NCCL's words."""
+    text = str(error)
+    return any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "timed out"))

@@ -12,7 +12,7 @@ from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_step, latest_check
 from megatron_rapo.checks import check_model, check_world_size
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
-from megatron_rapo.distributed import explain_sigterm, init_process_group, world_size_from_environment
+from megatron_rapo.distributed import end_promptly_on_signals, init_process_group, world_size_from_environment
 from megatron_rapo.evaluate import evaluate
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.monitor import Console, Monitor, Recorder
@@ -36,7 +36,7 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> None:
     heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
     folder = config.run.folder
     checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None
-    explain_sigterm()
+    end_promptly_on_signals()
     init_process_group(config.run.timeout_s)
     if checkpoint is None:
         _claim(folder, overwrite=overwrite)
@@ -90,7 +90,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
         raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
     read_shape(config.model.path)
     prompts = _prompts(config, config.evaluation.data).prompts
-    explain_sigterm()
+    end_promptly_on_signals()
     init_process_group(config.run.timeout_s)
     with VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier:
         engine = _engine(config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from megatron_rapo.algo import LossSums, group_advantages, linear_phi, rapo_loss
 from megatron_rapo.checkpoints import CHECKPOINTS
 from megatron_rapo.config import AlgorithmConfig, Config
 from megatron_rapo.data import EpochOrder
-from megatron_rapo.evaluate import Evaluation, evaluate
+from megatron_rapo.evaluate import evaluate
 from megatron_rapo.hf import save_folder
 from megatron_rapo.mcore.checkpoint import load_checkpoint, save_checkpoint
 from megatron_rapo.mcore.policy import Policy
@@ -51,14 +51,14 @@ class Trainer:
         self._order = EpochOrder(len(train_prompts), config.run.seed)
         self._loss = partial(batch_loss, settings=config.algorithm)
         self._step = 0
-        self._evaluations: dict[str, Evaluation] = {}
+        self._scores: dict[str, dict[str, float]] = {}  # when -> {"pass@k": value}
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from where `checkpoint` was written."""
         state = load_checkpoint(checkpoint, self._policy)
         self._step = state["step"]
         self._order.load_state_dict(state["order"])
-        self._evaluations = state["evaluations"]
+        self._scores = state["scores"]
 
     def run(self) -> None:
         """Train to the configured number of steps, evaluating before and after where there are held-out problems."""
@@ -145,18 +145,18 @@ class Trainer:
             return
         with self._monitor.phase("evaluate"):
             result = evaluate(self._sampler, self._heldout_prompts, settings, seed=self._config.run.seed)
-        self._evaluations[when] = result
-        scores = "  ".join(f"pass@{k} {value:.3f}" for k, value in result.pass_at.items())
+        self._scores[when] = {f"pass@{k}": value for k, value in result.pass_at.items()}
+        scores = "  ".join(f"{name} {value:.3f}" for name, value in self._scores[when].items())
         self._monitor.message(f"held-out problems {when} training: {scores}")
 
     def _save(self) -> Path:
-        state = {"step": self._step, "order": self._order.state_dict(), "evaluations": self._evaluations}
+        state = {"step": self._step, "order": self._order.state_dict(), "scores": self._scores}
         with self._monitor.phase("checkpoint"):
             return save_checkpoint(self._config.run.folder / CHECKPOINTS, self._step, self._policy, state)
 
     def _finish(self) -> None:
         """Keep what was trained and say where it is."""
-        folder, scores = self._config.run.folder, compare(self._evaluations)
+        folder, scores = self._config.run.folder, by_metric(self._scores)
         where = {"checkpoint": str(self._save())}
         if self._config.checkpoint.hf_export:
             with self._monitor.phase("checkpoint"):
@@ -243,10 +243,10 @@ def batch_loss(logp_T: Tensor, entropy_T: Tensor, batch: PackedBatch, *, setting
     )
 
 
-def compare(evaluations: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """{"pass@k": {"before": x, "after": y}} of a run's evaluations."""
+def by_metric(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """{"before": {"pass@1": x}, ...} -> {"pass@1": {"before": x, ...}, ...}."""
     table: dict[str, dict[str, float]] = {}
-    for when, evaluation in evaluations.items():
-        for k, value in evaluation.pass_at.items():
-            table.setdefault(f"pass@{k}", {})[when] = value
+    for when, values in scores.items():
+        for name, value in values.items():
+            table.setdefault(name, {})[when] = value
     return table

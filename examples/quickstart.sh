@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Train a small model with RAPO on two CPU processes; everything it needs is set up first, in .venv.
+#
+#   examples/quickstart.sh [--set section.field=value ...]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+tools/cpu_env.sh
+
+export OMP_NUM_THREADS=1              # two processes share the cores
+export CUDA_VISIBLE_DEVICES=            # this example is the CPU one, also on a machine with a GPU
+export VLLM_ENABLE_V1_MULTIPROCESSING=0 # the engine lives in the training process
+export VLLM_LOGGING_LEVEL="${VLLM_LOGGING_LEVEL:-ERROR}"
+export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+exec .venv/bin/python tools/torchrun.py --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml "$@"

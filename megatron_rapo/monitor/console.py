@@ -1,0 +1,181 @@
+"""What a run shows while it goes on: a live display on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TextIO
+
+import rich.console
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from megatron_rapo.monitor.text import without_controls
+
+HEADLINES: dict[str, tuple[str, str]] = {
+    "reward/mean": ("reward", ".3f"),
+    "reward/pass_rate": ("pass_rate", ".3f"),
+    "policy/kl": ("kl", ".3g"),
+    "policy/entropy": ("entropy", ".3f"),
+    "rollout/completion_tokens": ("tokens", ".1f"),
+    "throughput/tokens_per_s": ("tokens/s", ".0f"),
+}
+"""Scalars worth a glance at every step, by name: label and number format."""
+
+_SECONDS = "seconds/"
+_CELL_WIDTH = 19  # characters of one label with its number: three side by side leave room in 60 for a ^C
+_RECENT_STEPS = 10  # the remaining time is judged by these
+
+
+class Console:
+    """Progress of a run of `total_steps` steps, as a context manager.
+
+    On a terminal: progress, remaining time, what is going on now, and the latest step's headlines,
+    redrawn in place. Elsewhere: one line per step and per message, without control characters:
+
+        step 3/30 reward 0.410 pass_rate 0.380 ... rollout 3.1s train 1.9s step 5.4s
+    """
+
+    def __init__(self, total_steps: int, *, stream: TextIO | None = None, width: int | None = None) -> None:
+        """`stream` defaults to standard output; `width`, in characters, to the terminal's own.
+
+        With `total_steps=0` there is no progress to show, only messages and tables.
+        """
+        self._total_steps = total_steps
+        self._stream = stream or sys.stdout
+        # The stream decides, not FORCE_COLOR and the like: a log file never gets control characters.
+        self._is_live = self._stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+        self._rich = rich.console.Console(
+            file=self._stream, width=width, force_terminal=self._is_live, highlight=False, markup=False
+        )
+        self._live: Live | None = None
+        self._step = 0
+        self._scalars: Mapping[str, float] = {}
+        self._phase, self._phase_start_s = "starting", time.monotonic()
+        self._last_step_s: float | None = None
+        self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
+
+    def __enter__(self) -> Console:
+        if self._is_live and self._total_steps:
+            self._live = Live(
+                get_renderable=self._render, console=self._rich, refresh_per_second=4, vertical_overflow="crop"
+            )
+            self._live.start()
+            # torchrun ends its processes with a signal that leaves no chance to bring a hidden cursor back.
+            self._rich.show_cursor(True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end_live("done" if kind is None else "stopped")
+
+    def message(self, text: str) -> None:
+        """Say `text`, above the live display."""
+        if self._is_live:
+            self._rich.print(without_controls(text), soft_wrap=True)
+        else:
+            print(without_controls(text), file=self._stream, flush=True)
+
+    def phase(self, name: str) -> None:
+        """What is going on from now on; only the live display shows it."""
+        self._phase, self._phase_start_s = name, time.monotonic()
+
+    def step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Step `step` (counted from 1) is done, with these scalars (names of scalars.py)."""
+        now_s = time.monotonic()
+        if "seconds/step" in scalars:
+            self._recent_s.append(scalars["seconds/step"])
+        elif self._last_step_s is not None:
+            self._recent_s.append(now_s - self._last_step_s)
+        self._step, self._scalars, self._last_step_s = step, dict(scalars), now_s
+        if not self._is_live:
+            cells = [f"{label} {number}" for label, number in (*_headlines(scalars), *_durations(scalars))]
+            print(" ".join([f"step {step}/{self._total_steps}", *cells]), file=self._stream, flush=True)
+        elif self._live is not None:
+            self._live.refresh()
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a closing table, which ends the live display; the first column is text, the others numbers."""
+        self._end_live("done")
+        if self._is_live:
+            table = Table(title=title, title_justify="left", title_style="bold")
+            for i, column in enumerate(columns):
+                table.add_column(column, justify="right" if i else "left", overflow="fold")
+            for row in rows:
+                table.add_row(*row)
+            self._rich.print(table)
+        else:
+            print("\n".join([title, *_plain_table([columns, *rows])]), file=self._stream, flush=True)
+
+    def _end_live(self, phase: str) -> None:
+        if self._live is not None:
+            self.phase(phase)
+            self._live.stop()  # draws a last time
+            self._live = None
+
+    def _render(self) -> RenderableType:
+        return Group(self._progress(), self._now(), self._grid())
+
+    def _progress(self) -> RenderableType:
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True, justify="right")
+        bar = ProgressBar(total=self._total_steps, completed=self._step)
+        line.add_row(Text(f"step {self._step}/{self._total_steps}", style="bold"), bar, self._remaining())
+        return line
+
+    def _remaining(self) -> str:
+        if not self._recent_s:
+            return "-:-- left"
+        seconds = (self._total_steps - self._step) * sum(self._recent_s) / len(self._recent_s)
+        return f"{_clock(seconds)} left"
+
+    def _now(self) -> Text:
+        return Text(f"{self._phase} {_clock(time.monotonic() - self._phase_start_s)}", style="dim")
+
+    def _grid(self) -> Table:
+        """The latest step's headlines, then its durations, as many side by side as the width allows."""
+        cells_per_row = max(1, self._rich.width // _CELL_WIDTH)
+        grid = Table.grid(padding=(0, 1))
+        for _ in range(cells_per_row):
+            grid.add_column(width=_CELL_WIDTH - 1, no_wrap=True)
+        for cells in (_headlines(self._scalars), _durations(self._scalars)):
+            for start in range(0, len(cells), cells_per_row):
+                row = cells[start : start + cells_per_row]
+                grid.add_row(*(Text.assemble((f"{label} ", "dim"), (number, "cyan")) for label, number in row))
+        return grid
+
+
+def _headlines(scalars: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [(label, format(scalars[name], spec)) for name, (label, spec) in HEADLINES.items() if name in scalars]
+
+
+def _durations(scalars: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [(name.removeprefix(_SECONDS), f"{s:.1f}s") for name, s in scalars.items() if name.startswith(_SECONDS)]
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _plain_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

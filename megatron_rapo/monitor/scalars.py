@@ -1,0 +1,48 @@
+"""Every scalar that a run records, with its meaning and unit; the one list behind TensorBoard, file and docs."""
+
+from __future__ import annotations
+
+import difflib
+
+SCALARS: dict[str, str] = {
+    "reward/mean": "Mean reward of the step's completions.",
+    "reward/pass_rate": "Completions whose answer the verifier found right, fraction.",
+    "reward/format_rate": "Completions that hold a closed \\boxed{...}, fraction.",
+    "reward/no_answer": "Completions without an answer to judge, fraction.",
+    "reward/unparsable": "Completions with an answer that is not mathematics, fraction.",
+    "reward/timeout": "Completions on which the verifier passed its deadline, fraction.",
+    "reward/groups_without_signal": "Groups whose rewards are all equal, so that their advantages are 0, fraction.",
+    "policy/loss": "The minimised objective: -(clipped surrogate) + alpha * divergence - beta * entropy, per token.",
+    "policy/entropy": "True entropy of the policy over the whole vocabulary, mean over completion tokens, nats.",
+    "policy/kl": "The divergence penalty between policy and reweighted reference, mean over completion tokens, nats.",
+    "policy/clip_fraction": "Completion tokens whose surrogate was clipped and so has no gradient, fraction.",
+    "policy/log_ratio_capped": "Tokens whose |log rho| was beyond algorithm.log_ratio_cap, fraction.",
+    "reference/phi_mean": "Mean exponent of the reference distribution; 1 leaves it as it is, 0 makes it uniform.",
+    "reference/phi_min": "Lowest exponent of the reference distribution in the step.",
+    "optimizer/grad_norm": "Global L2 norm of the gradient before clipping.",
+    "optimizer/lr": "Learning rate of the step's last optimizer step.",
+    "rollout/completion_tokens": "Mean length of a completion, tokens.",
+    "rollout/truncated": "Completions that the length limit ended, fraction.",
+    "rollout/logprob_gap_mean": "Mean |engine - trainer| log-probability of the sampled tokens, nats.",
+    "rollout/logprob_gap_max": "Largest |engine - trainer| log-probability of a sampled token, nats.",
+    "throughput/tokens_per_s": "Completion tokens of all processes over the whole step's duration, tokens per second.",
+    "seconds/step": "Duration of the whole step, seconds.",
+}
+
+_OPEN_PREFIXES = {
+    "seconds/": "Duration of the phase in this step, seconds.",
+    "eval/": "Measured on held-out problems.",
+}
+"""Groups whose names depend on the run: phases, and what is evaluated."""
+
+
+def describe(name: str) -> str:
+    """What the scalar `name` means, with its unit. Raises ValueError for a name that nobody declared."""
+    if name in SCALARS:
+        return SCALARS[name]
+    for prefix, meaning in _OPEN_PREFIXES.items():
+        if name.startswith(prefix) and name != prefix:
+            return meaning
+    near = difflib.get_close_matches(name, SCALARS, n=1)
+    fix = f"did you mean {near[0]}?" if near else "declare it in megatron_rapo/monitor/scalars.py."
+    raise ValueError(f"scalar {name}: no such scalar; {fix}")

@@ -1,0 +1,50 @@
+"""Where the time of a step goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class PhaseTimer:
+    """Seconds of wall-clock time by phase.
+
+        with timer("rollout"):
+            ...
+        timer.take()  # {"rollout": 3.1}
+
+    Phases follow each other and never nest, so that they add up to at most the step; a phase entered
+    several times adds up. Only the host's time is measured: on a GPU a phase must end where the host
+    waits for the device anyway, or its kernels count for the next one.
+    """
+
+    def __init__(self, on_start: Callable[[str], None] | None = None) -> None:
+        """`on_start` is called with the name of each phase that begins (Console.phase fits)."""
+        self._seconds: dict[str, float] = {}
+        self._current: str | None = None
+        self._on_start = on_start
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time the body as `phase`, also when it raises. Raises RuntimeError inside another phase."""
+        if self._current is not None:
+            raise RuntimeError(f"phase {phase}: starts inside phase {self._current}, whose time it would count twice")
+        self._current = phase
+        if self._on_start is not None:
+            self._on_start(phase)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - start
+            self._current = None
+
+    def take(self) -> dict[str, float]:
+        """Seconds by phase since the last call, in order of first use. Raises RuntimeError inside a phase."""
+        if self._current is not None:
+            raise RuntimeError(
+                f"take() inside phase {self._current}, which has no duration yet; call it after the phase"
+            )
+        taken, self._seconds = self._seconds, {}
+        return taken

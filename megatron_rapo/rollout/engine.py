@@ -1,0 +1,239 @@
+"""One vLLM engine per `rollout.tensor` processes of the training job, inside those processes.
+
+P prompts give P completions; L is the length of one completion.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_rapo.config import RolloutConfig
+from megatron_rapo.rollout import guest
+from megatron_rapo.rollout.weights import checked, expected_shapes
+from megatron_rapo.types import Completion
+
+MAX_SEED = 2**32  # torch's CPU generator keeps the low 32 bits of a seed
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM raises a lower temperature to 0.01 and refuses a higher one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn. Raises ValueError for a temperature that vLLM would change or refuse."""
+
+    temperature: float  # 0 is greedy
+    max_completion_tokens: int
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature={self.temperature}: vLLM samples at {MIN_TEMPERATURE} to {MAX_TEMPERATURE}, or greedily "
+                "at 0; set a temperature in that range."
+            )
+
+
+class Engine:
+    """A vLLM engine over `rollout.tensor` consecutive processes of the default torch.distributed group.
+
+    World size / `rollout.tensor` engines are replicas of each other. Construction and `close` are collective over all
+    processes; `generate` and `load_weights` over one engine's processes, which must pass the same arguments. Until the
+    first `load_weights` the weights are those of `model_path`.
+
+    The default process group must exist (a group of one process will do), and stays the caller's: close the engine
+    before destroying it. vLLM makes `torch.set_num_threads` a no-op on the CPU; set OMP_NUM_THREADS instead.
+
+    Raises RuntimeError without a process group, ValueError for a size that does not divide the world's.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        rollout: RolloutConfig,
+        *,
+        dtype: str,  # "float32" or "bfloat16"
+        max_sequence_tokens: int,  # prompt and completion
+        seed: int,
+    ) -> None:
+        if not dist.is_initialized():
+            raise RuntimeError(
+                "Engine: there is no torch.distributed process group; call torch.distributed.init_process_group first "
+                "(for a single process too)."
+            )
+        if dist.get_world_size() % rollout.tensor:
+            raise ValueError(
+                f"rollout.tensor={rollout.tensor}: does not divide the {dist.get_world_size()} processes; "
+                "set rollout.tensor to a divisor of it."
+            )
+        self.num_replicas = dist.get_world_size() // rollout.tensor
+        self.replica = dist.get_rank() // rollout.tensor
+        self.replica_size = rollout.tensor  # processes of one engine
+        self.rank_in_replica = dist.get_rank() % rollout.tensor
+        self._max_sequence_tokens = max_sequence_tokens
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._version: int | None = None
+        self._broken: str | None = None
+
+        vllm = guest.import_vllm()
+        guest.set_launcher_variables()
+        with guest.construction():
+            self._llm: Any = vllm.LLM(
+                model=str(model_path),
+                dtype=dtype,
+                seed=seed,
+                max_model_len=max_sequence_tokens,
+                **_engine_options(rollout, max_sequence_tokens),
+            )
+        self._sampling_params = vllm.SamplingParams
+        self._tokenizer = self._llm.get_tokenizer()
+        self._stop_token_ids = _stop_token_ids(model_path)
+        tied = bool(self._llm.llm_engine.model_config.hf_config.tie_word_embeddings)
+        self._shapes = expected_shapes(model_path, tied=tied)
+
+    @property
+    def weight_version(self) -> int | None:
+        """The version last loaded; None while the weights are those of the model folder."""
+        return self._version
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """One completion for each of the P prompts (token ids), in their order; `seeds` [P] are in [0, 2**32).
+
+        A prompt with a seed gives the same tokens whatever else is in the batch and on whichever replica. The
+        log-probabilities are those of the distribution sampled from: temperature and top_p included (at temperature 0,
+        where there is none, those of temperature 1).
+
+        Raises ValueError for a prompt that leaves no room for a completion or a seed out of range, RuntimeError after
+        a failed call.
+        """
+        self._check_prompts(prompts, seeds)
+        self._check_usable()
+        params = [self._request(sampling, seed) for seed in seeds]
+        try:
+            with guest.random_state_kept():
+                outputs = self._llm.generate(
+                    [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False
+                )
+        except BaseException as error:  # requests may be left in the scheduler, and would come out of the next call
+            self._broken = f"generate failed ({error!r})"
+            raise
+        return [self._completion(output.outputs[0]) for output in outputs]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Replace all weights; `weights` are Hugging Face names and whole tensors of any floating dtype and device.
+
+        The iterable is consumed once, in order, to its end, even when something is wrong with it: it may contain
+        collectives. A tensor must not change before this returns, since vLLM collects the parts of a fused layer.
+
+        Raises ValueError for names that are missing, unknown or given twice and for wrong shapes. After any failure
+        the weights are undefined, and every later call raises RuntimeError.
+        """
+        self._check_usable()
+        stream = iter(weights)
+        try:
+            self._llm.collective_rpc(
+                "reload_weights", kwargs={"weights_iterator": checked(stream, self._shapes, self._dtype)}
+            )
+            if guest.on_cpu():
+                self._llm.apply_model(guest.repack_tied_weights)
+            # Without this, prompts whose blocks are cached are continued from keys and values of the old weights.
+            if not self._llm.reset_prefix_cache():
+                raise RuntimeError("vLLM did not reset its prefix cache")
+        except BaseException as error:
+            self._broken = f"loading weight version {version} failed ({error})"
+            for _ in stream:  # other ranks may be waiting in its collectives
+                pass
+            raise
+        self._version = version
+
+    def close(self) -> None:
+        """Release the weights, the key-value cache and vLLM's process groups. A second call does nothing."""
+        if self._llm is None:
+            return
+        llm, self._llm = self._llm, None
+        llm.llm_engine.engine_core.shutdown()
+
+    def _check_usable(self) -> None:
+        if self._llm is None:
+            raise RuntimeError("Engine: closed; build a new one.")
+        if self._broken:
+            raise RuntimeError(f"Engine: unusable since {self._broken}; build a new one.")
+
+    def _check_prompts(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> None:
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt.")
+        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            if not 1 <= len(prompt) < self._max_sequence_tokens:
+                raise ValueError(
+                    f"prompt {index} has {len(prompt)} tokens: a sequence has at most {self._max_sequence_tokens}, of "
+                    f"which one must be left for the completion; give 1 to {self._max_sequence_tokens - 1} tokens."
+                )
+            if not 0 <= seed < MAX_SEED:
+                raise ValueError(f"seed {index} is {seed}: vLLM would not use all of it; give 0 <= seed < 2**32.")
+
+    def _request(self, sampling: Sampling, seed: int) -> Any:
+        return self._sampling_params(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_completion_tokens,
+            seed=int(seed),
+            stop_token_ids=self._stop_token_ids,
+            logprobs=0,  # of the sampled token, and no others
+            flat_logprobs=True,  # one list instead of one dict a token
+            detokenize=False,  # the text is decoded once, at the end, instead of with every token
+        )
+
+    def _completion(self, output: Any) -> Completion:
+        token_ids, logprobs = list(output.token_ids), output.logprobs.logprobs
+        assert len(logprobs) == len(token_ids), f"{len(logprobs)} log-probabilities of {len(token_ids)} tokens"
+        assert output.finish_reason in ("stop", "length"), f"vLLM ended a request with {output.finish_reason!r}"
+        return Completion(
+            token_ids=np.array(token_ids, dtype=np.int32),
+            logprobs=np.array(logprobs, dtype=np.float32),
+            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            truncated=output.finish_reason == "length",
+        )
+
+
+def _engine_options(rollout: RolloutConfig, max_sequence_tokens: int) -> dict[str, Any]:
+    """vLLM's arguments apart from the model's."""
+    options: dict[str, Any] = {
+        "tensor_parallel_size": rollout.tensor,
+        "distributed_executor_backend": "external_launcher",  # this process is the worker, whatever its rank
+        "enforce_eager": not rollout.compile,
+        "max_num_seqs": rollout.max_concurrent,
+        "kv_cache_memory_bytes": rollout.kv_cache_mib << 20,
+        # Ruled out by kv_cache_memory_bytes, but at start vLLM refuses a GPU with less than this share free; the
+        # trainer is there first.
+        "gpu_memory_utilization": 0.01,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",  # after temperature and top_p
+        "generation_config": "vllm",  # not the model folder's sampling defaults
+        "use_tqdm_on_load": False,
+    }
+    if rollout.tensor > 1:
+        # Every rank runs its own scheduler. Overlapped with the model, its decisions could depend on timing and differ.
+        options["async_scheduling"] = False
+    if guest.on_cpu():
+        # Of a prompt prefilled in parts, vLLM rewinds the request's generator: "CPU Generator does not use offset".
+        options["enable_chunked_prefill"] = False
+        options["max_num_batched_tokens"] = max(8192, max_sequence_tokens, rollout.max_concurrent)
+    return options
+
+
+def _stop_token_ids(model_path: Path) -> list[int]:
+    """End-of-sequence ids of the model folder; vLLM itself adds the tokenizer's, which may be one of several."""
+    ids: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        if (model_path / name).exists():
+            eos = json.loads((model_path / name).read_text()).get("eos_token_id")
+            ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return sorted(ids)

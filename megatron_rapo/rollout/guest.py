@@ -1,0 +1,176 @@
+"""vLLM as a guest: what keeps it from disturbing the process that it shares with the trainer, and other jobs.
+
+Behaviour of vLLM named here was seen in 0.32.0.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+DEFAULTS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",  # models are local folders
+}
+# vLLM's CPU platform sets these for worker processes that we do not have; ours (the verifier's) would inherit them.
+RESTORED = ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "NUMEXPR_MAX_THREADS")
+
+
+def import_vllm() -> ModuleType:
+    """Import vLLM (about 4 s) with its environment set for an engine inside this process.
+
+    Variables that the user set are kept. Raises ValueError where one of them rules such an engine out.
+    """
+    multiprocessing = os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if multiprocessing != "0":
+        raise ValueError(
+            f"VLLM_ENABLE_V1_MULTIPROCESSING={multiprocessing}: the engine would run in a process of its own, out of "
+            "reach of the trainer's weights; unset the variable or set it to 0."
+        )
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import vllm
+
+    _keep_process_groups()
+    return vllm
+
+
+def _keep_process_groups() -> None:
+    """Have vLLM destroy its own process groups only.
+
+    An engine that is shut down, or merely garbage-collected, destroys the default group: the trainer's. And where the
+    trainer destroyed all groups first, it fails on its own ("Invalid process group specified", at exit).
+    """
+    import vllm.distributed.parallel_state as parallel_state
+
+    def destroy_world() -> None:  # the original then calls torch.distributed.destroy_process_group()
+        if parallel_state._WORLD is not None and dist.is_initialized():
+            parallel_state._WORLD.destroy()
+        parallel_state._WORLD = None
+        parallel_state._NODE_COUNT = None
+
+    def destroy_model_parallel() -> None:
+        if dist.is_initialized():
+            original()
+
+    if not hasattr(parallel_state, "_keeps_the_trainers_groups"):
+        original = parallel_state.destroy_model_parallel
+        parallel_state.destroy_model_parallel = destroy_model_parallel
+        parallel_state.destroy_distributed_environment = destroy_world
+        parallel_state._keeps_the_trainers_groups = True
+
+
+def on_cpu() -> bool:
+    """Whether vLLM runs on the CPU; import it first."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def set_launcher_variables() -> None:
+    """RANK and LOCAL_RANK, which vLLM's `external_launcher` reads even where the process group exists already.
+
+    Raises RuntimeError where LOCAL_RANK is not set and cannot be known.
+    """
+    os.environ.setdefault("RANK", str(dist.get_rank()))
+    if dist.get_world_size() == 1:
+        os.environ.setdefault("LOCAL_RANK", "0")
+    if "LOCAL_RANK" not in os.environ:
+        raise RuntimeError(
+            "LOCAL_RANK is not set: vLLM takes this process' device from it; start with torchrun, or export it "
+            "(under srun: LOCAL_RANK=$SLURM_LOCALID)."
+        )
+
+
+@contextmanager
+def construction() -> Iterator[None]:
+    """For the construction of an engine: collective over all processes."""
+    with warnings.catch_warnings(), random_state_kept(), _environment_kept(), _own_shared_memory():
+        warnings.simplefilter("ignore", FutureWarning)  # vLLM's search for Triton kernels touches deprecated names
+        yield
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave Python's, NumPy's and torch's generators as they were: they are the trainer's.
+
+    vLLM seeds all of them when an engine is built, and its CPU sampler draws from torch's even for seeded requests.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo vLLM's changes to the variables in RESTORED."""
+    before = {name: os.environ.get(name) for name in RESTORED}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _own_shared_memory() -> Iterator[None]:
+    """Give a CPU engine built inside a shared-memory name that no other engine on this machine has.
+
+    Its tensor-parallel ranks communicate through /dev/shm files named after the end of the init method,
+    which `external_launcher` always gives as "env://". A second job, a second engine, or the files of a killed job
+    then fail with "create shm in SHMManager failed. errno: 17".
+    """
+    if not on_cpu():
+        yield
+        return
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
+
+    original = ExecutorWithExternalLauncher._distributed_args
+    token = [secrets.token_hex(8)]
+    dist.broadcast_object_list(token, src=0)
+
+    def with_token(executor: Any) -> tuple[str, int, int]:
+        init_method, rank, local_rank = original(executor)
+        return init_method + token[0], rank, local_rank  # only a name: the process group exists already
+
+    ExecutorWithExternalLauncher._distributed_args = with_token
+    try:
+        yield
+    finally:
+        ExecutorWithExternalLauncher._distributed_args = original
+
+
+def repack_tied_weights(model: torch.nn.Module) -> None:
+    """Refresh what was packed from a weight that belongs to two layers: the output layer with tied embeddings.
+
+    On the CPU every linear layer keeps a oneDNN copy of its weight. `reload_weights` packs again only the layer whose
+    name was in the stream (model_loader/reload documents it as a limitation), so that a tied output layer would
+    silently go on with the old weights.
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is None or weight.numel() == 0:
+            continue
+        if id(weight) in seen:
+            module.quant_method.process_weights_after_loading(module)  # type: ignore[operator, union-attr]
+        seen.add(id(weight))

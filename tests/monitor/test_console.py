@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from megatron_rapo.monitor import Console, console
+
+SCALARS = {
+    "reward/mean": 0.41049,
+    "reward/pass_rate": 0.375,
+    "reward/format_rate": 0.9,
+    "policy/kl": 0.00123456,
+    "policy/entropy": 0.31234,
+    "rollout/completion_tokens": 54.04,
+    "throughput/tokens_per_s": 812.4,
+    "seconds/rollout": 3.14,
+    "seconds/verify": 0.26,
+    "seconds/score": 0.41,
+    "seconds/train": 1.9,
+    "seconds/reshard": 0.05,
+    "seconds/step": 5.6,
+}
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def without_escapes(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
+
+
+def test_without_a_terminal_each_step_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    with Console(30, stream=stream) as shown:
+        shown.message("reading the model")
+        shown.phase("rollout")
+        shown.step(3, SCALARS)
+        shown.step(4, {"reward/mean": float("nan")})
+    assert stream.getvalue() == (
+        "reading the model\n"
+        "step 3/30 reward 0.410 pass_rate 0.375 kl 0.00123 entropy 0.312 tokens 54.0 tokens/s 812 "
+        "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s\n"
+        "step 4/30 reward nan\n"
+    )
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Console(30, stream=stream) as shown:
+        shown.step(3, {"reward/mean": 0.5})
+    assert stream.getvalue() == "step 3/30 reward 0.500\n"
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_live_display_fits_the_width_and_cuts_nothing(width: int) -> None:
+    stream = Terminal()
+    with Console(30, stream=stream, width=width) as shown:
+        shown.step(3, SCALARS)
+        shown.phase("rollout")
+    last = without_escapes(stream.getvalue()).split("step 3/30")[-1]
+    lines = ("step 3/30" + last).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "…" not in last
+    assert lines[0].endswith("2:31 left")  # 27 steps of 5.6 s
+    assert lines[1].split() == ["done", "0:00"]
+    cells = " ".join(" ".join(lines[2:]).split())
+    assert cells == (
+        "reward 0.410 pass_rate 0.375 kl 0.00123 entropy 0.312 tokens 54.0 tokens/s 812 "
+        "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s"
+    )
+    assert len(lines) == 2 + (4 if width == 60 else 2)
+
+
+def test_the_remaining_time_is_the_mean_of_recent_steps_times_those_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    shown = Console(1000, stream=Terminal(), width=60)
+    shown.step(401, {})  # resumed: what went before says nothing about the speed
+    assert shown._remaining() == "-:-- left"
+    now[0] += 10
+    shown.step(402, {})
+    now[0] += 20
+    shown.step(403, {})
+    assert shown._remaining() == "2:29:15 left"  # 597 steps of 15 s
+
+
+def test_a_terminal_is_left_as_it_was_also_after_an_interrupt() -> None:
+    stream = Terminal()
+    with pytest.raises(KeyboardInterrupt), Console(30, stream=stream, width=60) as shown:
+        shown.step(1, SCALARS)
+        raise KeyboardInterrupt
+    text = stream.getvalue()
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")  # the cursor was shown after it was hidden
+    assert "stopped 0:00" in without_escapes(text)
+    shown.message("after")
+    assert without_escapes(stream.getvalue()).endswith("after\n")
+
+
+def test_the_cursor_stays_visible_while_the_display_lives() -> None:
+    stream = Terminal()
+    with Console(30, stream=stream, width=60):
+        text = stream.getvalue()
+        assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
+
+
+def test_messages_are_literal_and_cannot_steer_the_terminal() -> None:
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        with Console(0, stream=stream, width=60) as shown:
+            shown.message("[bold]a[/bold] \x1b[2J\x07\\boxed{1}\tb\n:smile: 100")
+    assert plain.getvalue() == "[bold]a[/bold] [2J\\boxed{1}\tb\n:smile: 100\n"
+    assert "[bold]a[/bold] [2J\\boxed{1}" in terminal.getvalue()
+    assert "\x1b[2J" not in terminal.getvalue() and "\x07" not in terminal.getvalue()
+
+
+TABLE = ("held-out problems", ["", "before", "after"], [["pass@1", "0.300", "0.550"], ["pass@16", "0.9", "0.95"]])
+
+
+def test_a_plain_table_is_aligned() -> None:
+    stream = io.StringIO()
+    with Console(0, stream=stream) as shown:
+        shown.table(*TABLE)
+    assert stream.getvalue() == (
+        "held-out problems\n         before  after\npass@1    0.300  0.550\npass@16     0.9   0.95\n"
+    )
+
+
+def test_a_table_on_a_terminal_stays_after_the_display() -> None:
+    stream = Terminal()
+    with Console(30, stream=stream, width=60) as shown:
+        shown.step(30, SCALARS)
+        shown.table(*TABLE)
+    text = without_escapes(stream.getvalue())
+    assert re.search(r"pass@1 +│ +0\.300 +│ +0\.550", text)
+    assert text.index("0:00 left") < text.index("held-out problems")
+    assert text.rstrip().endswith("┘")

@@ -1,0 +1,88 @@
+"""Started on 2 processes: `engine_parity_worker.py MODEL FOLDER ENGINE_TENSOR`; the engine against the trainer, step by step."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_rapo.config import Config
+from megatron_rapo.distributed import init_process_group
+from megatron_rapo.hf import read_shape
+from megatron_rapo.mcore.parallel import init_parallel
+from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.rollout import Engine, Sampling
+from megatron_rapo.sampling import Sampler, sampling_seed
+from megatron_rapo.trainer import batch_loss, to_sequences
+from megatron_rapo.types import Group, Problem, Prompt
+from tests.launch import write_result
+from tests.runs import tiny_config
+
+TRAINER_LAYOUTS: dict[str, dict[str, Any]] = {
+    "TP2": {"tensor": 2},
+    "PP2": {"pipeline": 2},
+    "DP2": {},
+}
+SEED = 7
+
+
+def main() -> None:
+    model, folder, engine_tensor = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    init_process_group(timeout_s=60.0)
+    config = tiny_config(model, folder, rollout={"tensor": engine_tensor, "max_completion_tokens": 24})
+    engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=256, seed=0)
+    results: dict[str, Any] = {}
+    with VerifierPool(1, 5.0) as verifier:
+        sampler = Sampler(engine, verifier, config.reward)
+        for name, parallel in TRAINER_LAYOUTS.items():
+            results[name] = follow(sampler, tiny_config(model, folder, parallel=parallel, optimizer={"lr": 3e-3}))
+            parallel_state.destroy_model_parallel()
+    engine.close()
+    if dist.get_rank() == 0:
+        write_result(results)
+    dist.destroy_process_group()
+
+
+def follow(sampler: Sampler, config: Config) -> dict[str, Any]:
+    """Log-probability gaps before any update, after an update without and then with a resharding."""
+    parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
+    policy = Policy(config, read_shape(config.model.path), parallel)
+    sampler.engine.load_weights(policy.hf_tensors(), version=0)
+    found: dict[str, Any] = {"before": gap(sampler, policy, config)}
+    policy.train_step(scored(sampler, policy, config), partial(batch_loss, settings=config.algorithm))
+    found["stale"] = gap(sampler, policy, config)
+    sampler.engine.load_weights(policy.hf_tensors(), version=1)
+    found["after"] = gap(sampler, policy, config)
+    found["version"] = sampler.engine.weight_version
+    found["tokens"] = [c.token_ids.tolist() for g in sample(sampler) for c in g.completions]
+    return found
+
+
+def sample(sampler: Sampler) -> list[Group]:
+    """Completions of a short prompt and of one that fills a block of vLLM's prefix cache (128 tokens)."""
+    texts = ["1+1=", "17*3+5\n", "abcd " * 30, "7*8\n"]
+    prompts = [
+        Prompt(problem=Problem(id=str(i), text=text, answer="2"), text=text, token_ids=tuple(ord(c) % 90 + 3 for c in text))
+        for i, text in enumerate(texts)
+    ]
+    sampling = Sampling(temperature=1.0, max_completion_tokens=24)
+    return sampler.judge(prompts, sampler.complete(prompts, 2, sampling, partial(sampling_seed, SEED)))
+
+
+def scored(sampler: Sampler, policy: Policy, config: Config) -> list[Any]:
+    roomy = config.model_copy(update={"batch": config.batch.model_copy(update={"tokens_per_microbatch": 512})})
+    policy._config = roomy
+    return policy.score(policy.pack(to_sequences(sample(sampler), config)))
+
+
+def gap(sampler: Sampler, policy: Policy, config: Config) -> float:
+    return policy.logprob_gap(scored(sampler, policy, config))["rollout/logprob_gap_max"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Runs under torchrun, on 2 processes: `engine_worker.py FOLDER TENSOR`. test_engine.py asserts what it finds.
+
+FOLDER holds tiny models: tied and untied, and tied-other and untied-other with other weights.
+
+Every check is a function of the engine and returns what JSON can hold; rank 0 writes the results of all ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from megatron_rapo.config import RolloutConfig
+from megatron_rapo.rollout import Engine, Sampling
+from megatron_rapo.types import Completion
+from tests.launch import write_result
+from tests.models import EOS, load_reference
+
+MAX_TOKENS = 320
+LONG = tuple(3 + (7 * i) % 95 for i in range(200))  # more than one block of 128 tokens, so that the first is cached
+PROMPTS = [(20, 14, 20, 32), LONG, LONG[:130], tuple(reversed(LONG[:60])), (5,)]
+SEEDS = [11, 12, 13, 14, 15]
+
+
+def completions(engine: Engine, temperature: float = 1.0, top_p: float = 1.0, tokens: int = 24) -> list[Completion]:
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_completion_tokens=tokens)
+    return engine.generate(PROMPTS, sampling, SEEDS)
+
+
+@torch.no_grad()
+def gap(
+    model: torch.nn.Module, answers: list[Completion], temperature: float = 1.0, top_p: float = 1.0
+) -> tuple[float, float]:
+    """Largest |engine - transformers in float64| log-probability, and the spread (std) of those log-probabilities."""
+    model = copy.deepcopy(model).double()
+    worst, seen = 0.0, []
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer.token_ids.tolist()]])
+        logits = model(ids).logits[0, len(prompt) - 1 : -1] / temperature
+        if top_p < 1:
+            ordered, order = logits.softmax(-1).sort(descending=True)
+            cut = (ordered.cumsum(-1) - ordered) >= top_p
+            logits = logits.masked_fill(torch.zeros_like(cut).scatter(1, order, cut), float("-inf"))
+        reference = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+        worst = max(worst, (reference - torch.from_numpy(answer.logprobs)).abs().max().item())
+        seen += reference.tolist()
+    return worst, float(np.std(seen))
+
+
+def logprobs_match_transformers(engine: Engine, folder: Path) -> dict[str, Any]:
+    model = load_reference(folder)
+    settings = {"T=1": (1.0, 1.0), "T=0.7": (0.7, 1.0), "T=1.3 top_p=0.8": (1.3, 0.8)}
+    found: dict[str, Any] = {
+        name: gap(model, completions(engine, *setting), *setting) for name, setting in settings.items()
+    }
+    found["T=0.7 read as T=1"] = gap(model, completions(engine, 0.7), 1.0)
+    greedy = completions(engine, 0.0)
+    found["greedy"] = gap(model, greedy)
+    ids = torch.tensor([[*PROMPTS[0], *greedy[0].token_ids.tolist()]])
+    with torch.no_grad():
+        best = model(ids).logits[0, len(PROMPTS[0]) - 1 : -1].argmax(-1)
+    found["greedy is the most likely"] = best.tolist() == greedy[0].token_ids.tolist()
+    return found
+
+
+def seeds_decide(engine: Engine, _: Path) -> dict[str, Any]:
+    """24 requests that together need more blocks than the cache has (so that vLLM preempts some), and each alone."""
+    prompts = [tuple(3 + (5 * i + j) % 95 for j in range(120)) for i in range(24)]
+    seeds = [1000 + i for i in range(24)]
+    sampling = Sampling(temperature=1.0, max_completion_tokens=150)
+    together = [c.token_ids.tolist() for c in engine.generate(prompts, sampling, seeds)]
+    alone = [
+        engine.generate([p], sampling, [s])[0].token_ids.tolist() for p, s in zip(prompts[:4], seeds[:4], strict=True)
+    ]
+    short = Sampling(temperature=1.0, max_completion_tokens=12)
+    others = [c.token_ids.tolist() for c in engine.generate(prompts, short, [s + 1 for s in seeds])]
+    twice = engine.generate([LONG] * 3, sampling, [7, 7, 8])
+    return {
+        "tokens": together,
+        "alone": alone,
+        "unchanged by other seeds": sum(a[:12] == b for a, b in zip(together, others, strict=True)),
+        "same seed": twice[0].token_ids.tolist() == twice[1].token_ids.tolist(),
+        "other seed": twice[0].token_ids.tolist() == twice[2].token_ids.tolist(),
+    }
+
+
+def sampled_frequencies(engine: Engine, folder: Path) -> dict[str, float]:
+    """The first token of one prompt under 2048 consecutive seeds, against its distribution (chi-squared)."""
+    with torch.no_grad():
+        probability = load_reference(folder)(torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1).double().numpy()
+    number = 2048
+    answers = engine.generate(
+        [PROMPTS[0]] * number, Sampling(temperature=1.0, max_completion_tokens=1), list(range(number))
+    )
+    counts = np.bincount([c.token_ids[0] for c in answers], minlength=len(probability))
+    often = probability * number >= 5
+    expected = np.append(probability[often], probability[~often].sum()) * number
+    observed = np.append(counts[often], counts[~often].sum())
+    return {"chi2": float(((observed - expected) ** 2 / expected).sum()), "cells": float(len(expected))}
+
+
+def endings(engine: Engine, _: Path) -> dict[str, Any]:
+    """How completions end, and their text."""
+    sampling = Sampling(temperature=1.0, max_completion_tokens=60)
+    answers = engine.generate([PROMPTS[0]] * 64, sampling, list(range(64)))
+    decode = ["".join("\n" if i == 98 else chr(i + 29) for i in c.token_ids.tolist() if 3 <= i <= 98) for c in answers]
+    full = engine.generate([LONG + LONG[: MAX_TOKENS - 201]], sampling, [0])[0]
+    return {
+        "ended": sum(not c.truncated for c in answers),
+        "truncated": sum(c.truncated for c in answers),
+        "ended by eos": all(c.truncated != (c.token_ids[-1] == EOS) for c in answers),
+        "eos only at the end": all(EOS not in c.token_ids[:-1] for c in answers),
+        "truncated at the limit": all(len(c.token_ids) == 60 for c in answers if c.truncated),
+        "texts": [c.text for c in answers] == decode,
+        "dtypes": sorted({f"{c.token_ids.dtype} {c.logprobs.dtype}" for c in answers}),
+        "a full sequence": [len(full.token_ids), full.truncated or int(full.token_ids[0]) == EOS],
+    }
+
+
+def refusals(engine: Engine, folder: Path) -> dict[str, str]:
+    sampling = Sampling(temperature=1.0, max_completion_tokens=4)
+    return {
+        "long": error_of(lambda: engine.generate([(5,), (5,) * MAX_TOKENS], sampling, [0, 1])),
+        "empty": error_of(lambda: engine.generate([()], sampling, [0])),
+        "number": error_of(lambda: engine.generate([(5,)], sampling, [0, 1])),
+        "seed": error_of(lambda: engine.generate([(5,)], sampling, [-1])),
+        "big seed": error_of(lambda: engine.generate([(5,)], sampling, [2**32])),
+        "an engine over 3 of 2 processes": error_of(
+            lambda: Engine(folder, RolloutConfig(tensor=3), dtype="float32", max_sequence_tokens=9, seed=0)
+        ),
+    }
+
+
+def loading(engine: Engine, folder: Path) -> dict[str, Any]:
+    """New weights: version, prompts in the prefix cache, a bfloat16 source, and back again."""
+    other = folder.with_name(f"{folder.name}-other")
+    new, old = load_reference(other), load_reference(folder)
+    found: dict[str, Any] = {"version before": engine.weight_version}
+    completions(engine)  # the long prompts are cached now
+    reset = engine._llm.reset_prefix_cache
+    engine._llm.reset_prefix_cache = lambda: True
+    engine.load_weights(stream(other), version=0)
+    found["without a reset of the prefix cache"] = gap(new, completions(engine))
+    engine._llm.reset_prefix_cache = reset
+    engine.load_weights(stream(other), version=1)
+    found["version after"] = engine.weight_version
+    found["new weights"] = gap(new, completions(engine))
+    found["new weights against the old model"] = gap(old, completions(engine))
+
+    engine.load_weights(stream(folder, torch.bfloat16), version=2)
+    for parameter in old.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    found["bfloat16 source"] = gap(old, completions(engine))
+
+    parameters = [(name, torch.nn.Parameter(tensor)) for name, tensor in stream(other)]
+    engine.load_weights(iter(parameters), version=3)
+    found["parameters of a trainer"] = gap(new, completions(engine))
+    return found
+
+
+def collective_stream(engine: Engine, folder: Path) -> dict[str, Any]:
+    """A stream with a collective over all ranks in every step: rank 0 has the weights, and the last is misnamed."""
+
+    def broadcast(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in tensors:
+            tensor = tensor.clone() if dist.get_rank() == 0 else torch.zeros_like(tensor)
+            dist.broadcast(tensor, src=0)
+            yield name, tensor
+
+    engine.load_weights(broadcast(stream(folder)), version=4)
+    return {"gap": gap(load_reference(folder), completions(engine)), "version": engine.weight_version}
+
+
+def poisoning(engine: Engine, folder: Path) -> dict[str, Any]:
+    """A load with every kind of mistake in it: refused after the whole stream was read, and nothing works later."""
+    tensors = [(name, tensor) for name, tensor in stream(folder) if name != "model.layers.1.self_attn.k_proj.bias"]
+    tensors[2] = (tensors[2][0], torch.zeros(3, 5))
+    tensors += [("model.layers.9.mlp.up_proj.weight", torch.zeros(2)), tensors[4]]
+    read: list[str] = []
+
+    def noted() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in tensors:
+            read.append(name)
+            yield name, tensor
+
+    version = engine.weight_version
+    return {
+        "error": error_of(lambda: engine.load_weights(noted(), version=99)),
+        "wrong shape": tensors[2][0],
+        "twice": tensors[4][0],
+        "all read": len(read) == len(tensors),
+        "version moved": engine.weight_version != version,
+        "generate": error_of(lambda: completions(engine)),
+        "load": error_of(lambda: engine.load_weights(stream(folder), version=100)),
+    }
+
+
+def failing_stream(engine: Engine, folder: Path) -> dict[str, str]:
+    def broken() -> Iterator[tuple[str, torch.Tensor]]:
+        for index, item in enumerate(stream(folder)):
+            if index == 7:
+                raise OSError("the cable is out")
+            yield item
+
+    return {
+        "load": error_of(lambda: engine.load_weights(broken(), version=5)),
+        "generate": error_of(lambda: completions(engine)),
+    }
+
+
+def process_left_alone(folder: Path, tensor: int) -> dict[str, Any]:
+    """Build, use and close an engine; what of the trainer's process is changed?"""
+
+    def state() -> tuple[Any, ...]:
+        return (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            np.random.get_state(legacy=False)["state"]["key"].tolist(),
+        )
+
+    variables = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "LOCAL_RANK")}
+    trainer_group = dist.new_group([0, 1])
+    before = state()
+    engine = build(folder, tensor)
+    built = state() == before
+    completions(engine)
+    found: dict[str, Any] = {"random state": [built, state() == before]}
+    found["environment"] = variables == {name: os.environ.get(name) for name in variables}
+    found["version"] = engine.weight_version
+    found["gap"] = gap(load_reference(folder), completions(engine))
+    found["layout"] = [engine.num_replicas, engine.replica, engine.replica_size, engine.rank_in_replica]
+    engine.close()
+    engine.close()
+    found["closed"] = error_of(lambda: completions(engine))
+    one = torch.ones(1)
+    dist.all_reduce(one, group=trainer_group)
+    dist.all_reduce(one)
+    dist.all_reduce(one, group=dist.new_group([0, 1]))
+    linear = torch.nn.Linear(4, 4)
+    linear(torch.randn(2, 4)).sum().backward()
+    found["trainer's groups after close"] = one.item()
+    found["autograd"] = linear.weight.grad is not None and torch.get_default_dtype() == torch.float32
+    return found
+
+
+def stream(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, tensor.to(dtype)) for name, tensor in load_file(folder / "model.safetensors").items())
+
+
+def error_of(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def build(folder: Path, tensor: int) -> Engine:
+    rollout = RolloutConfig(tensor=tensor, kv_cache_mib=1, max_concurrent=64)
+    return Engine(folder, rollout, dtype="float32", max_sequence_tokens=MAX_TOKENS, seed=0)
+
+
+def main(root: Path, tensor: int) -> None:
+    dist.init_process_group("gloo")
+    tied, untied = root / "tied", root / "untied"
+    found: dict[str, Any] = {"process_left_alone": process_left_alone(untied, tensor)}
+    checks: list[Callable[[Engine, Path], Any]] = [logprobs_match_transformers, seeds_decide]
+    if tensor == 1:
+        checks += [sampled_frequencies, endings, refusals, loading]
+    checks += [collective_stream, poisoning]
+    engine = build(tied, tensor)
+    for check in checks:
+        found[check.__name__] = check(engine, tied)
+    engine.close()
+    engine = build(untied, tensor)
+    found["loading_untied"] = loading(engine, untied)
+    found["failing_stream"] = failing_stream(engine, untied)
+    engine.close()
+    everything: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everything, found)
+    if dist.get_rank() == 0:
+        write_result({"ranks": everything})
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,217 @@
+"""What engine_worker.py found on two processes: two replicas with TP=1, one engine with TP=2."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_rapo.rollout import Sampling
+from tests.launch import REPOSITORY, run_distributed
+from tests.models import save_tiny_qwen2
+
+HERE = Path(__file__).parent
+TIMEOUT_S = 400  # of a launch, which takes 40 s where the cores are free
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
+TOLERANCE = 2e-5  # nats: float32 rounding of these models (1e-5) against float64
+STALE = 0.5  # nats; wrong weights are further off than this
+
+Found = list[dict[str, Any]]  # of each rank
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for name, tied, seed in (
+        ("tied", True, 0),
+        ("tied-other", True, 1),
+        ("untied", False, 0),
+        ("untied-other", False, 1),
+    ):
+        save_tiny_qwen2(root / name, tied=tied, num_kv_heads=2, seed=seed)
+    return root
+
+
+def run_worker(models: Path, tensor: int) -> Found:
+    result = run_distributed(HERE / "engine_worker.py", 2, models, tensor, timeout_s=TIMEOUT_S)
+    assert result is not None
+    ranks: Found = result["ranks"]
+    return ranks
+
+
+@pytest.fixture(scope="module")
+def replicas(models: Path) -> Found:
+    return run_worker(models, 1)
+
+
+@pytest.fixture(scope="module")
+def tensor_parallel(models: Path) -> Found:
+    return run_worker(models, 2)
+
+
+@pytest.fixture(params=["replicas", "tensor_parallel"])
+def ranks(request: pytest.FixtureRequest) -> Found:
+    found: Found = request.getfixturevalue(request.param)
+    return found
+
+
+def test_layout(replicas: Found, tensor_parallel: Found) -> None:
+    assert [rank["process_left_alone"]["layout"] for rank in replicas] == [[2, 0, 1, 0], [2, 1, 1, 0]]
+    assert [rank["process_left_alone"]["layout"] for rank in tensor_parallel] == [[1, 0, 2, 0], [1, 0, 2, 1]]
+
+
+def test_before_the_first_load_the_weights_are_the_folders(ranks: Found) -> None:
+    for rank in ranks:
+        assert rank["process_left_alone"]["version"] is None
+        assert rank["process_left_alone"]["gap"][0] < TOLERANCE
+
+
+@pytest.mark.parametrize("setting", ["T=1", "T=0.7", "T=1.3 top_p=0.8", "greedy"])
+def test_logprobs_are_those_of_the_sampled_distribution(ranks: Found, setting: str) -> None:
+    for rank in ranks:
+        gap, spread = rank["logprobs_match_transformers"][setting]
+        assert gap < TOLERANCE
+        assert spread > 0.1  # they say something
+        assert rank["logprobs_match_transformers"]["T=0.7 read as T=1"][0] > STALE
+
+
+def test_temperature_0_is_greedy(ranks: Found) -> None:
+    assert all(rank["logprobs_match_transformers"]["greedy is the most likely"] for rank in ranks)
+
+
+def test_a_seed_decides_the_tokens(replicas: Found, tensor_parallel: Found) -> None:
+    first, *others = [rank["seeds_decide"] for rank in replicas + tensor_parallel]
+    assert first["tokens"][: len(first["alone"])] == first["alone"]  # whatever else is in the batch
+    assert all(other["tokens"] == first["tokens"] for other in others)  # on whichever replica
+    assert first["unchanged by other seeds"] == 0
+    assert first["same seed"] and not first["other seed"]
+
+
+def test_consecutive_seeds_sample_the_distribution(replicas: Found) -> None:
+    for rank in replicas:
+        degrees = rank["sampled_frequencies"]["cells"] - 1
+        deviations = (rank["sampled_frequencies"]["chi2"] - degrees) / math.sqrt(2 * degrees)
+        assert abs(deviations) < 4
+
+
+def test_endings_and_text(replicas: Found) -> None:
+    for rank in replicas:
+        found = rank["endings"]
+        assert found["ended"] > 5 and found["truncated"] > 5
+        assert found["ended by eos"] and found["eos only at the end"]
+        assert found["truncated at the limit"]
+        assert found["texts"]  # without special tokens
+        assert found["dtypes"] == ["int32 float32"]
+        assert found["a full sequence"] == [1, True]
+
+
+def test_refusals(replicas: Found) -> None:
+    for rank in replicas:
+        found = rank["refusals"]
+        assert found["long"].startswith("ValueError: prompt 1 has 320 tokens: ") and "1 to 319" in found["long"]
+        assert found["empty"].startswith("ValueError: prompt 0 has 0 tokens")
+        assert found["number"] == "ValueError: 1 prompts and 2 seeds: give one seed for each prompt."
+        assert found["seed"].startswith("ValueError: seed 0 is -1")
+        assert found["big seed"].startswith("ValueError: seed 0 is 4294967296")
+        assert found["an engine over 3 of 2 processes"].startswith("ValueError: rollout.tensor=3: does not divide")
+
+
+@pytest.mark.parametrize("temperature", [0.001, 2.1, -1.0])
+def test_temperatures_that_vllm_would_change_are_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"0\.01 to 2\.0"):
+        Sampling(temperature=temperature, max_completion_tokens=1)
+
+
+@pytest.mark.parametrize("model", ["loading", "loading_untied"])
+def test_loading(replicas: Found, tensor_parallel: Found, model: str) -> None:
+    for found in [rank[model] for rank in replicas + tensor_parallel if model in rank]:
+        assert (found["version before"], found["version after"]) == (None, 1)
+        assert found["new weights"][0] < TOLERANCE
+        assert found["new weights against the old model"][0] > STALE
+        assert found["bfloat16 source"][0] < TOLERANCE
+        assert found["parameters of a trainer"][0] < TOLERANCE
+
+
+def test_the_prefix_cache_is_stale_unless_reset(replicas: Found) -> None:
+    """Why load_weights resets it: the same prompts were answered with the old weights before."""
+    assert all(rank["loading"]["without a reset of the prefix cache"][0] > STALE for rank in replicas)
+
+
+def test_a_stream_with_collectives(ranks: Found) -> None:
+    for rank in ranks:
+        assert rank["collective_stream"]["gap"][0] < TOLERANCE
+        assert rank["collective_stream"]["version"] == 4
+
+
+def test_a_wrong_load_names_its_mistakes_and_poisons_the_engine(ranks: Found) -> None:
+    for rank in ranks:
+        found = rank["poisoning"]
+        assert found["error"].startswith("ValueError: 4 of the weights are wrong: ")
+        assert f"{found['wrong shape']} has shape [3, 5] instead of [" in found["error"]
+        assert f"{found['twice']} came twice" in found["error"]
+        assert "model.layers.9.mlp.up_proj.weight is not a parameter of the model" in found["error"]
+        assert "model.layers.1.self_attn.k_proj.bias is missing" in found["error"]
+        assert found["all read"] and not found["version moved"]
+        assert found["generate"].startswith("RuntimeError: Engine: unusable since loading weight version 99 failed (4")
+        assert found["load"].startswith("RuntimeError: Engine: unusable since loading weight version 99 failed")
+
+
+def test_a_stream_that_fails_poisons_the_engine(ranks: Found) -> None:
+    for rank in ranks:
+        assert rank["failing_stream"]["load"] == "OSError: the cable is out"
+        assert "loading weight version 5 failed (the cable is out)" in rank["failing_stream"]["generate"]
+
+
+def test_the_process_stays_the_trainers(ranks: Found) -> None:
+    for rank in ranks:
+        found = rank["process_left_alone"]
+        assert found["random state"] == [True, True]
+        assert found["environment"]
+        assert found["closed"] == "RuntimeError: Engine: closed; build a new one."
+        assert found["trainer's groups after close"] == 8
+        assert found["autograd"]
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from megatron_rapo.config import RolloutConfig
+from megatron_rapo.rollout import Engine, Sampling
+
+def build():
+    return Engine(Path(sys.argv[1]), RolloutConfig(kv_cache_mib=1), dtype="bfloat16", max_sequence_tokens=64, seed=0)
+
+try:
+    build()
+except RuntimeError as error:
+    print(error)
+assert "vllm" not in sys.modules
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=0, world_size=1)
+engine = build()
+sampling = Sampling(temperature=1.0, max_completion_tokens=8)
+print(len(engine.generate([(5, 6, 7)], sampling, [3])[0].token_ids))
+del engine
+dist.barrier()  # vLLM would have destroyed the process group
+dist.destroy_process_group()
+print("done")
+"""
+
+
+def test_one_process_without_a_launcher(models: Path, tmp_path: Path) -> None:
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    env = {name: value for name, value in os.environ.items() if name not in launcher}
+    env |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ALONE, str(models / "tied"), str(tmp_path / "store")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    refusal, length, end = done.stdout.strip().splitlines()
+    assert "call torch.distributed.init_process_group first" in refusal
+    assert 1 <= int(length) <= 8
+    assert end == "done"
+    assert "Traceback" not in done.stderr, done.stderr[-4000:]

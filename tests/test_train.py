@@ -1,0 +1,215 @@
+"""The whole loop from the command line, on two processes: real Megatron-Core, real vLLM, real math-verify."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from megatron_rapo.monitor import SCALARS
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+[model]
+path = "examples/tiny/model"
+[data]
+train = "examples/tiny/train.jsonl"
+template = "plain"
+max_prompt_tokens = 32
+[batch]
+prompts_per_step = 4
+completions_per_prompt = 4
+optimizer_steps_per_rollout = 2
+tokens_per_microbatch = 1024
+[algorithm]
+alpha = 0.02
+[parallel]
+tensor = 2
+[rollout]
+max_completion_tokens = 64
+kv_cache_mib = 32
+[optimizer]
+lr = 2e-4
+[precision]
+dtype = "float32"
+[checkpoint]
+every_steps = 1
+[evaluation]
+data = "{heldout}"
+samples_per_problem = 4
+k = [1, 4]
+max_completion_tokens = 64
+[run]
+folder = "{folder}"
+steps = {steps}
+timeout_s = 60.0
+"""
+
+
+def start(folder: Path, *arguments: str, steps: int = 3, nproc: int = 2) -> subprocess.Popen[str]:
+    """torchrun of `train` into `folder`/run, with its output in a pipe."""
+    folder.mkdir(exist_ok=True)
+    heldout = folder / "heldout.jsonl"
+    heldout.write_text("".join((ROOT / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[:6]))
+    config = folder / "config.toml"
+    config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    command += ["-m", "megatron_rapo", "train", str(config), *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """The output of a run that must succeed."""
+    try:
+        output, _ = process.communicate(timeout=200)
+    finally:
+        kill_tree(process)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Three steps without a break: the folder and the output."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, finish(start(folder))
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two steps, then the third by another start with --resume."""
+    folder = tmp_path_factory.mktemp("resumed")
+    finish(start(folder, steps=2))
+    return folder, finish(start(folder, "--resume"))
+
+
+def test_metrics_are_complete_and_mean_something(whole: tuple[Path, str]) -> None:
+    rows = metrics(whole[0])
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row.keys() >= SCALARS.keys(), SCALARS.keys() - row.keys()
+        assert all(isinstance(value, (int, float)) for value in row.values())  # null would be a number not finite
+        assert row["rollout/logprob_gap_max"] < 1e-4  # float32: the engine's weights are the trainer's, every step
+        assert 0.9 <= row["reference/phi_mean"] <= 1.0
+        assert row["reference/phi_mean"] == pytest.approx(0.9 + 0.1 * row["reward/mean"], abs=1e-6)
+        assert row["optimizer/grad_norm"] > 0 and row["optimizer/lr"] == 2e-4
+        phases = sum(value for name, value in row.items() if name.startswith("seconds/") and name != "seconds/step")
+        assert phases <= row["seconds/step"] * 1.01
+    assert rows[0]["policy/kl"] < rows[2]["policy/kl"] + 0.1
+
+
+def test_tensorboard_shows_the_same(whole: tuple[Path, str]) -> None:
+    events = EventAccumulator(str(whole[0] / "run/tensorboard"))
+    events.Reload()
+    for row in metrics(whole[0]):
+        (found,) = [e.value for e in events.Scalars("policy/entropy") if e.step == row["step"]]
+        assert found == pytest.approx(row["policy/entropy"])
+    assert len(events.Tensors("samples/0")) == 3
+
+
+def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> None:
+    folder, output = whole
+    summary = json.loads((folder / "run/summary.json").read_text())
+    assert summary.keys() >= {"pass@1", "pass@4", "checkpoint", "hf_export", "seconds"}
+    assert 0 <= summary["pass@1"]["before"] <= summary["pass@4"]["before"] <= 1
+    assert {"rollout", "verify", "score", "train", "reshard", "evaluate"} <= summary["seconds"].keys()
+    assert Path(summary["checkpoint"]).name == "step-000003"
+    assert "step 3/3 " in output and "tensorboard --logdir" in output
+    assert "\x1b" not in output  # no terminal: no control characters
+    assert json.loads((folder / "run/config.json").read_text())["optimizer"]["beta2"] == 0.999
+
+
+def test_export_is_the_trained_model(whole: tuple[Path, str]) -> None:
+    exported = whole[0] / "run/hf"
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    base = load_file(ROOT / "examples/tiny/model/model.safetensors")
+    trained = model.state_dict()
+    moved = [name for name, weight in base.items() if not torch.equal(trained[name], weight)]
+    assert moved == list(base)
+    assert max(float((trained[name] - base[name]).abs().max()) for name in base) < 6 * 2e-4 * 1.5  # 6 AdamW steps
+
+
+def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:
+    assert "resuming from" in resumed[1]
+    for expected, found in zip(metrics(whole[0]), metrics(resumed[0]), strict=True):
+        timeless = {name for name in expected if not name.startswith(("seconds/", "throughput/"))}
+        assert {name: found[name] for name in timeless} == {name: expected[name] for name in timeless}
+    expected, found = (load_file(folder / "run/hf/model.safetensors") for folder in (whole[0], resumed[0]))
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_an_earlier_run_is_not_lost(whole: tuple[Path, str]) -> None:
+    process = start(whole[0])
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert f"error: run.folder={whole[0] / 'run'}: holds an earlier run" in output
+    assert "--resume" in output and "--overwrite" in output
+    assert len(metrics(whole[0])) == 3
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[int, psutil.Process]]]:
+    """A run that has finished its first step, and its training processes by rank."""
+    process = start(tmp_path, steps=100_000)
+    try:
+        deadline = time.monotonic() + 150
+        while not ((tmp_path / "run/metrics.jsonl").exists() and metrics(tmp_path)):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+        children = psutil.Process(process.pid).children()
+        yield process, {int(c.environ()["RANK"]): c for c in children if "RANK" in c.environ()}
+    finally:
+        kill_tree(process)
+
+
+def test_a_rank_that_dies_ends_the_run(running: tuple[subprocess.Popen[str], dict[int, psutil.Process]]) -> None:
+    process, ranks = running
+    ranks[1].kill()
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "rank 0: lost another process of this run" in output or "rank 0: told to end (SIGTERM)" in output
+    assert time.monotonic() - killed < 30  # well under the collectives' own timeout of 60 s
+    assert not ranks[0].is_running()
+
+
+def test_ctrl_c_ends_the_run(running: tuple[subprocess.Popen[str], dict[int, psutil.Process]]) -> None:
+    process, ranks = running
+    for target in (process.pid, *(rank.pid for rank in ranks.values())):  # as a terminal does: the whole group
+        os.kill(target, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "rank 0: interrupted; --resume goes on" in output
+    assert not any(rank.is_running() for rank in ranks.values())
