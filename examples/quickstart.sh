@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train a small model with RAPO on two CPU processes; everything it needs is set up first, in .venv.
 #
-#   examples/quickstart.sh [--set section.field=value ...]
+#   examples/quickstart.sh [--set section.field=value ...]     replaces an earlier runs/quickstart
+#   examples/quickstart.sh --resume                            goes on with it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,4 +15,8 @@ export VLLM_LOGGING_LEVEL="${VLLM_LOGGING_LEVEL:-ERROR}"
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-exec .venv/bin/python tools/torchrun.py --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml "$@"
+EARLIER_RUN=(--overwrite)
+if [[ " $* " == *" --resume "* ]]; then EARLIER_RUN=(); fi
+
+exec .venv/bin/python tools/torchrun.py --nproc-per-node 2 \
+    -m megatron_rapo train examples/quickstart.toml "${EARLIER_RUN[@]}" "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,9 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> None:
         _monitor(config, checkpoint) as monitor,
         VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
     ):
-        _report_left_out(monitor, config, train_set)
+        _report_left_out(monitor.message, config.data.train, train_set, config)
+        if config.evaluation and heldout:
+            _report_left_out(monitor.message, config.evaluation.data, heldout, config)
         monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
         with monitor.phase("start"):
             trainer, engine = _build(config, shape, verifier, monitor, train_set, heldout)
@@ -89,21 +92,23 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     if config.evaluation is None:
         raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
     read_shape(config.model.path)
-    prompts = _prompts(config, config.evaluation.data).prompts
+    heldout = _prompts(config, config.evaluation.data)
     end_promptly_on_signals()
     init_process_group(config.run.timeout_s)
     with VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier:
         engine = _engine(config)
-        result = evaluate(Sampler(engine, verifier, config.reward), prompts, config.evaluation, seed=config.run.seed)
+        sampler = Sampler(engine, verifier, config.reward)
+        result = evaluate(sampler, heldout.prompts, config.evaluation, seed=config.run.seed)
         engine.close()
     if dist.get_rank() == 0:
         if output:
             result.save(output)
         with Console(0) as console:
+            _report_left_out(console.message, config.evaluation.data, heldout, config)
             rows = [[f"pass@{k}", f"{value:.3f}"] for k, value in result.pass_at.items()]
             rows.append(["completion tokens", f"{result.mean_completion_tokens:.1f}"])
             rows.append(["truncated", f"{result.truncated:.3f}"])
-            console.table(f"{config.model.path} on {len(prompts)} problems", ["", "score"], rows)
+            console.table(f"{config.model.path} on {len(heldout.prompts)} problems", ["", "score"], rows)
     dist.destroy_process_group()
 
 
@@ -113,12 +118,12 @@ def _prompts(config: Config, path: Path) -> PromptSet:
     return build_prompts(problems, load_tokenizer(config.model.path), data.template, data.max_prompt_tokens)
 
 
-def _report_left_out(monitor: Monitor, config: Config, prompts: PromptSet) -> None:
+def _report_left_out(say: Callable[[str], None], path: Path, prompts: PromptSet, config: Config) -> None:
     left_out = len(prompts.too_long)
     if left_out:
-        monitor.message(
-            f"{config.data.train}: {left_out} of {left_out + len(prompts.prompts)} problems left out, their prompts "
-            f"are over data.max_prompt_tokens={config.data.max_prompt_tokens}"
+        say(
+            f"{path}: {left_out} of {left_out + len(prompts.prompts)} problems left out, their prompts are over "
+            f"data.max_prompt_tokens={config.data.max_prompt_tokens}"
         )
 
 

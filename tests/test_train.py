@@ -170,6 +170,20 @@ def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tu
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
+def test_evaluate_gives_the_export_the_score_that_the_run_gave_it(whole: tuple[Path, str]) -> None:
+    folder, _ = whole
+    command = [sys.executable, "-m", "megatron_rapo", "evaluate", str(folder / "config.toml")]
+    command += ["--set", f"model.path={folder / 'run/hf'}", "--output", str(folder / "scores.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((folder / "scores.json").read_text())
+    summary = json.loads((folder / "run/summary.json").read_text())
+    assert {f"pass@{k}": value for k, value in scores["pass_at"].items()} == {
+        name: summary[name]["after"] for name in ("pass@1", "pass@4")
+    }
+    assert len(scores["problems"]) == 6 and "on 6 problems" in done.stdout
+
+
 def test_an_earlier_run_is_not_lost(whole: tuple[Path, str]) -> None:
     process = start(whole[0])
     output, _ = process.communicate(timeout=100)

@@ -21,9 +21,9 @@ from megatron_rapo.mcore.policy import Policy
 
 
 def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:
-    """Write weights, optimizer, schedule, reference and `state` (the trainer's own, picklable). Collective.
+    """Write weights, optimizer, schedule and `state` (the trainer's own, of plain types). Collective.
 
-    Returns the checkpoint's folder.
+    Returns the checkpoint's folder. The reference is not in it: it is read from model.path again.
     """
     folder = checkpoint_folder(root, step)
     partial = folder.with_suffix(".partial")

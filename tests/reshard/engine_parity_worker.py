@@ -1,4 +1,4 @@
-"""Started on 2 processes: `engine_parity_worker.py MODEL FOLDER ENGINE_TENSOR`; the engine against the trainer, step by step."""
+"""Started on 2 processes: `engine_parity_worker.py MODEL FOLDER ENGINE_TENSOR`; the engine against the trainer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def main() -> None:
     with VerifierPool(1, 5.0) as verifier:
         sampler = Sampler(engine, verifier, config.reward)
         for name, parallel in TRAINER_LAYOUTS.items():
-            results[name] = follow(sampler, tiny_config(model, folder, parallel=parallel, optimizer={"lr": 3e-3}))
+            batch = {"tokens_per_microbatch": 512}  # the long prompt has 150
+            trainer = tiny_config(model, folder, parallel=parallel, batch=batch, optimizer={"lr": 3e-3})
+            results[name] = follow(sampler, trainer)
             parallel_state.destroy_model_parallel()
     engine.close()
     if dist.get_rank() == 0:
@@ -67,7 +69,11 @@ def sample(sampler: Sampler) -> list[Group]:
     """Completions of a short prompt and of one that fills a block of vLLM's prefix cache (128 tokens)."""
     texts = ["1+1=", "17*3+5\n", "abcd " * 30, "7*8\n"]
     prompts = [
-        Prompt(problem=Problem(id=str(i), text=text, answer="2"), text=text, token_ids=tuple(ord(c) % 90 + 3 for c in text))
+        Prompt(
+            problem=Problem(id=str(i), text=text, answer="2"),
+            text=text,
+            token_ids=tuple(ord(c) % 90 + 3 for c in text),
+        )
         for i, text in enumerate(texts)
     ]
     sampling = Sampling(temperature=1.0, max_completion_tokens=24)
@@ -75,8 +81,6 @@ def sample(sampler: Sampler) -> list[Group]:
 
 
 def scored(sampler: Sampler, policy: Policy, config: Config) -> list[Any]:
-    roomy = config.model_copy(update={"batch": config.batch.model_copy(update={"tokens_per_microbatch": 512})})
-    policy._config = roomy
     return policy.score(policy.pack(to_sequences(sample(sampler), config)))
 
 
