@@ -1,4 +1,4 @@
-"""`python -m megatron_rapo`; guarded, since saving a checkpoint starts a process that imports this module again."""
+"""`python -m megatron_rapo`."""
 
 from megatron_rapo.cli import main
 

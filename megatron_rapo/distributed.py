@@ -68,6 +68,7 @@ _SAID = {
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether a collective failed because another process is gone or too late, going by gloo's and NCCL's words."""
+    """Whether a collective failed because another process is gone or late: gloo and NCCL name themselves in that."""
     text = str(error)
-    return any(words in text for words in ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "timed out"))
+    causes = ("closed by peer", "reset by peer", "Broken pipe", "timed out", "Timed out", "timeout")
+    return ("gloo/" in text or "NCCL" in text) and any(cause in text for cause in causes)

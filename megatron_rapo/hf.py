@@ -181,5 +181,9 @@ def save_folder(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], *, li
     for pattern in COMPANIONS:
         for companion in like.glob(pattern):
             shutil.copy2(companion, partial / companion.name)
-    shutil.rmtree(folder, ignore_errors=True)
+    replaced = folder.with_name(folder.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
     partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -80,16 +80,17 @@ def aligned(length: int, context: int) -> int:
 
 
 def pack(sequences: Seq[Sequence], indices: Seq[int], *, context: int, num_tokens: int) -> PackedBatch:
-    """Lay out `sequences` one after the other, each aligned, and fill up to `num_tokens` with a sequence of no meaning.
+    """Lay out `sequences` one after the other, each aligned, and fill up to `num_tokens` with tokens of no meaning.
 
+    The filling is cut into sequences no longer than the longest real one, since attention is paid for the longest.
     `indices` are the sequences' places in the optimizer step; `num_tokens` is a multiple of 2 * context where
     context > 1, at least 1 and at least the sum of the aligned lengths.
     """
     lengths = [aligned(len(s.token_ids), context) for s in sequences]
     filling = num_tokens - sum(lengths)
     assert filling >= 0 and num_tokens > 0, f"{sum(lengths)} tokens do not fit {num_tokens}"
-    if filling:
-        lengths.append(filling)
+    longest = max(lengths, default=aligned(128, context))
+    lengths += [longest] * (filling // longest) + [filling % longest] * (filling % longest > 0)
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     size = int(cu_seqlens[-1])
     token_ids, targets = np.zeros(size, np.int64), np.zeros(size, np.int64)

@@ -60,6 +60,11 @@ def rapo_loss(
     Tokens were drawn by the engine. The surrogate's expectation is under pi_old and the divergence's under pi_theta,
     so each carries its own importance weight against the engine, detached and truncated at `importance_cap`.
     """
+    # Masked-out tokens are emptied before the arithmetic: masked after it, 0 * inf would be nan in the backward pass.
+    logp_T, entropy_T, old_logp_T, ref_logp_T, engine_logp_T, advantage_T = (
+        values_T.masked_fill(~mask_T, 0.0)
+        for values_T in (logp_T, entropy_T, old_logp_T, ref_logp_T, engine_logp_T, advantage_T)
+    )
     to_old_T = (old_logp_T - engine_logp_T).exp().clamp(max=importance_cap)
     to_policy_T = (logp_T.detach() - engine_logp_T).exp().clamp(max=importance_cap)
     surrogate_T, clipped_T = clipped_surrogate(logp_T, old_logp_T, advantage_T, clip_low=clip_low, clip_high=clip_high)
@@ -67,7 +72,7 @@ def rapo_loss(
     objective_T = to_old_T * surrogate_T - alpha * to_policy_T * penalty.loss_T + beta * entropy_T
 
     def total(values_T: Tensor) -> Tensor:
-        return values_T.masked_fill(~mask_T, 0.0).sum()  # where, not multiply: an excluded inf must not become nan
+        return values_T.masked_fill(~mask_T, 0.0).sum()
 
     metrics = {
         "surrogate": to_old_T * surrogate_T,

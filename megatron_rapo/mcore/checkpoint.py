@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_load_sharded_strategy,
     get_default_save_sharded_strategy,
 )
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_rapo.checkpoints import CheckpointError, checkpoint_folder, point_to
+from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
 
@@ -32,8 +31,7 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
             shutil.rmtree(stale, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    # Megatron would keep the results of (asynchronous) writers in a server process, which outlives a killed run.
-    filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
+    checkpoint_writer.install()
     content = {**_sharded(policy, loading=False), "format": policy.checkpoint_format, "trainer": state}
     dist_checkpointing.save(content, str(partial), get_default_save_sharded_strategy("torch_dist"))
     dist.barrier()

@@ -5,6 +5,7 @@ Behaviour of vLLM named here was seen in 0.32.0.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import secrets
@@ -40,6 +41,7 @@ def import_vllm() -> ModuleType:
         )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns that Triton is not there, on the CPU too
     import vllm
 
     _keep_process_groups()

@@ -80,7 +80,7 @@ def by_log_softmax(
     logits_TV: Tensor, targets_T: Tensor, scale_T: Tensor, weights_2T: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """logp, entropy and the gradient by the logits."""
-    logits_TV.requires_grad_()
+    logits_TV = logits_TV.clone().requires_grad_()
     logp_TV = (scale_T[:, None] * logits_TV).log_softmax(-1)
     logp_T, entropy_T = logp_TV.gather(1, targets_T[:, None])[:, 0], -(logp_TV.exp() * logp_TV).sum(-1)
     (weights_2T[0] * logp_T + weights_2T[1] * entropy_T).sum().backward()

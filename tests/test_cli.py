@@ -1,0 +1,224 @@
+"""The command line as users start it; what is slow to import must not be imported before the settings are good."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from megatron_rapo import cli, run
+from megatron_rapo.config import ConfigError
+
+REPOSITORY = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "megatron", "vllm", "datasets")
+GOOD = """
+[model]
+path = "no/such/model"
+[data]
+train = "train.jsonl"
+[batch]
+prompts_per_step = 8
+[run]
+folder = "runs/one"
+steps = 3
+"""
+
+
+def command(*arguments, columns=80, environment=None):
+    """Run `python -m megatron_rapo ...`: the finished process, and the heavy packages that it imported."""
+    finished = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "megatron_rapo", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"COLUMNS": str(columns)} | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    lines = finished.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines if line.startswith("import time:")}
+    assert "pydantic" in imported or not lines
+    finished.stderr = "\n".join(line for line in lines if not line.startswith("import time:"))
+    return finished, imported & set(HEAVY)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_help(columns):
+    finished, heavy = command("--help", columns=columns)
+    assert finished.returncode == 0 and finished.stderr == "" and not heavy
+    text = finished.stdout
+    assert text.startswith("usage: megatron_rapo [-h] COMMAND ...\n")
+    words = " ".join(text.split())
+    assert "train train a policy; start it with torchrun or srun" in words
+    assert "evaluate pass@k of a Hugging Face model folder (model.path)" in words
+    assert "\n  torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml\n" in text
+    assert text.endswith("each run writes the ones it used to RUN/config.json.\n")
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_help_of_train(columns):
+    finished, heavy = command("train", "--help", columns=columns)
+    assert finished.returncode == 0 and finished.stderr == "" and not heavy
+    text = finished.stdout
+    assert max(map(len, text.splitlines())) <= columns
+    words = " ".join(text.split())
+    for said in (
+        "usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] CONFIG.toml",
+        "CONFIG.toml the run's settings",
+        "--set SECTION.FIELD=VALUE override one setting; may be given many times",
+        "--resume go on from the run folder's latest checkpoint",
+        "--overwrite delete an earlier run in the run folder first",
+    ):
+        assert said in words
+
+
+def test_what_train_help_looks_like_on_a_wide_terminal():
+    finished, _ = command("train", "--help", columns=120)
+    assert finished.stdout == textwrap.dedent("""\
+        usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] CONFIG.toml
+
+        train a policy; start it with torchrun or srun
+
+        positional arguments:
+          CONFIG.toml           the run's settings
+
+        options:
+          -h, --help            show this help message and exit
+          --set SECTION.FIELD=VALUE
+                                override one setting; may be given many times
+          --resume              go on from the run folder's latest checkpoint
+          --overwrite           delete an earlier run in the run folder first
+        """)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "megatron_rapo: error: the following arguments are required: COMMAND"),
+        (["tarin", "run.toml"], "megatron_rapo: error: argument COMMAND: invalid choice: 'tarin'"),
+        (["train"], "megatron_rapo train: error: the following arguments are required: CONFIG.toml"),
+        (["train", "run.toml", "--resume", "--overwrite"], "argument --overwrite: not allowed with argument --resume"),
+        (["evaluate", "run.toml", "--resume"], "megatron_rapo: error: unrecognized arguments: --resume"),
+    ],
+)
+def test_wrong_arguments(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.err.startswith("usage: megatron_rapo") and not printed.out
+
+
+BAD_SETTINGS = [
+    (["batch.completions_per_prompt=1"], ["batch.completions_per_prompt=1: group-relative advantages need at least 2"]),
+    (["run.step=3", "model.path=7"], ["model.path=7: not a string; ", "run.step=3: no such setting; did you mean st"]),
+]
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_no_file(name, tmp_path):
+    """Said at once: without an import of what takes seconds."""
+    path = tmp_path / "none.toml"
+    finished, heavy = command(name, path)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == f"error: {path}: no such configuration file; check the path."
+    assert not heavy
+
+
+def test_bad_settings(config):
+    (overrides, expected), (more, also) = BAD_SETTINGS
+    finished, heavy = command("train", config, *(f"--set={override}" for override in overrides + more))
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.startswith("error: ") and "Traceback" not in finished.stderr
+    assert len(finished.stderr.splitlines()) == 3
+    assert all(line in finished.stderr for line in expected + also)
+    assert not heavy
+
+
+def test_good_settings_go_on_to_what_is_checked_next(config):
+    """The model's folder, which is not there; it takes torch to find out."""
+    finished, heavy = command("train", config)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.splitlines()[-1] == (
+        "error: model.path=no/such/model: no such folder; give a folder with config.json and *.safetensors."
+    )
+    assert "Traceback" not in finished.stderr
+    assert "torch" in heavy and not heavy & {"megatron", "vllm"}
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [
+        ("0", "error: run.steps=0: input should be greater than or equal to 1; change the value.\n"),
+        ("1", ""),
+        ("7", ""),
+    ],
+)
+def test_one_process_speaks_for_all(config, capsys, monkeypatch, rank, said):
+    monkeypatch.setenv("RANK", rank)
+    assert cli.main(["train", str(config), "--set", "run.steps=0"]) == 2
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"resume": False, "overwrite": False}),
+        (["--resume"], {"resume": True, "overwrite": False}),
+        (["--overwrite"], {"resume": False, "overwrite": True}),
+    ],
+)
+def test_train_gets_its_settings(config, monkeypatch, arguments, expected):
+    called = {}
+    monkeypatch.setattr(run, "train", lambda config, **options: called.update(config=config, options=options))
+    assert cli.main(["train", str(config), *arguments, "--set", "run.steps=5", "--set=run.seed=6"]) == 0
+    assert called["options"] == expected
+    assert (called["config"].run.steps, called["config"].run.seed) == (5, 6)
+
+
+@pytest.mark.parametrize(("arguments", "output"), [([], None), (["--output", "a/b.json"], Path("a/b.json"))])
+def test_evaluate_gets_its_settings(config, monkeypatch, arguments, output):
+    called = {}
+    monkeypatch.setattr(run, "evaluate_model", lambda config, **options: called.update(config=config, options=options))
+    assert cli.main(["evaluate", str(config), *arguments, "--set", "model.path=other"]) == 0
+    assert called["options"] == {"output": output} and called["config"].model.path == Path("other")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ConfigError("run.folder=x: holds a run."), 2, "error: run.folder=x: holds a run.\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (
+            RuntimeError("[gloo/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4567"),
+            1,
+            "rank 0: lost another process of this run ([gloo/tcp/pair.cc:547] Connection closed by peer "
+            "[127.0.0.1]:4567); see its own message.\n",
+        ),
+    ],
+)
+def test_status(config, monkeypatch, capsys, error, status, said):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(run, "train", fail)
+    monkeypatch.delenv("RANK", raising=False)
+    assert cli.main(["train", str(config)]) == status
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_no_fault_of_the_input_is_not_hidden(config, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("a flaw")
+
+    monkeypatch.setattr(run, "train", fail)
+    with pytest.raises(RuntimeError, match="a flaw"):
+        cli.main(["train", str(config)])

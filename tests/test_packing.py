@@ -1,0 +1,233 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_rapo.packing import aligned, assign, context_chunks, pack, split_context
+from megatron_rapo.types import Sequence
+
+# --- assign ---
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ranks", "max_tokens", "multiple_of", "expected"),
+    [
+        # Longest first into the emptiest: 5 | 4, then 3 to the 4 (7), 2 to the 5 (7), 1 to the first of the two.
+        ([1, 2, 3, 4, 5], 2, 10, 1, [[[4, 1, 0]], [[3, 2]]]),
+        # 16 tokens are two micro-batches of 8: 8 | 4 + 4.
+        ([4, 8, 4], 1, 8, 1, [[[1], [0, 2]]]),
+        # 12 tokens would be 3 micro-batches of 4, but no two 3s share one.
+        ([3, 3, 3, 3], 1, 4, 1, [[[0], [1], [2], [3]]]),
+        # Three micro-batches hold them; a multiple of 2 is 4, and one stays empty.
+        ([5, 5, 5], 1, 5, 2, [[[0], [1], [2], []]]),
+        # Fewer sequences than ranks.
+        ([7], 3, 8, 1, [[[0]], [[]], [[]]]),
+        ([], 2, 8, 3, [[[], [], []], [[], [], []]]),
+        # The longest two micro-batches, and the shortest two, are on different ranks.
+        ([4, 4, 2, 1], 2, 4, 1, [[[0], [2]], [[1], [3]]]),
+        # Equal lengths go in order.
+        ([2, 2, 2, 2], 2, 4, 1, [[[0, 2]], [[1, 3]]]),
+    ],
+)
+def test_assign_by_hand(lengths, ranks, max_tokens, multiple_of, expected):
+    assert assign(lengths, num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of) == expected
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_assign_holds_what_it_promises(seed):
+    rng = random.Random(seed)
+    max_tokens, ranks, multiple_of = rng.randint(8, 200), rng.randint(1, 5), rng.choice([1, 1, 2, 3])
+    lengths = [rng.randint(1, max_tokens) for _ in range(rng.randint(0, 120))]
+    found = assign(lengths, num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of)
+    assert found == assign(tuple(lengths), num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of)
+
+    per_rank = len(found[0])
+    assert len(found) == ranks and all(len(batches) == per_rank for batches in found)
+    assert per_rank % multiple_of == 0 and per_rank > 0
+    bins = [indices for batches in found for indices in batches]
+    assert sorted(i for indices in bins for i in indices) == list(range(len(lengths)))  # each exactly once
+
+    loads = [sum(lengths[i] for i in indices) for indices in bins]
+    assert max(loads) <= max_tokens
+    # The last sequence of a bin went to the emptiest: without it no bin had more than another has now.
+    assert all(load - lengths[indices[-1]] <= min(loads) for load, indices in zip(loads, bins, strict=True) if indices)
+    if multiple_of == 1:  # one fewer did not do, which longest first means that all of them were over half full
+        assert (per_rank - 1) * ranks * max_tokens < 2 * sum(lengths) or per_rank == 1
+
+
+def test_a_sequence_that_fits_nowhere_is_refused():
+    with pytest.raises(ValueError) as raised:
+        assign([3, 9, 8], num_ranks=2, max_tokens=8)
+    assert str(raised.value) == "sequence of 9 tokens: longer than a micro-batch of 8 tokens."
+
+
+@pytest.mark.parametrize(
+    ("length", "context", "expected"), [(5, 1, 5), (5, 2, 8), (8, 2, 8), (1, 2, 4), (9, 4, 16), (16, 4, 16), (1, 3, 6)]
+)
+def test_aligned(length, context, expected):
+    assert aligned(length, context) == expected
+
+
+# --- pack ---
+
+FIRST = Sequence(
+    token_ids=np.array([5, 6, 7, 8, 9], np.int32),
+    prompt_length=2,
+    engine_logprobs=np.array([-0.5, -0.25, -0.125], np.float32),
+    advantage=1.5,
+    phi=0.75,
+    reward=1.0,
+)
+SECOND = Sequence(
+    token_ids=np.array([10, 11, 12], np.int32),
+    prompt_length=1,
+    engine_logprobs=np.array([-2.0, -1.0], np.float32),
+    advantage=-0.5,
+    phi=0.5,
+    reward=0.0,
+)
+X = -1  # in sequence_T: filling
+
+
+def fields(batch):
+    return {name: value.tolist() for name, value in vars(batch).items() if value is not None}
+
+
+def test_pack_by_hand():
+    """Two sequences and two tokens of filling; position t is about the token after it."""
+    batch = pack([FIRST, SECOND], [7, 3], context=1, num_tokens=10)
+    assert fields(batch) == {
+        "token_ids_T": [5, 6, 7, 8, 9, 10, 11, 12, 0, 0],
+        "targets_T": [6, 7, 8, 9, 0, 11, 12, 0, 0, 0],
+        "mask_T": [False, True, True, True, False, True, True, False, False, False],
+        "advantage_T": [1.5, 1.5, 1.5, 1.5, 1.5, -0.5, -0.5, -0.5, 0.0, 0.0],
+        "phi_T": [0.75, 0.75, 0.75, 0.75, 0.75, 0.5, 0.5, 0.5, 1.0, 1.0],
+        "engine_logp_T": [0.0, -0.5, -0.25, -0.125, 0.0, -2.0, -1.0, 0.0, 0.0, 0.0],
+        "sequence_T": [7, 7, 7, 7, 7, 3, 3, 3, X, X],
+        "cu_seqlens": [0, 5, 8, 10],
+    }
+    assert batch.max_seqlen == 5
+
+
+def test_pack_aligned_for_context_parallelism():
+    """Sequences of 5 and 3 take 8 and 4 places, each with filling of its own, and 4 more are a sequence of filling."""
+    batch = pack([FIRST, SECOND], [0, 1], context=2, num_tokens=16)
+    assert fields(batch) == {
+        "token_ids_T": [5, 6, 7, 8, 9, 0, 0, 0, 10, 11, 12, 0, 0, 0, 0, 0],
+        "targets_T": [6, 7, 8, 9, 0, 0, 0, 0, 11, 12, 0, 0, 0, 0, 0, 0],
+        "mask_T": [t in (1, 2, 3, 8, 9) for t in range(16)],
+        "advantage_T": [1.5] * 5 + [0.0] * 3 + [-0.5] * 3 + [0.0] * 5,
+        "phi_T": [0.75] * 5 + [1.0] * 3 + [0.5] * 3 + [1.0] * 5,
+        "engine_logp_T": [0.0, -0.5, -0.25, -0.125, 0.0, 0.0, 0.0, 0.0, -2.0, -1.0] + [0.0] * 6,
+        "sequence_T": [0] * 5 + [X] * 3 + [1] * 3 + [X] * 5,
+        "cu_seqlens": [0, 8, 12, 16],
+    }
+
+
+def test_pack_without_filling():
+    batch = pack([FIRST, SECOND], [0, 1], context=1, num_tokens=8)
+    assert batch.cu_seqlens.tolist() == [0, 5, 8]
+    assert batch.sequence_T.tolist() == [0] * 5 + [1] * 3
+
+
+@pytest.mark.parametrize(("context", "num_tokens"), [(1, 1), (1, 5), (2, 4), (2, 8)])
+def test_an_empty_micro_batch_is_one_sequence_of_filling(context, num_tokens):
+    batch = pack([], [], context=context, num_tokens=num_tokens)
+    assert fields(batch) == {
+        "token_ids_T": [0] * num_tokens,
+        "targets_T": [0] * num_tokens,
+        "mask_T": [False] * num_tokens,
+        "advantage_T": [0.0] * num_tokens,
+        "phi_T": [1.0] * num_tokens,
+        "engine_logp_T": [0.0] * num_tokens,
+        "sequence_T": [X] * num_tokens,
+        "cu_seqlens": [0, num_tokens],
+    }
+    assert batch.max_seqlen == num_tokens
+
+
+def test_dtypes():
+    batch = pack([FIRST], [0], context=1, num_tokens=5)
+    assert {name: value.dtype for name, value in vars(batch).items() if value is not None} == {
+        "token_ids_T": torch.int64,
+        "targets_T": torch.int64,
+        "mask_T": torch.bool,
+        "advantage_T": torch.float32,
+        "phi_T": torch.float32,
+        "engine_logp_T": torch.float32,
+        "sequence_T": torch.int64,
+        "cu_seqlens": torch.int32,
+    }
+
+
+@pytest.mark.parametrize(("sequences", "num_tokens"), [([FIRST, SECOND], 7), ([], 0)])
+def test_too_few_places(sequences, num_tokens):
+    with pytest.raises(AssertionError, match=f"tokens do not fit {num_tokens}"):
+        pack(sequences, range(len(sequences)), context=1, num_tokens=num_tokens)
+
+
+def test_moving_keeps_what_is_there():
+    batch = pack([FIRST], [0], context=1, num_tokens=6)
+    moved = batch.to(torch.device("cpu"))
+    assert fields(moved) == fields(batch) and moved.old_logp_T is None
+    assert batch.to(torch.device("meta")).cu_seqlens.device.type == "meta"
+
+
+# --- context parallelism ---
+
+
+def test_zigzag_by_hand():
+    """Sequences of 8, 4 and 4 on 2 ranks: chunks of 2, 1 and 1; rank 0 has the outer ones, rank 1 the inner."""
+    chunks = context_chunks(torch.tensor([0, 8, 12, 16], dtype=torch.int32), 2)
+    assert chunks.tolist() == [[0, 1, 6, 7, 8, 11, 12, 15], [2, 3, 4, 5, 9, 10, 13, 14]]
+    assert chunks.dtype == torch.int64
+
+
+def test_zigzag_on_three_ranks():
+    chunks = context_chunks(torch.tensor([0, 6, 18], dtype=torch.int32), 3)
+    assert chunks.tolist() == [[0, 5, 6, 7, 16, 17], [1, 4, 8, 9, 14, 15], [2, 3, 10, 11, 12, 13]]
+
+
+@pytest.mark.parametrize("context", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_token_is_on_one_rank(context, seed):
+    rng = random.Random(seed)
+    lengths = [aligned(rng.randint(1, 40), context) for _ in range(rng.randint(1, 9))]
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    chunks = context_chunks(cu_seqlens, context)
+    assert chunks.shape == (context, sum(lengths) // context)
+    assert sorted(chunks.flatten().tolist()) == list(range(sum(lengths)))
+    keys = torch.cat([torch.arange(1, length + 1) for length in lengths])  # that each token attends to
+    assert len(set(keys[chunks].sum(1).tolist())) == 1
+
+
+def test_split_by_hand():
+    batch = pack([FIRST, SECOND], [0, 1], context=2, num_tokens=16)
+    parts = [fields(split_context(batch, rank=rank, context=2)) for rank in range(2)]
+    assert [part["token_ids_T"] for part in parts] == [[5, 6, 0, 0, 10, 0, 0, 0], [7, 8, 9, 0, 11, 12, 0, 0]]
+    assert [part["targets_T"] for part in parts] == [[6, 7, 0, 0, 11, 0, 0, 0], [8, 9, 0, 0, 12, 0, 0, 0]]
+    assert [part["engine_logp_T"] for part in parts] == [
+        [0.0, -0.5, 0.0, 0.0, -2.0, 0.0, 0.0, 0.0],
+        [-0.25, -0.125, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0],
+    ]
+    assert [part["cu_seqlens"] for part in parts] == [[0, 8, 12, 16]] * 2  # of the whole
+
+
+@pytest.mark.parametrize("context", [2, 4])
+def test_split_takes_every_per_token_array(context):
+    whole = pack([FIRST, SECOND, FIRST], [0, 1, 2], context=context, num_tokens=48)
+    whole = type(whole)(**vars(whole) | {"old_logp_T": torch.arange(48.0), "ref_logp_T": -torch.arange(48.0)})
+    chunks = context_chunks(whole.cu_seqlens, context)
+    parts = [split_context(whole, rank=rank, context=context) for rank in range(context)]
+    for name, value in vars(whole).items():
+        if name.endswith("_T"):
+            back = torch.empty_like(value)
+            for owned, part in zip(chunks, parts, strict=True):
+                back[owned] = getattr(part, name)
+            assert torch.equal(back, value), name
+
+
+def test_one_rank_has_it_all():
+    batch = pack([FIRST], [0], context=1, num_tokens=5)
+    assert split_context(batch, rank=0, context=1) is batch
