@@ -35,12 +35,8 @@ check() { # NAME COMMAND...
 check "ruff check" ruff check --quiet .
 check "ruff format" ruff format --check --quiet .
 check "mypy" mypy --no-error-summary
-if command -v shellcheck >/dev/null; then
-    mapfile -t SCRIPTS < <(find . \( -name .venv -o -name runs \) -prune -o -type f \( -name '*.sh' -o -path ./.ci/run \) -print)
-    check "shellcheck" shellcheck "${SCRIPTS[@]}"
-else
-    echo "== shellcheck: skipped, not installed"
-fi
+mapfile -t SCRIPTS < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run)
+check "shellcheck" shellcheck "${SCRIPTS[@]}"
 check "pytest" python -m pytest
 
 if ((${#FAILED[@]})); then
