@@ -6,13 +6,32 @@ beside it is a text file with the name of the newest whole one.
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+from megatron_rapo.config import Config
+from megatron_rapo.errors import InputError
+
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
-_LATEST, _PREFIX = "latest", "step-"
+_LATEST, _PREFIX, _SETTINGS = "latest", "step-", "settings.json"
+_FREE_SECTIONS = {"parallel", "reshard", "precision", "checkpoint", "monitor", "evaluation"}
+_FREE = {
+    "model.layers",
+    "model.recompute",
+    "reward.workers",
+    "reward.timeout_s",
+    "batch.tokens_per_microbatch",
+    "rollout.tensor",
+    "rollout.kv_cache_mib",
+    "rollout.max_concurrent",
+    "rollout.compile",
+    "run.folder",
+    "run.timeout_s",
+}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that is not there or cannot be used."""
 
 
@@ -35,6 +54,41 @@ def latest_checkpoint(root: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{pointer}: names {folder.name}, which is not there; write the name of one that is.")
     return folder
+
+
+def save_settings(folder: Path, config: Config) -> None:
+    """Keep the settings of a checkpoint with it, for `check_resumable`."""
+    (folder / _SETTINGS).write_text(config.to_json() + "\n")
+
+
+def check_resumable(checkpoint: Path, config: Config) -> None:
+    """Refuse to go on from `checkpoint` with settings under which it would be another run. Raises CheckpointError.
+
+    Free to change are where and how fast things run (layout, memory, workers, folders), what is watched, and the number
+    of steps where the learning rate does not depend on it.
+    """
+    saved = json.loads((checkpoint / _SETTINGS).read_text())
+    free = _FREE | ({"run.steps"} if config.optimizer.schedule == "constant" else set())
+    for section, present in config.model_dump(mode="json").items():
+        if section in _FREE_SECTIONS:
+            continue
+        for field, value in present.items():
+            name, before = f"{section}.{field}", saved[section].get(field)
+            if name not in free and value != before:
+                raise CheckpointError(
+                    f"{name}={value}: {checkpoint} was written with {before}, and the run would not go on as the same "
+                    f"one; resume with {name}={before}, or start a new run."
+                )
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Rename the whole folder `partial` to `folder`; an earlier `folder` is removed only when that is done."""
+    replaced = folder.with_name(folder.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def point_to(folder: Path) -> None:

@@ -10,12 +10,16 @@ from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.hf import ModelShape
 
 
-def resolve_layers(setting: str) -> str:
+def resolve_layers(config: Config) -> str:
     """`auto` of model.layers resolved to torch or transformer_engine."""
-    if setting != "auto":
-        return setting
-    has_te = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
-    return "transformer_engine" if has_te else "torch"
+    if config.model.layers != "auto":
+        return config.model.layers
+    usable = config.precision.dtype == "bfloat16" and _has_transformer_engine()
+    return "transformer_engine" if usable else "torch"
+
+
+def _has_transformer_engine() -> bool:
+    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def check_world_size(config: Config, world_size: int) -> None:
@@ -27,11 +31,7 @@ def check_world_size(config: Config, world_size: int) -> None:
             f"{parallel.model_size} does not divide the {world_size} processes; "
             f"start a multiple of {parallel.model_size} processes or change the layout."
         )
-    if world_size % rollout.tensor:
-        raise ConfigError(
-            f"rollout.tensor={rollout.tensor}: does not divide the {world_size} processes; "
-            "set rollout.tensor to a divisor of it."
-        )
+    _check_engines_fit(config, world_size)
     engines = world_size // rollout.tensor
     if batch.prompts_per_step % engines:
         raise ConfigError(
@@ -51,38 +51,71 @@ def check_world_size(config: Config, world_size: int) -> None:
         )
 
 
+def _check_engines_fit(config: Config, world_size: int) -> None:
+    if world_size % config.rollout.tensor:
+        raise ConfigError(
+            f"rollout.tensor={config.rollout.tensor}: does not divide the {world_size} processes; "
+            "set rollout.tensor to a divisor of it."
+        )
+
+
+def check_rollout(config: Config, shape: ModelShape, world_size: int) -> None:
+    """Refuse settings with which `world_size` processes cannot run this model's engines. Raises ConfigError."""
+    _check_engines_fit(config, world_size)
+    rollout = config.rollout
+    _check_divides("rollout.tensor", rollout.tensor, shape, ("num_heads", "ffn_hidden_size"))
+    kv_heads = shape.num_kv_heads
+    if kv_heads % rollout.tensor and rollout.tensor % kv_heads:  # vLLM splits KV heads over ranks, or copies them
+        raise ConfigError(
+            f"rollout.tensor={rollout.tensor}: neither divides the model's num_kv_heads={kv_heads} nor is a multiple "
+            "of it; choose a tensor-parallel size that does."
+        )
+    if config.max_sequence_tokens > shape.max_position:
+        raise ConfigError(
+            f"rollout.max_completion_tokens={rollout.max_completion_tokens}: sequences of up to "
+            f"{config.max_sequence_tokens} tokens, but the model has positions for {shape.max_position}; "
+            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens."
+        )
+    bytes_per_number = 4 if config.precision.dtype == "float32" else 2
+    token_bytes = 2 * shape.num_layers * max(1, kv_heads // rollout.tensor) * shape.head_dim * bytes_per_number
+    needed_mib = -(-config.max_sequence_tokens * token_bytes // 2**20)
+    if rollout.kv_cache_mib < needed_mib:
+        raise ConfigError(
+            f"rollout.kv_cache_mib={rollout.kv_cache_mib}: one sequence of {config.max_sequence_tokens} tokens needs "
+            f"{needed_mib} MiB; set rollout.kv_cache_mib >= {needed_mib}, and many times that for many sequences."
+        )
+
+
+def _check_divides(setting: str, size: int, shape: ModelShape, fields: tuple[str, ...]) -> None:
+    for field in fields:
+        if getattr(shape, field) % size:
+            raise ConfigError(
+                f"{setting}={size}: does not divide the model's {field}={getattr(shape, field)}; "
+                "choose a tensor-parallel size that does."
+            )
+
+
 def check_model(config: Config, shape: ModelShape) -> None:
     """Refuse settings that this model cannot be trained with, before anything is built. Raises ConfigError."""
     parallel = config.parallel
-    for name, tensor, fields in (
-        ("parallel.tensor", parallel.tensor, ("num_heads", "num_kv_heads", "ffn_hidden_size")),
-        ("rollout.tensor", config.rollout.tensor, ("num_heads", "ffn_hidden_size")),
-    ):
-        for field in fields:
-            if getattr(shape, field) % tensor:
-                raise ConfigError(
-                    f"{name}={tensor}: does not divide the model's {field}={getattr(shape, field)}; "
-                    "choose a tensor-parallel size that does."
-                )
-    engine, kv_heads = config.rollout.tensor, shape.num_kv_heads
-    if kv_heads % engine and engine % kv_heads:  # vLLM splits KV heads over ranks, or copies them
-        raise ConfigError(
-            f"rollout.tensor={engine}: neither divides the model's num_kv_heads={kv_heads} nor is a multiple of it; "
-            "choose a tensor-parallel size that does."
-        )
+    _check_divides("parallel.tensor", parallel.tensor, shape, ("num_heads", "num_kv_heads", "ffn_hidden_size"))
     chunks = parallel.pipeline * parallel.virtual_pipeline
     if shape.num_layers % chunks:
         raise ConfigError(
             f"parallel.pipeline={parallel.pipeline}, parallel.virtual_pipeline={parallel.virtual_pipeline}: {chunks} "
             f"chunks do not divide the model's {shape.num_layers} layers; choose sizes whose product does."
         )
-    if config.max_sequence_tokens > shape.max_position:
+    layers = resolve_layers(config)
+    if layers == "transformer_engine" and not _has_transformer_engine():
         raise ConfigError(
-            f"rollout.max_completion_tokens={config.rollout.max_completion_tokens}: sequences of up to "
-            f"{config.max_sequence_tokens} tokens, but the model has positions for {shape.max_position}; "
-            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens."
+            "model.layers=transformer_engine: there is no GPU, or Transformer Engine is not installed; "
+            "set model.layers=auto or torch."
         )
-    layers = resolve_layers(config.model.layers)
+    if layers == "transformer_engine" and config.precision.dtype == "float32":
+        raise ConfigError(
+            "model.layers=transformer_engine: its attention over packed sequences has no float32 kernels; "
+            "set precision.dtype=bfloat16 or model.layers=torch."
+        )
     if config.precision.fp8 != "none" and layers != "transformer_engine":
         raise ConfigError(
             f"precision.fp8={config.precision.fp8}: does nothing with model.layers={layers}; "

@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 from megatron_rapo.config import Config, load_config
+from megatron_rapo.errors import InputError
+
+FIRST_SPEAKS_S = 3.0
+"""What is wrong on all processes the first one says, and the launcher ends the others meanwhile; what is wrong on one
+node alone, say a missing file, its processes say after this time."""
 
 _EPILOG = """\
 examples:
@@ -26,9 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(arguments.config, arguments.set)
         return int(arguments.command(config, arguments))
-    except ValueError as error:  # ConfigError, DataError and CheckpointError among them
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+    except InputError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(FIRST_SPEAKS_S)
+        print(f"error: {error}" if rank == "0" else f"rank {rank}: error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from megatron_rapo.errors import InputError
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # Python 3.10
@@ -26,7 +28,7 @@ Divergence = Literal["rapo_paper", "forward_kl", "reverse_kl", "none"]
 FilePath = Annotated[Path, Field(strict=False)]
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A setting that cannot work: `section.field=value: reason; fix`."""
 
 
@@ -148,7 +150,7 @@ class AlgorithmConfig(_Section):
     """The surrogate's probability ratio is clipped above at 1 + clip_high."""
     importance_cap: float = Field(default=2.0, ge=1)
     """Truncation of the detached importance weights (engine to trainer, old to current policy)."""
-    log_ratio_cap: float = Field(default=20.0, gt=0)
+    log_ratio_cap: float = Field(default=10.0, gt=0)
     """Bound of |log rho| before it is exponentiated, nats; hits are counted, their gradient is kept."""
 
     @model_validator(mode="after")
@@ -320,7 +322,16 @@ class MonitorConfig(_Section):
     tensorboard: bool = True
     """Write TensorBoard event files."""
     sampled_completions: int = Field(default=3, ge=0)
-    """Completions written as text at each step."""
+    """Completions written to TensorBoard as text at each step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MonitorConfig:
+        if not self.tensorboard and self.sampled_completions and "sampled_completions" in self.model_fields_set:
+            raise ValueError(
+                f"monitor.sampled_completions={self.sampled_completions}: are written to TensorBoard, which "
+                "monitor.tensorboard=false leaves out; set one of the two otherwise."
+            )
+        return self
 
 
 class EvaluationConfig(_Section):
@@ -366,7 +377,7 @@ class RunConfig(_Section):
     """Where everything about the run is written."""
     steps: int = Field(ge=1)
     """Rollouts (each with batch.optimizer_steps_per_rollout optimizer steps)."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the data order and of every sampled token."""
     timeout_s: float = Field(default=600.0, gt=0)
     """How long a process waits for the others in a collective before it ends with an error, seconds."""
@@ -392,6 +403,17 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        optimizer_steps = self.run.steps * self.batch.optimizer_steps_per_rollout
+        if self.optimizer.warmup_steps > optimizer_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps}: the run has {optimizer_steps} optimizer steps "
+                f"and would never reach optimizer.lr; set optimizer.warmup_steps <= {optimizer_steps}."
+            )
+        if self.checkpoint.every_steps > self.run.steps:
+            raise ValueError(
+                f"checkpoint.every_steps={self.checkpoint.every_steps}: the run has {self.run.steps} steps; set it "
+                f"to at most {self.run.steps}, or to 0 to save at the end only."
+            )
         longest = self.data.max_prompt_tokens + self.rollout.max_completion_tokens
         chunk = 2 * self.parallel.context if self.parallel.context > 1 else 1  # context parallelism aligns sequences
         longest = -(-longest // chunk) * chunk

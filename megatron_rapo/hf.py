@@ -15,6 +15,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from megatron_rapo.checkpoints import put_in_place
 from megatron_rapo.config import ConfigError
 
 WEIGHTS = "model.safetensors"
@@ -166,7 +167,8 @@ def open_weights(folder: Path) -> Iterator[WeightReader]:
 def save_folder(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], *, like: Path) -> None:
     """Write `weights` as safetensors (shards of at most 5 GB) beside copies of `like`'s configuration and tokenizer.
 
-    The folder appears whole or not at all: everything is written beside it and renamed.
+    config.json says which dtype the weights have. The folder appears whole or not at all: everything is written
+    beside it and renamed.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -181,9 +183,12 @@ def save_folder(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], *, li
     for pattern in COMPANIONS:
         for companion in like.glob(pattern):
             shutil.copy2(companion, partial / companion.name)
-    replaced = folder.with_name(folder.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _label_dtype(partial / "config.json", next(iter(tensors.values())).dtype)
+    put_in_place(partial, folder)
+
+
+def _label_dtype(path: Path, dtype: torch.dtype) -> None:
+    config = json.loads(path.read_text())
+    config.pop("torch_dtype", None)  # its name before transformers 4.56
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2) + "\n")

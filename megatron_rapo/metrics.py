@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from megatron_rapo.types import Group, Outcome
-from megatron_rapo.types import Sequence as TrainingSequence
+from megatron_rapo.config import AlgorithmConfig
+from megatron_rapo.types import Group, Outcome, TrainingSequence
 
 
 def rollout_scalars(groups: Sequence[Group]) -> dict[str, float]:
@@ -33,7 +33,7 @@ def reference_scalars(sequences: Sequence[TrainingSequence]) -> dict[str, float]
     return {"reference/phi_mean": sum(phi) / len(phi), "reference/phi_min": min(phi)}
 
 
-def training_scalars(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def training_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmConfig) -> dict[str, float]:
     """Means over the optimizer steps of a rollout; the learning rate is the last one's."""
 
     def mean(name: str) -> float:
@@ -41,10 +41,14 @@ def training_scalars(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     return {
         "policy/loss": mean("loss"),
+        "policy/surrogate": mean("surrogate"),
         "policy/kl": mean("divergence"),
+        "policy/kl_cost": algorithm.alpha * mean("divergence"),
+        "policy/entropy_bonus": algorithm.beta * mean("entropy"),
         "policy/entropy": mean("entropy"),
         "policy/clip_fraction": mean("clipped"),
         "policy/log_ratio_capped": mean("log_ratio_capped"),
+        "policy/importance_capped": mean("importance_capped"),
         "optimizer/grad_norm": mean("grad_norm"),
         "optimizer/lr": steps[-1]["lr"],
     }

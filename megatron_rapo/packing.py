@@ -7,14 +7,14 @@ its log-probability is what position t predicts.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_rapo.types import Sequence
+from megatron_rapo.types import TrainingSequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class PackedBatch:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
-def assign(lengths: Seq[int], *, num_ranks: int, max_tokens: int, multiple_of: int = 1) -> list[list[list[int]]]:
+def assign(lengths: Sequence[int], *, num_ranks: int, max_tokens: int, multiple_of: int = 1) -> list[list[list[int]]]:
     """[rank][micro-batch] -> indices of sequences; every rank gets the same number of micro-batches.
 
     Longest first into the emptiest micro-batch (LPT), with as few micro-batches as hold `max_tokens` each; their number
@@ -60,7 +60,7 @@ def assign(lengths: Seq[int], *, num_ranks: int, max_tokens: int, multiple_of: i
         per_rank += 1
 
 
-def _fill(lengths: Seq[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
+def _fill(lengths: Sequence[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
     """Indices by bin, or None where the heuristic overfills one."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     emptiest = [(0, b) for b in range(num_bins)]
@@ -79,7 +79,9 @@ def aligned(length: int, context: int) -> int:
     return -(-length // chunk) * chunk
 
 
-def pack(sequences: Seq[Sequence], indices: Seq[int], *, context: int, num_tokens: int) -> PackedBatch:
+def pack(
+    sequences: Sequence[TrainingSequence], indices: Sequence[int], *, context: int, num_tokens: int
+) -> PackedBatch:
     """Lay out `sequences` one after the other, each aligned, and fill up to `num_tokens` with tokens of no meaning.
 
     The filling is cut into sequences no longer than the longest real one, since attention is paid for the longest.

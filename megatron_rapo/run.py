@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_step, latest_checkpoint
-from megatron_rapo.checks import check_model, check_world_size
+from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
+from megatron_rapo.checks import check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
-from megatron_rapo.distributed import end_promptly_on_signals, init_process_group, world_size_from_environment
+from megatron_rapo.distributed import adopt_launcher, end_promptly_on_signals, init_process_group
 from megatron_rapo.evaluate import evaluate
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.monitor import Console, Monitor, Recorder
@@ -24,27 +25,39 @@ from megatron_rapo.sampling import Sampler
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
 
+RUN_SETTINGS = "config.json"  # in the run folder: every setting of the run
+
 
 def train(config: Config, *, resume: bool, overwrite: bool) -> None:
     """Run `train` on this process; the launcher started the others.
 
     Raises ConfigError, DataError and CheckpointError before anything expensive is built.
     """
-    check_world_size(config, world_size_from_environment())
+    world_size = adopt_launcher()
+    check_world_size(config, world_size)
     shape = read_shape(config.model.path)
     check_model(config, shape)
+    check_rollout(config, shape, world_size)
     train_set = _prompts(config, config.data.train)
     heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
+    if config.batch.prompts_per_step > len(train_set.prompts):
+        raise ConfigError(
+            f"batch.prompts_per_step={config.batch.prompts_per_step}: {config.data.train} has {len(train_set.prompts)} "
+            "problems, some of which would be in a step twice; lower it."
+        )
     folder = config.run.folder
     checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None
+    if checkpoint:
+        check_resumable(checkpoint, config)
     end_promptly_on_signals()
     init_process_group(config.run.timeout_s)
     if checkpoint is None:
-        _claim(folder, overwrite=overwrite)
+        _claim(config, overwrite=overwrite)
 
     with (
         _monitor(config, checkpoint) as monitor,
         VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
+        ExitStack() as stack,
     ):
         _report_left_out(monitor.message, config.data.train, train_set, config)
         if config.evaluation and heldout:
@@ -52,11 +65,11 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> None:
         monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
         with monitor.phase("start"):
             trainer, engine = _build(config, shape, verifier, monitor, train_set, heldout)
+            stack.callback(engine.close)
         if checkpoint:
             monitor.message(f"resuming from {checkpoint}")
             trainer.restore(checkpoint)
         trainer.run()
-        engine.close()
     dist.destroy_process_group()
 
 
@@ -91,15 +104,17 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     """Run `evaluate` on this process: pass@k of model.path on [evaluation].data, shown and written to `output`."""
     if config.evaluation is None:
         raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
-    read_shape(config.model.path)
+    world_size = adopt_launcher()
+    check_rollout(config, read_shape(config.model.path), world_size)
     heldout = _prompts(config, config.evaluation.data)
     end_promptly_on_signals()
     init_process_group(config.run.timeout_s)
-    with VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier:
-        engine = _engine(config)
+    with (
+        VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
+        closing(_engine(config)) as engine,
+    ):
         sampler = Sampler(engine, verifier, config.reward)
         result = evaluate(sampler, heldout.prompts, config.evaluation, seed=config.run.seed)
-        engine.close()
     if dist.get_rank() == 0:
         if output:
             result.save(output)
@@ -127,22 +142,40 @@ def _report_left_out(say: Callable[[str], None], path: Path, prompts: PromptSet,
         )
 
 
-def _claim(folder: Path, *, overwrite: bool) -> None:
+def _claim(config: Config, *, overwrite: bool) -> None:
     """Take the run folder for a new run. Collective: every process learns of a refusal."""
     refusal: list[str | None] = [None]
     if dist.get_rank() == 0:
+        folder = config.run.folder
         if folder.exists() and any(folder.iterdir()):
-            if overwrite:
+            refusal = [_why_not_delete(config) if overwrite else _EARLIER_RUN.format(folder=folder)]
+            if refusal[0] is None:
                 shutil.rmtree(folder)
-            else:
-                refusal = [
-                    f"run.folder={folder}: holds an earlier run, which would be lost; pass --resume to go on with it, "
-                    "--overwrite to delete it, or name another folder."
-                ]
-        folder.mkdir(parents=True, exist_ok=True)
+        if refusal[0] is None:
+            folder.mkdir(parents=True, exist_ok=True)
     dist.broadcast_object_list(refusal, src=0)
     if refusal[0]:
         raise ConfigError(refusal[0])
+
+
+_EARLIER_RUN = (
+    "run.folder={folder}: holds an earlier run, which would be lost; pass --resume to go on with it, --overwrite to "
+    "delete it, or name another folder."
+)
+
+
+def _why_not_delete(config: Config) -> str | None:
+    """Whether --overwrite would delete something else than an earlier run."""
+    folder = config.run.folder.resolve()
+    if not (folder / RUN_SETTINGS).is_file():
+        return f"run.folder={folder}: has no {RUN_SETTINGS}, so no run made it; it is not deleted, name another folder."
+    needed = {"model.path": config.model.path, "data.train": config.data.train, "the current folder": Path.cwd()}
+    if config.evaluation:
+        needed["evaluation.data"] = config.evaluation.data
+    for name, path in needed.items():
+        if path.resolve().is_relative_to(folder):
+            return f"run.folder={folder}: holds {name}, which --overwrite would delete; name another folder."
+    return None
 
 
 def _engine(config: Config) -> Engine:
@@ -160,7 +193,7 @@ def _monitor(config: Config, checkpoint: Path | None) -> Monitor:
     if dist.get_rank() != 0:
         return Monitor()
     folder = config.run.folder
-    (folder / "config.json").write_text(config.to_json() + "\n")
+    (folder / RUN_SETTINGS).write_text(config.to_json() + "\n")
     resume_step = checkpoint_step(checkpoint) if checkpoint else None
     recorder = Recorder(folder, tensorboard=config.monitor.tensorboard, resume_step=resume_step)
     return Monitor(recorder, Console(config.run.steps))

@@ -11,7 +11,9 @@ import torch.distributed as dist
 from megatron_rapo.config import RewardConfig
 from megatron_rapo.rewards import VerifierPool, reward_of
 from megatron_rapo.rollout import Engine, Sampling
-from megatron_rapo.types import Completion, Group, Prompt
+from megatron_rapo.types import Completion, Group, Prompt, Verdict
+
+Judged = tuple[tuple[Completion, ...], tuple[Verdict, ...]]
 
 
 def sampling_seed(*path: int) -> int:
@@ -52,16 +54,12 @@ class Sampler:
         verdicts = iter(
             self.verifier.judge_all([(c.text, prompts[i].problem.answer) for i in mine for c in completions[i]])
         )
-        judged: dict[int, Group] = {}
-        for i in mine:
-            of_prompt = tuple(next(verdicts) for _ in completions[i])
-            judged[i] = Group(
-                prompt=prompts[i],
-                completions=completions[i],
-                verdicts=of_prompt,
-                rewards=tuple(reward_of(verdict, self.reward) for verdict in of_prompt),
-            )
-        everyone: list[dict[int, Group]] = [{} for _ in range(dist.get_world_size())]
+        judged = {i: (completions[i], tuple(next(verdicts) for _ in completions[i])) for i in mine}
+        everyone: list[dict[int, Judged]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, judged)
-        by_index = {i: group for part in everyone for i, group in part.items()}
-        return [by_index[i] for i in range(len(prompts))]
+        by_index = {i: pair for part in everyone for i, pair in part.items()}
+        return [self._group(prompt, *by_index[i]) for i, prompt in enumerate(prompts)]
+
+    def _group(self, prompt: Prompt, completions: tuple[Completion, ...], verdicts: tuple[Verdict, ...]) -> Group:
+        rewards = tuple(reward_of(verdict, self.reward) for verdict in verdicts)
+        return Group(prompt=prompt, completions=completions, verdicts=verdicts, rewards=rewards)

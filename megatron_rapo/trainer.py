@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rapo.algo import LossSums, group_advantages, linear_phi, rapo_loss
-from megatron_rapo.checkpoints import CHECKPOINTS
+from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
 from megatron_rapo.config import AlgorithmConfig, Config
 from megatron_rapo.data import EpochOrder
 from megatron_rapo.evaluate import evaluate
@@ -29,8 +29,7 @@ from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
-from megatron_rapo.types import Group, Prompt
-from megatron_rapo.types import Sequence as TrainingSequence
+from megatron_rapo.types import Group, Prompt, TrainingSequence
 
 
 class Trainer:
@@ -66,10 +65,10 @@ class Trainer:
         self._reshard()
         if self._step == 0:
             self._evaluate("before")
+        every = self._config.checkpoint.every_steps
         while self._step < total:
             self._train_one_step()
-            every = self._config.checkpoint.every_steps
-            if every and self._step % every == 0 and self._step < total:
+            if self._step == total or (every and self._step % every == 0):
                 self._save()
         self._evaluate("after")
         self._finish()
@@ -89,13 +88,15 @@ class Trainer:
             )
         with monitor.phase("verify"):
             groups = self._sampler.judge(prompts, completions)
+        versions = {c.weight_version for g in groups for c in g.completions}
+        assert versions == {self._step}, f"sampled from weights {versions}, training has reached {self._step}"
         sequences = to_sequences(groups, self._config)
         per_optimizer_step = batch.completions_per_optimizer_step
         with monitor.phase("score"):
-            rollout = [
-                self._policy.score(self._policy.pack(sequences[start : start + per_optimizer_step]))
-                for start in range(0, len(sequences), per_optimizer_step)
-            ]
+            starts = range(0, len(sequences), per_optimizer_step)
+            rollout = self._policy.score(
+                [self._policy.pack(sequences[start : start + per_optimizer_step]) for start in starts]
+            )
             gap = self._policy.logprob_gap([b for batches in rollout for b in batches])
         self._refuse_gap(gap["rollout/logprob_gap_mean"])
         with monitor.phase("train"):
@@ -111,7 +112,7 @@ class Trainer:
                 **rollout_scalars(groups),
                 **gap,
                 **reference_scalars(sequences),
-                **training_scalars(losses),
+                **training_scalars(losses, self._config.algorithm),
                 "throughput/tokens_per_s": sampled / elapsed,
                 "seconds/step": elapsed,
             },
@@ -129,9 +130,8 @@ class Trainer:
             self._sampler.engine.load_weights(self._policy.hf_tensors(), version=self._step)
 
     def _refuse_gap(self, gap: float) -> None:
-        """No step trains on rollouts of weights that are not the trainer's."""
-        engine, limit = self._sampler.engine, self._config.reshard.max_logprob_gap
-        assert engine.weight_version == self._step, f"engine has weights {engine.weight_version}, not {self._step}"
+        """Stop where the engine plainly samples from another policy than the trainer's (a proof it is not)."""
+        limit = self._config.reshard.max_logprob_gap
         if not gap <= limit:
             raise RuntimeError(
                 f"reshard.max_logprob_gap={limit}: engine and trainer differ by {gap:.4g} nats per token on average "
@@ -146,18 +146,19 @@ class Trainer:
         with self._monitor.phase("evaluate"):
             result = evaluate(self._sampler, self._heldout_prompts, settings, seed=self._config.run.seed)
         self._scores[when] = {f"pass@{k}": value for k, value in result.pass_at.items()}
+        self._monitor.evaluation(self._step, {f"eval/{name}": value for name, value in self._scores[when].items()})
         scores = "  ".join(f"{name} {value:.3f}" for name, value in self._scores[when].items())
         self._monitor.message(f"held-out problems {when} training: {scores}")
 
-    def _save(self) -> Path:
+    def _save(self) -> None:
         state = {"step": self._step, "order": self._order.state_dict(), "scores": self._scores}
         with self._monitor.phase("checkpoint"):
-            return save_checkpoint(self._config.run.folder / CHECKPOINTS, self._step, self._policy, state)
+            save_checkpoint(self._config.run.folder / CHECKPOINTS, self._step, self._policy, state)
 
     def _finish(self) -> None:
         """Keep what was trained and say where it is."""
         folder, scores = self._config.run.folder, by_metric(self._scores)
-        where = {"checkpoint": str(self._save())}
+        where = {"checkpoint": str(checkpoint_folder(folder / CHECKPOINTS, self._step))}
         if self._config.checkpoint.hf_export:
             with self._monitor.phase("checkpoint"):
                 self._export(folder / "hf")

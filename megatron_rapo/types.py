@@ -39,6 +39,7 @@ class Completion:
     token_ids: np.ndarray  # [L] int32, with the end-of-sequence token where one was sampled
     logprobs: np.ndarray  # [L] float32: the engine's log-probability of each sampled token, nats
     text: str
+    weight_version: int | None = None  # of the weights sampled from; None for those of the model folder
     truncated: bool  # stopped by the length limit, not by an end-of-sequence token
 
 
@@ -71,7 +72,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequence:
+class TrainingSequence:
     """One completion as the loss needs it."""
 
     token_ids: np.ndarray  # [N] int32: prompt, then completion

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megatron_rapo.config import Config
-from megatron_rapo.types import Sequence
+from megatron_rapo.types import TrainingSequence
 from tests.models import load_reference
 
 
@@ -30,7 +30,7 @@ def tiny_config(model: Path, folder: Path, /, **sections: dict[str, Any]) -> Con
     return Config.model_validate(settings)
 
 
-def recorded_rollout(model: Path, count: int = 12, seed: int = 0) -> list[Sequence]:
+def recorded_rollout(model: Path, count: int = 12, seed: int = 0) -> list[TrainingSequence]:
     """`count` random sequences with the log-probabilities that transformers gives their tokens, slightly disturbed."""
     rng, reference = np.random.default_rng(seed), load_reference(model)
     sequences = []
@@ -40,7 +40,7 @@ def recorded_rollout(model: Path, count: int = 12, seed: int = 0) -> list[Sequen
         token_ids = rng.integers(3, reference.config.vocab_size, length).astype(np.int32)
         logp = token_log_probs(reference, token_ids)[prompt_length - 1 :]
         sequences.append(
-            Sequence(
+            TrainingSequence(
                 token_ids=token_ids,
                 prompt_length=prompt_length,
                 engine_logprobs=(logp + rng.normal(0, 0.05, len(logp))).astype(np.float32),

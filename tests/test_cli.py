@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from megatron_rapo import cli, run
+from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import ConfigError
+from megatron_rapo.data.problems import DataError
+from megatron_rapo.errors import InputError
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "megatron", "vllm", "datasets")
@@ -155,20 +158,6 @@ def test_good_settings_go_on_to_what_is_checked_next(config):
 
 
 @pytest.mark.parametrize(
-    ("rank", "said"),
-    [
-        ("0", "error: run.steps=0: input should be greater than or equal to 1; change the value.\n"),
-        ("1", ""),
-        ("7", ""),
-    ],
-)
-def test_one_process_speaks_for_all(config, capsys, monkeypatch, rank, said):
-    monkeypatch.setenv("RANK", rank)
-    assert cli.main(["train", str(config), "--set", "run.steps=0"]) == 2
-    assert capsys.readouterr().err == said
-
-
-@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ([], {"resume": False, "overwrite": False}),
@@ -215,10 +204,28 @@ def test_status(config, monkeypatch, capsys, error, status, said):
     assert capsys.readouterr().err == said
 
 
-def test_what_is_no_fault_of_the_input_is_not_hidden(config, monkeypatch):
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, InputError])
+@pytest.mark.parametrize(("rank", "prefix"), [("0", ""), ("1", "rank 1: "), ("7", "rank 7: ")])
+def test_the_first_process_speaks_first(config, monkeypatch, capsys, kind, rank, prefix):
+    """The others wait: the launcher ends them in that time, unless the fault is theirs alone."""
+    waited = []
+
     def fail(*arguments, **options):
-        raise RuntimeError("a flaw")
+        raise kind("train.jsonl: no such file.")
 
     monkeypatch.setattr(run, "train", fail)
-    with pytest.raises(RuntimeError, match="a flaw"):
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", rank)
+    assert cli.main(["train", str(config)]) == 2
+    assert capsys.readouterr().err == f"{prefix}error: train.jsonl: no such file.\n"
+    assert waited == ([] if rank == "0" else [cli.FIRST_SPEAKS_S])
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, AssertionError])
+def test_what_is_no_fault_of_the_input_is_not_hidden(config, monkeypatch, kind):
+    def fail(*arguments, **options):
+        raise kind("a flaw")
+
+    monkeypatch.setattr(run, "train", fail)
+    with pytest.raises(kind, match="a flaw"):
         cli.main(["train", str(config)])

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from megatron_rapo import checks
-from megatron_rapo.checks import check_model, check_world_size, resolve_layers
+from megatron_rapo.checks import check_model, check_rollout, check_world_size, resolve_layers
 from megatron_rapo.config import ConfigError, RewardConfig, load_config
 from megatron_rapo.hf import ModelShape
 from megatron_rapo.rollout.engine import MAX_TEMPERATURE, MIN_TEMPERATURE
@@ -143,6 +143,23 @@ REFUSALS = [
         "batch.tokens_per_microbatch=1539: a sequence may have 1540 tokens (data.max_prompt_tokens + "
         "rollout.max_completion_tokens) and would not fit a micro-batch; set batch.tokens_per_microbatch >= 1540.",
     ),
+    *(
+        (
+            [f"optimizer.warmup_steps={3 * per_rollout + 1}", f"batch.optimizer_steps_per_rollout={per_rollout}"],
+            f"optimizer.warmup_steps={3 * per_rollout + 1}: the run has {3 * per_rollout} optimizer steps and would "
+            f"never reach optimizer.lr; set optimizer.warmup_steps <= {3 * per_rollout}.",
+        )
+        for per_rollout in (1, 2)
+    ),
+    (
+        ["checkpoint.every_steps=4"],
+        "checkpoint.every_steps=4: the run has 3 steps; set it to at most 3, or to 0 to save at the end only.",
+    ),
+    (
+        ["monitor.tensorboard=false", "monitor.sampled_completions=2"],
+        "monitor.sampled_completions=2: are written to TensorBoard, which monitor.tensorboard=false leaves out; "
+        "set one of the two otherwise.",
+    ),
 ]
 
 
@@ -167,6 +184,13 @@ def test_refusals(load, overrides, message):
         [*EVALUATION, "evaluation.samples_per_problem=4", "evaluation.k=[1,4]"],
         ["batch.tokens_per_microbatch=1536"],
         ["parallel.context=2", "rollout.max_completion_tokens=513", "batch.tokens_per_microbatch=1540"],
+        ["optimizer.warmup_steps=3"],
+        ["optimizer.warmup_steps=6", "batch.optimizer_steps_per_rollout=2"],
+        ["checkpoint.every_steps=3"],
+        ["checkpoint.every_steps=0"],
+        ["monitor.tensorboard=false"],  # its default is no contradiction
+        ["monitor.tensorboard=false", "monitor.sampled_completions=0"],
+        ["monitor.tensorboard=true", "monitor.sampled_completions=2"],
     ],
     ids=" ".join,
 )
@@ -206,6 +230,7 @@ def test_fp8(load, monkeypatch, installed, overrides, message):
         ("run.steps=true", "run.steps=True: input should be a valid integer; change the value."),
         ("run.steps=three", "run.steps='three': input should be a valid integer; change the value."),
         ("run.seed=-1", "run.seed=-1: input should be greater than or equal to 0; change the value."),
+        (f"run.seed={2**32}", "run.seed=4294967296: input should be less than 4294967296; change the value."),
         ("optimizer.lr=nan", "optimizer.lr=nan: input should be a finite number; change the value."),
         ("reward.correct=inf", "reward.correct=inf: input should be a finite number; change the value."),
         ("algorithm.clip_low=1", "algorithm.clip_low=1: input should be less than 1; change the value."),
@@ -393,7 +418,7 @@ def test_defaults_are_written_out(load, tmp_path):
         "clip_low": 0.2,
         "clip_high": 0.2,
         "importance_cap": 2.0,
-        "log_ratio_cap": 20.0,
+        "log_ratio_cap": 10.0,
     }
     assert written["run"] == {"folder": "runs/one", "steps": 3, "seed": 0, "timeout_s": 600.0}
     assert written["evaluation"] is None and written["batch"]["completions_per_prompt"] == 8
@@ -521,22 +546,12 @@ SHAPE = ModelShape(
             for setting, tensor, field in (
                 ("parallel.tensor", 8, "num_heads=12"),
                 ("parallel.tensor", 3, "num_kv_heads=4"),
-                ("rollout.tensor", 8, "num_heads=12"),
             )
-        ),
-        *(
-            (
-                [f"{setting}=4"],
-                {"ffn_hidden_size": 130},
-                f"{setting}=4: does not divide the model's ffn_hidden_size=130; "
-                "choose a tensor-parallel size that does.",
-            )
-            for setting in ("parallel.tensor", "rollout.tensor")
         ),
         (
-            ["rollout.tensor=6"],
-            {},
-            "rollout.tensor=6: neither divides the model's num_kv_heads=4 nor is a multiple of it; "
+            ["parallel.tensor=4"],
+            {"ffn_hidden_size": 130},
+            "parallel.tensor=4: does not divide the model's ffn_hidden_size=130; "
             "choose a tensor-parallel size that does.",
         ),
         (
@@ -544,18 +559,6 @@ SHAPE = ModelShape(
             {},
             "parallel.pipeline=2, parallel.virtual_pipeline=2: 4 chunks do not divide the model's 6 layers; "
             "choose sizes whose product does.",
-        ),
-        (
-            [],
-            {"max_position": 1535},
-            "rollout.max_completion_tokens=512: sequences of up to 1536 tokens, but the model has positions for 1535; "
-            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens.",
-        ),
-        (
-            [*EVALUATION, "evaluation.max_completion_tokens=513"],
-            {},
-            "rollout.max_completion_tokens=512: sequences of up to 1537 tokens, but the model has positions for 1536; "
-            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens.",
         ),
     ],
 )
@@ -567,8 +570,8 @@ def test_model(load, overrides, changed, message):
     "overrides",
     [
         [],
-        ["parallel.tensor=4", "rollout.tensor=4"],
-        ["rollout.tensor=12"],  # three ranks hold the same KV head
+        ["parallel.tensor=4"],
+        ["rollout.tensor=8"],  # not this check's business
         ["parallel.pipeline=3", "parallel.virtual_pipeline=2"],
         ["parallel.pipeline=6"],
     ],
@@ -578,24 +581,123 @@ def test_models_that_work(load, overrides):
 
 
 @pytest.mark.parametrize(
-    ("setting", "cuda", "installed", "expected"),
+    ("overrides", "world_size", "changed", "message"),
     [
-        ("auto", True, True, "transformer_engine"),
-        ("auto", True, False, "torch"),
-        ("auto", False, True, "torch"),
-        ("torch", True, True, "torch"),
-        ("transformer_engine", False, False, "transformer_engine"),
+        (
+            ["rollout.tensor=3"],
+            4,
+            {},
+            "rollout.tensor=3: does not divide the 4 processes; set rollout.tensor to a divisor of it.",
+        ),
+        (
+            ["rollout.tensor=8"],
+            8,
+            {},
+            "rollout.tensor=8: does not divide the model's num_heads=12; choose a tensor-parallel size that does.",
+        ),
+        (
+            ["rollout.tensor=4"],
+            4,
+            {"ffn_hidden_size": 130},
+            "rollout.tensor=4: does not divide the model's ffn_hidden_size=130; "
+            "choose a tensor-parallel size that does.",
+        ),
+        (
+            ["rollout.tensor=6"],
+            6,
+            {},
+            "rollout.tensor=6: neither divides the model's num_kv_heads=4 nor is a multiple of it; "
+            "choose a tensor-parallel size that does.",
+        ),
+        (
+            [],
+            1,
+            {"max_position": 1535},
+            "rollout.max_completion_tokens=512: sequences of up to 1536 tokens, but the model has positions for 1535; "
+            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens.",
+        ),
+        (
+            [*EVALUATION, "evaluation.max_completion_tokens=513"],
+            1,
+            {},
+            "rollout.max_completion_tokens=512: sequences of up to 1537 tokens, but the model has positions for 1536; "
+            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens.",
+        ),
     ],
 )
-def test_layers(monkeypatch, setting, cuda, installed, expected):
-    monkeypatch.setattr(checks.torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    assert resolve_layers(setting) == expected
+def test_rollout(load, overrides, world_size, changed, message):
+    shape = dataclasses.replace(SHAPE, **changed)
+    assert refusal(check_rollout, load(*overrides), shape, world_size) == message
 
 
-def test_fp8_needs_the_layers_that_have_it(load, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(checks.torch.cuda, "is_available", lambda: True)
+# 2 (key, value) x 6 layers x 4 heads x 32 x 2 bytes = 3 KiB a token, 4.5 MiB for 1536 of them
+@pytest.mark.parametrize(
+    ("overrides", "tensor", "needed_mib"),
+    [
+        ([], 1, 5),
+        (["precision.dtype=float32"], 1, 9),
+        ([], 2, 3),  # 2 of 4 heads: 2.25
+        ([], 4, 2),  # 1.125
+        ([], 12, 2),  # three ranks hold the same head
+    ],
+)
+def test_the_key_value_cache_holds_the_longest_sequence(load, overrides, tensor, needed_mib):
+    overrides = [*overrides, f"rollout.tensor={tensor}"]
+    check_rollout(load(*overrides, f"rollout.kv_cache_mib={needed_mib}"), SHAPE, tensor)
+    short = load(*overrides, f"rollout.kv_cache_mib={needed_mib - 1}")
+    assert refusal(check_rollout, short, SHAPE, tensor) == (
+        f"rollout.kv_cache_mib={needed_mib - 1}: one sequence of 1536 tokens needs {needed_mib} MiB; "
+        f"set rollout.kv_cache_mib >= {needed_mib}, and many times that for many sequences."
+    )
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(cuda, te): there is a GPU, Transformer Engine is installed."""
+
+    def machine(cuda, te):
+        monkeypatch.setattr(checks.torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if te else None)
+
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("setting", "dtype", "cuda", "te", "expected"),
+    [
+        ("auto", "bfloat16", True, True, "transformer_engine"),
+        ("auto", "bfloat16", True, False, "torch"),
+        ("auto", "bfloat16", False, True, "torch"),
+        ("auto", "float32", True, True, "torch"),  # its packed attention has no float32 kernels
+        ("torch", "bfloat16", True, True, "torch"),
+        ("transformer_engine", "bfloat16", False, False, "transformer_engine"),
+    ],
+)
+def test_layers(load, machine, setting, dtype, cuda, te, expected):
+    machine(cuda, te)
+    assert resolve_layers(load(f"model.layers={setting}", f"precision.dtype={dtype}")) == expected
+
+
+@pytest.mark.parametrize(("cuda", "te"), [(False, True), (True, False), (False, False)])
+def test_transformer_engine_must_be_there(load, machine, cuda, te):
+    machine(cuda, te)
+    assert refusal(check_model, load("model.layers=transformer_engine"), SHAPE) == (
+        "model.layers=transformer_engine: there is no GPU, or Transformer Engine is not installed; "
+        "set model.layers=auto or torch."
+    )
+
+
+def test_transformer_engine_needs_half_precision(load, machine):
+    machine(cuda=True, te=True)
+    check_model(load("model.layers=transformer_engine"), SHAPE)
+    assert refusal(check_model, load("model.layers=transformer_engine", "precision.dtype=float32"), SHAPE) == (
+        "model.layers=transformer_engine: its attention over packed sequences has no float32 kernels; "
+        "set precision.dtype=bfloat16 or model.layers=torch."
+    )
+
+
+def test_fp8_needs_the_layers_that_have_it(load, machine):
+    machine(cuda=True, te=True)
     check_model(load("precision.fp8=hybrid"), SHAPE)
     assert refusal(check_model, load("precision.fp8=hybrid", "model.layers=torch"), SHAPE) == (
         "precision.fp8=hybrid: does nothing with model.layers=torch; "

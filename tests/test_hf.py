@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_rapo import hf
 from megatron_rapo.config import ConfigError
@@ -256,6 +256,18 @@ def test_views_and_other_dtypes_are_saved_as_they_are(model, tmp_path):
     save_folder(tmp_path / "hf", weights.items(), like=model)
     found = contents(tmp_path / "hf")
     assert same(found, weights) and found["half"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("said", [{"dtype": "float16"}, {"torch_dtype": "float16", "dtype": None}])
+def test_the_configuration_says_which_dtype_the_weights_have(model, tmp_path, edited, dtype, said):
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    like = edited(**said)
+    save_folder(tmp_path / "hf", [(name, value.to(dtype)) for name, value in contents(model).items()], like=like)
+    config, expected = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "hf", like))
+    expected.pop("torch_dtype", None)
+    assert config == expected | {"dtype": str(dtype).removeprefix("torch.")}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").dtype == dtype
 
 
 def test_large_models_are_saved_in_shards(model, tmp_path, monkeypatch):

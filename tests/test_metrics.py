@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from megatron_rapo.config import AlgorithmConfig
 from megatron_rapo.metrics import reference_scalars, rollout_scalars, training_scalars
 from megatron_rapo.monitor.scalars import SCALARS
-from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Sequence, Verdict
+from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, TrainingSequence, Verdict
 
 PROMPT = Prompt(problem=Problem(id="a", text="?", answer="4"), text="?", token_ids=(5,))
 
@@ -48,7 +49,7 @@ def test_rollout_by_hand():
 
 def test_reference_by_hand():
     sequences = [
-        Sequence(
+        TrainingSequence(
             token_ids=np.zeros(3, np.int32),
             prompt_length=1,
             engine_logprobs=np.zeros(2, np.float32),
@@ -67,27 +68,33 @@ def test_reference_by_hand():
 STEPS = [
     {
         **{"loss": 1.0, "divergence": 0.2, "entropy": 2.0, "clipped": 0.0, "log_ratio_capped": 0.5},
-        **{"grad_norm": 3.0, "lr": 1e-6, "surrogate": 9.0},
+        **{"grad_norm": 3.0, "lr": 1e-6, "surrogate": 9.0, "importance_capped": 0.75},
     },
     {
         **{"loss": -2.0, "divergence": 0.4, "entropy": 1.0, "clipped": 0.25, "log_ratio_capped": 0.0},
-        **{"grad_norm": 5.0, "lr": 3e-6, "surrogate": 9.0},
+        **{"grad_norm": 5.0, "lr": 3e-6, "surrogate": 4.0, "importance_capped": 0.0},
     },
 ]
+ALGORITHM = AlgorithmConfig(alpha=0.1, beta=0.02)
 
 
 def test_training_by_hand():
-    assert training_scalars(STEPS) == {
+    assert training_scalars(STEPS, ALGORITHM) == {
         "policy/loss": -0.5,
+        "policy/surrogate": 6.5,
         "policy/kl": pytest.approx(0.3),
+        "policy/kl_cost": pytest.approx(0.03),
+        "policy/entropy_bonus": pytest.approx(0.03),
         "policy/entropy": 1.5,
         "policy/clip_fraction": 0.125,
         "policy/log_ratio_capped": 0.25,
+        "policy/importance_capped": 0.375,
         "optimizer/grad_norm": 4.0,
         "optimizer/lr": 3e-6,  # the last step's
     }
 
 
 def test_every_scalar_is_described():
-    named = {**rollout_scalars([group((Outcome.WRONG, True, 0.0, 1, False))]), **training_scalars(STEPS)}
+    rollout = rollout_scalars([group((Outcome.WRONG, True, 0.0, 1, False))])
+    named = {**rollout, **training_scalars(STEPS, ALGORITHM)}
     assert set(named) <= set(SCALARS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from megatron_rapo.packing import aligned, assign, context_chunks, pack, split_context
-from megatron_rapo.types import Sequence
+from megatron_rapo.types import TrainingSequence
 
 # --- assign ---
 
@@ -71,7 +71,7 @@ def test_aligned(length, context, expected):
 
 # --- pack ---
 
-FIRST = Sequence(
+FIRST = TrainingSequence(
     token_ids=np.array([5, 6, 7, 8, 9], np.int32),
     prompt_length=2,
     engine_logprobs=np.array([-0.5, -0.25, -0.125], np.float32),
@@ -79,7 +79,7 @@ FIRST = Sequence(
     phi=0.75,
     reward=1.0,
 )
-SECOND = Sequence(
+SECOND = TrainingSequence(
     token_ids=np.array([10, 11, 12], np.int32),
     prompt_length=1,
     engine_logprobs=np.array([-2.0, -1.0], np.float32),

@@ -35,6 +35,7 @@ completions_per_prompt = 4
 optimizer_steps_per_rollout = 2
 tokens_per_microbatch = 1024
 [algorithm]
+divergence = "rapo_paper"
 alpha = 0.02
 [parallel]
 tensor = 2
@@ -116,8 +117,10 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_metrics_are_complete_and_mean_something(whole: tuple[Path, str]) -> None:
-    rows = metrics(whole[0])
+    start, *rows = metrics(whole[0])
+    assert start.keys() == {"step", "eval/pass@1", "eval/pass@4"} and start["step"] == 0
     assert [row["step"] for row in rows] == [1, 2, 3]
+    assert "eval/pass@1" in rows[2] and "eval/pass@1" not in rows[1]
     for row in rows:
         assert row.keys() >= SCALARS.keys(), SCALARS.keys() - row.keys()
         assert all(isinstance(value, (int, float)) for value in row.values())  # null would be a number not finite
@@ -127,13 +130,15 @@ def test_metrics_are_complete_and_mean_something(whole: tuple[Path, str]) -> Non
         assert row["optimizer/grad_norm"] > 0 and row["optimizer/lr"] == 2e-4
         phases = sum(value for name, value in row.items() if name.startswith("seconds/") and name != "seconds/step")
         assert phases <= row["seconds/step"] * 1.01
-    assert rows[0]["policy/kl"] < rows[2]["policy/kl"] + 0.1
+        objective = row["policy/surrogate"] - row["policy/kl_cost"] + row["policy/entropy_bonus"]
+        assert row["policy/loss"] == pytest.approx(-objective, abs=1e-6)  # rapo_paper: value is what is differentiated
+        assert row["policy/kl_cost"] == pytest.approx(0.02 * row["policy/kl"]) and row["policy/kl"] > 0
 
 
 def test_tensorboard_shows_the_same(whole: tuple[Path, str]) -> None:
     events = EventAccumulator(str(whole[0] / "run/tensorboard"))
     events.Reload()
-    for row in metrics(whole[0]):
+    for row in metrics(whole[0])[1:]:
         (found,) = [e.value for e in events.Scalars("policy/entropy") if e.step == row["step"]]
         assert found == pytest.approx(row["policy/entropy"])
     assert len(events.Tensors("samples/0")) == 3
@@ -190,7 +195,7 @@ def test_an_earlier_run_is_not_lost(whole: tuple[Path, str]) -> None:
     assert process.returncode != 0
     assert f"error: run.folder={whole[0] / 'run'}: holds an earlier run" in output
     assert "--resume" in output and "--overwrite" in output
-    assert len(metrics(whole[0])) == 3
+    assert len(metrics(whole[0])) == 4
 
 
 @pytest.fixture

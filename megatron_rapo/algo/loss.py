@@ -65,8 +65,10 @@ def rapo_loss(
         values_T.masked_fill(~mask_T, 0.0)
         for values_T in (logp_T, entropy_T, old_logp_T, ref_logp_T, engine_logp_T, advantage_T)
     )
-    to_old_T = (old_logp_T - engine_logp_T).exp().clamp(max=importance_cap)
-    to_policy_T = (logp_T.detach() - engine_logp_T).exp().clamp(max=importance_cap)
+    to_old_T = (old_logp_T - engine_logp_T).exp()
+    to_policy_T = (logp_T.detach() - engine_logp_T).exp()
+    importance_capped_T = torch.maximum(to_old_T, to_policy_T) > importance_cap
+    to_old_T, to_policy_T = to_old_T.clamp(max=importance_cap), to_policy_T.clamp(max=importance_cap)
     surrogate_T, clipped_T = clipped_surrogate(logp_T, old_logp_T, advantage_T, clip_low=clip_low, clip_high=clip_high)
     penalty = DIVERGENCES[divergence](logp_T, ref_logp_T, log_ratio_cap)
     objective_T = to_old_T * surrogate_T - alpha * to_policy_T * penalty.loss_T + beta * entropy_T
@@ -80,5 +82,6 @@ def rapo_loss(
         "entropy": entropy_T,
         "clipped": clipped_T.float(),
         "log_ratio_capped": penalty.capped_T.float(),
+        "importance_capped": importance_capped_T.float(),
     }
     return LossSums(loss=-total(objective_T), metrics={name: total(v_T.detach()) for name, v_T in metrics.items()})

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from megatron_rapo.errors import InputError
+
 
 class EpochOrder:
     """An endless stream of the indices 0 .. num_items - 1, each once an epoch.
@@ -43,10 +45,10 @@ class EpochOrder:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go where `state_dict` was taken. Raises ValueError for the state of another order."""
+        """Go where `state_dict` was taken. Raises InputError for the state of another order."""
         for name, present in (("num_items", self._num_items), ("seed", self._seed)):
             if state[name] != present:
-                raise ValueError(
+                raise InputError(
                     f"{name}={present}: the saved data order has {name}={state[name]} and would go on elsewhere; "
                     "resume with the data and the seed of the saved run, or start a new one."
                 )

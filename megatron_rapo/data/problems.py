@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.errors import InputError
 from megatron_rapo.types import Problem
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
@@ -20,7 +21,7 @@ ID_FIELDS = ("id", "unique_id")
 _Row = tuple[str, dict[str, Any]]  # where it stands ("train.jsonl:7"), its columns
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A data set or tokenizer that cannot be used: `path:line: reason; fix.`"""
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from megatron_rapo.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +31,7 @@ def _qwen_boxed(problem: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _chat(problem: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise InputError(
             f"data.template=chat: the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template; "
             "set data.template=qwen-boxed or plain, or use an instruction-tuned model."
         )

@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_save_sharded_strategy,
 )
 
-from megatron_rapo.checkpoints import CheckpointError, checkpoint_folder, point_to
+from megatron_rapo.checkpoints import CheckpointError, checkpoint_folder, point_to, put_in_place, save_settings
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
@@ -27,8 +27,7 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
     folder = checkpoint_folder(root, step)
     partial = folder.with_suffix(".partial")
     if dist.get_rank() == 0:
-        for stale in (partial, folder):
-            shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
     checkpoint_writer.install()
@@ -36,7 +35,8 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
     dist_checkpointing.save(content, str(partial), get_default_save_sharded_strategy("torch_dist"))
     dist.barrier()
     if dist.get_rank() == 0:
-        partial.rename(folder)
+        save_settings(partial, policy.config)
+        put_in_place(partial, folder)
         point_to(folder)
     dist.barrier()
     return folder
@@ -69,6 +69,7 @@ def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:
 def _sharded(policy: Policy, *, loading: bool) -> dict[str, Any]:
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": True,  # gathered on rank 0's host, not on every device
         "dp_cp_group": policy.parallel.data_context_group,
     }
     models = {f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(policy.chunks)}

@@ -45,7 +45,7 @@ def install() -> None:
     """Patch megatron-core for this process, once. Must run before any other module imports megatron.core."""
     if torch.cuda.is_available():
         return
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron asserts it for sequence parallelism
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron warns without it
     jit = importlib.import_module("megatron.core.jit")
     jit.disable_jit_fuser()  # torch.compile of three-line helpers: needs a C++ compiler and costs seconds
     view = _TorchView()
@@ -57,7 +57,6 @@ def install() -> None:
     torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # type: ignore[method-assign]
     _patch_tensor_type()
     _patch_rng_tracker()
-    _patch_distributed_adam()
 
 
 def _on_cpu(device: Any) -> Any:
@@ -137,30 +136,3 @@ def _patch_rng_tracker() -> None:
     random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
     logging.getLogger(random.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
-
-
-def _patch_distributed_adam() -> None:
-    """Two faults of megatron-core 0.16.1's distributed optimizer over torch's Adam (apex and TE are not concerned).
-
-    Loading a `fully_reshardable` checkpoint leaves out `step` (KeyError), and afterwards all parameters share one
-    `step` tensor, which Adam then advances once per parameter: its bias correction would be wrong after a resume.
-    """
-    module = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
-    optimizer = module.DistributedOptimizer
-    set_states, load_state_dict = optimizer._set_main_param_and_optimizer_states, optimizer.load_state_dict
-
-    def set_states_with_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> Any:
-        group, order = self.model_param_group_index_map[model_param]
-        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        if "step" in state:
-            tensors.setdefault("step", state["step"])
-        return set_states(self, model_param, tensors)
-
-    def load_with_own_steps(self: Any, state_dict: Any) -> None:
-        load_state_dict(self, state_dict)
-        for state in self.optimizer.state.values():
-            if torch.is_tensor(state.get("step")):
-                state["step"] = state["step"].clone()
-
-    optimizer._set_main_param_and_optimizer_states = set_states_with_step
-    optimizer.load_state_dict = load_with_own_steps

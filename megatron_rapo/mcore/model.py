@@ -37,7 +37,7 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 
 def norm_names(config: Config) -> NormNames:
     """What this run's layers call their norms."""
-    te = resolve_layers(config.model.layers) == "transformer_engine"
+    te = resolve_layers(config) == "transformer_engine"
     return TRANSFORMER_ENGINE_NORMS if te else TORCH_NORMS
 
 
@@ -71,6 +71,7 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         calculate_per_token_loss=True,  # loss functions return sums; the denominator is global
         use_cpu_initialization=True,
         perform_initialization=False,  # every weight is read from the checkpoint
+        batch_p2p_comm=False,
         # Kernels that need apex or a compiler; what their absence costs is another matter than what is computed.
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
@@ -78,7 +79,6 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
-        batch_p2p_comm=False,
         **fp8,
         **_RECOMPUTE[config.model.recompute],
     )
@@ -87,7 +87,7 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
 def build_chunks(config: Config, shape: ModelShape, megatron: TransformerConfig, parallel: Parallel) -> list[GPTModel]:
     """This rank's model chunks (one, or one per virtual pipeline stage), weights not yet read."""
     stages = range(parallel.virtual_pipeline) if parallel.virtual_pipeline else [None]
-    layers = resolve_layers(config.model.layers)
+    layers = resolve_layers(config)
     chunks = []
     for vp_stage in stages:
         where = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}

@@ -12,6 +12,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from megatron_rapo.config import Config
+from megatron_rapo.mcore import torch_adam
 
 
 def wrap(config: Config, megatron: TransformerConfig, chunks: list[GPTModel]) -> list[DistributedDataParallel]:
@@ -33,6 +34,7 @@ def build_optimizer(
     config: Config, megatron: TransformerConfig, chunks: list[DistributedDataParallel]
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW over the wrapped chunks and its schedule, counted in optimizer steps; hooks `megatron` up to them."""
+    torch_adam.install()
     settings = config.optimizer
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -57,7 +59,7 @@ def build_optimizer(
         max_lr=settings.lr,
         min_lr=settings.min_lr,
         lr_warmup_steps=settings.warmup_steps,
-        lr_decay_steps=max(total_steps, settings.warmup_steps + 1),
+        lr_decay_steps=total_steps + 1,  # the schedule steps before the update: the last one is not yet at min_lr
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
@@ -70,13 +72,9 @@ def build_optimizer(
 
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:
-    """Give a fresh torch Adam its state, as megatron-core 0.16.1 expects before loading a distributed optimizer."""
+    """Give a fresh Adam its state, as megatron-core 0.16.1 expects before loading a distributed optimizer."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        for group in part.optimizer.param_groups:
-            for parameter in group["params"]:
-                if not part.optimizer.state[parameter]:
-                    part.optimizer.state[parameter] = {
-                        "step": torch.tensor(0.0),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
+        part.init_state_fn(part.optimizer, part.config)
+        if isinstance(part.optimizer, torch.optim.Adam):  # AdamW too; apex' and TE's count in their groups
+            for state in part.optimizer.state.values():
+                state.setdefault("step", torch.tensor(0.0))

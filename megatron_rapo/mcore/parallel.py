@@ -41,7 +41,7 @@ def init_parallel(config: ParallelConfig, *, timeout_s: float, seed: int) -> Par
         pipeline_model_parallel_size=config.pipeline,
         virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
         context_parallel_size=config.context,
-        distributed_timeout_minutes=max(1, round(timeout_s / 60)),
+        distributed_timeout_minutes=timeout_s / 60,  # used as timedelta(minutes=...)
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     on_gpu = torch.cuda.is_available()

@@ -19,14 +19,14 @@ from megatron_rapo.mcore.reference import Reference
 from megatron_rapo.mcore.step import LossFunction, Passes, gather_over_data, total
 from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
 from megatron_rapo.reshard.transfer import ShardedWeights
-from megatron_rapo.types import Sequence as TrainingSequence
+from megatron_rapo.types import TrainingSequence
 
 
 class Policy:
     """A Megatron model on this rank's part of the layout. Every method is collective over the world."""
 
     def __init__(self, config: Config, shape: ModelShape, parallel: Parallel) -> None:
-        self._config, self.parallel = config, parallel
+        self.config, self.parallel = config, parallel
         megatron, norms = transformer_config(config, shape), norm_names(config)
         self.chunks = build_chunks(config, shape, megatron, parallel)
         load_weights(self.chunks, config.model.path, shape, norms, parallel)
@@ -47,17 +47,17 @@ class Policy:
     @property
     def checkpoint_format(self) -> dict[str, Any]:
         """Settings that a checkpoint's optimizer state depends on, by their names."""
-        config = self._config
+        config = self.config
         return {"optimizer.distributed": config.optimizer.distributed, "precision.dtype": config.precision.dtype}
 
     def pack(self, sequences: Sequence[TrainingSequence]) -> list[PackedBatch]:
         """This rank's micro-batches of one optimizer step over all `sequences`, on its device."""
-        layout, ranks, context = self._config.parallel, self.parallel.data_group, self.parallel.context_group
+        layout, ranks, context = self.config.parallel, self.parallel.data_group, self.parallel.context_group
         lengths = [aligned(len(s.token_ids), layout.context) for s in sequences]
         mine = assign(
             lengths,
             num_ranks=ranks.size(),
-            max_tokens=self._config.batch.tokens_per_microbatch,
+            max_tokens=self.config.batch.tokens_per_microbatch,
             multiple_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
         )[ranks.rank()]
         step = self._tokens_multiple
@@ -74,21 +74,26 @@ class Policy:
     @property
     def _tokens_multiple(self) -> int:
         """A micro-batch is filled up to a multiple of this, so that every split of it is even (and FP8's 16)."""
-        layout = self._config.parallel
+        layout = self.config.parallel
         split = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
-        return split if self._config.precision.fp8 == "none" else math.lcm(split, 16 * layout.context * layout.tensor)
+        return split if self.config.precision.fp8 == "none" else math.lcm(split, 16 * layout.context * layout.tensor)
 
-    def score(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
-        """The batches with old_logp_T (and ref_logp_T, where there is a reference) filled in on the last stage."""
-        old = self._score(batches, reweighted=False)
-        if self.reference is None:
-            ref = old  # never looked at: the divergence is none
-        else:
+    def score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
+        """The micro-batches of each optimizer step, with old_logp_T and ref_logp_T filled in on the last stage.
+
+        Without a reference (divergence none) ref_logp_T is old_logp_T, which the loss does not look at.
+        """
+        old = [self._score(batches, reweighted=False) for batches in steps]
+        ref = old
+        if self.reference is not None:
             with self.reference.in_place():
-                ref = self._score(batches, reweighted=True)
+                ref = [self._score(batches, reweighted=True) for batches in steps]
         if not self.parallel.is_last_stage:
-            return list(batches)
-        return [replace(b, old_logp_T=o, ref_logp_T=r) for b, o, r in zip(batches, old, ref, strict=True)]
+            return [list(batches) for batches in steps]
+        return [
+            [replace(b, old_logp_T=o, ref_logp_T=r) for b, o, r in zip(*of_step, strict=True)]
+            for of_step in zip(steps, old, ref, strict=True)
+        ]
 
     def _score(self, batches: Sequence[PackedBatch], *, reweighted: bool) -> list[Tensor]:
         for chunk in self.wrapped:
@@ -116,9 +121,7 @@ class Policy:
         self.optimizer.zero_grad()
         means = self._passes.forward_backward(batches, loss)
         self.scheduler.step(increment=1)  # before the update: after it, a warm-up's first step would have rate 0
-        updated, grad_norm, _ = self.optimizer.step()
-        if not updated:
-            raise FloatingPointError(f"gradient norm {grad_norm}: not finite; the optimizer refused the step.")
+        _, grad_norm, _ = self.optimizer.step()  # a gradient that is not finite has raised in forward_backward
         return {**means, "grad_norm": float(grad_norm), "lr": self.optimizer.param_groups[0]["lr"]}
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:

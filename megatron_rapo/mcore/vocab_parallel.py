@@ -25,7 +25,9 @@ def log_prob_and_entropy(
     first = group.rank() * columns
     real = max(0, min(columns, vocab_size - first))
     assert real > 0, f"tensor-parallel rank {group.rank()} holds only padding of a vocabulary of {vocab_size}"
-    logp_T, entropy_T = _LogProbAndEntropy.apply(logits_TVp[:, :real], targets_T - first, scale_T, group)
+    if real < columns:  # a slice costs its gradient a copy
+        logits_TVp = logits_TVp[:, :real]
+    logp_T, entropy_T = _LogProbAndEntropy.apply(logits_TVp, targets_T - first, scale_T, group)
     return logp_T, entropy_T
 
 

@@ -37,6 +37,11 @@ class Monitor:
         if self._console:
             self._console.step(step, {**scalars, **seconds})
 
+    def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Record what held-out problems say after `step`."""
+        if self._recorder:
+            self._recorder.log(step, scalars)
+
     def message(self, text: str) -> None:
         """Something that happens once."""
         if self._console:

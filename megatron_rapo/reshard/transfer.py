@@ -1,7 +1,7 @@
 """Megatron's shards, wherever they are, as a stream of whole Hugging Face tensors on every rank.
 
 Correct first: each parameter is gathered over its tensor-parallel group and broadcast over the pipeline, one at a
-time, so that the extra memory is that of the largest parameter.
+time, so that the extra memory is about twice that of the largest parameter, and what the engine collects of it.
 """
 
 from __future__ import annotations

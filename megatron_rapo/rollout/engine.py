@@ -199,6 +199,7 @@ class Engine:
             token_ids=np.array(token_ids, dtype=np.int32),
             logprobs=np.array(logprobs, dtype=np.float32),
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            weight_version=self._version,
             truncated=output.finish_reason == "length",
         )
 

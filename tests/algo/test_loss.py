@@ -151,6 +151,26 @@ def test_the_penalty_is_weighted_by_the_current_policy_not_the_old_one():
     assert d_logp_T.item() == pytest.approx(-0.2)
 
 
+@pytest.mark.parametrize(
+    ("engine", "old", "pi", "capped"),
+    [
+        (0.25, 0.25, 0.25, 0),
+        (0.25, 0.5, 0.5, 0),  # 2 is not beyond the cap of 2
+        (0.125, 0.5, 0.25, 1),  # only the surrogate's weight: 4
+        (0.125, 0.25, 0.5, 1),  # only the divergence's
+        (0.125, 0.5, 0.5, 1),  # both, and one token all the same
+        (0.5, 0.0625, 0.0625, 0),  # small weights are not truncated
+    ],
+)
+def test_truncated_importance_weights_are_counted(engine, old, pi, capped):
+    logp, old, engine = f64(math.log(pi), -1.0), f64(math.log(old), -1.0), f64(math.log(engine), -1.0)
+    given = {"old_logp_T": old, "engine_logp_T": engine, "divergence": "forward_kl", "alpha": 0.1}
+    *_, metrics = run(logp, **given, importance_cap=2.0 + 1e-12)  # its logarithm and back is not exact
+    assert metrics["importance_capped"] == capped
+    *_, metrics = run(logp, **given, mask_T=torch.tensor([False, True]))
+    assert metrics["importance_capped"] == 0
+
+
 def random_tokens(count=64, seed=0):
     """Every case at once: clips on both sides, truncated weights, capped log rho, masked-out tokens."""
     generator = torch.Generator().manual_seed(seed)
@@ -211,6 +231,8 @@ def test_against_the_formula_and_its_finite_differences(divergence):
     capped = sum(abs(given["ref_logp_T"][t] - logp_T[t]).item() > 2.0 for t in indices if chosen[t])
     assert capped > 0 and metrics["log_ratio_capped"] == (0 if divergence == "none" else capped)
     assert 0 < metrics["clipped"] < sum(chosen)
+    beyond = (torch.maximum(given["old_logp_T"], logp_T) - given["engine_logp_T"]) > math.log(1.5)
+    assert 0 < metrics["importance_capped"] == (beyond & given["mask_T"]).sum() < sum(chosen)
 
 
 @pytest.mark.parametrize("divergence", ["rapo_paper", "forward_kl", "reverse_kl"])
@@ -286,5 +308,7 @@ def test_nothing_masked_in():
 def test_metrics_are_detached_and_named():
     logp_T, entropy_T, inputs, settings = tokens(f64(-1.0), divergence="forward_kl", alpha=0.1)
     result = rapo_loss(logp_T, entropy_T, **inputs, **settings)
-    assert list(result.metrics) == ["surrogate", "divergence", "entropy", "clipped", "log_ratio_capped"]
+    assert list(result.metrics) == [
+        *("surrogate", "divergence", "entropy", "clipped", "log_ratio_capped", "importance_capped")
+    ]
     assert not any(value.requires_grad for value in result.metrics.values())

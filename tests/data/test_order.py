@@ -1,6 +1,7 @@
 import pytest
 
 from megatron_rapo.data import EpochOrder
+from megatron_rapo.errors import InputError
 
 
 def test_every_epoch_is_a_new_permutation():
@@ -53,7 +54,7 @@ def test_the_state_of_another_order_is_refused():
         (EpochOrder(11, seed=5), "num_items=11: the saved data order has num_items=10 and would go on elsewhere; "),
         (EpochOrder(10, seed=6), "seed=6: the saved data order has seed=5 and would go on elsewhere; "),
     ):
-        with pytest.raises(ValueError) as raised:
+        with pytest.raises(InputError) as raised:
             other.load_state_dict(state)
         assert str(raised.value).startswith(message)
 

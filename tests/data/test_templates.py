@@ -4,6 +4,7 @@ import pytest
 
 from megatron_rapo.config import DataConfig
 from megatron_rapo.data import TEMPLATES, render
+from megatron_rapo.errors import InputError
 
 PROBLEM = "Let $f(x) = \\frac{1}{x}$ {problem} {0} {{}} %s."
 
@@ -34,7 +35,7 @@ def test_chat(make_tokenizer):
 
 
 def test_chat_needs_a_chat_template(make_tokenizer):
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(InputError) as raised:
         render("chat", PROBLEM, make_tokenizer())
     assert str(raised.value) == (
         "data.template=chat: the tokenizer of the model has no chat template; "

@@ -76,7 +76,7 @@ def build(model: Path, folder: Path, layout: str) -> tuple[Policy, Config]:
 
 
 def step(policy: Policy, config: Config, rollout: list[Any]) -> dict[str, float]:
-    scored = policy.score(policy.pack(rollout))
+    (scored,) = policy.score([policy.pack(rollout)])
     return policy.train_step(scored, partial(batch_loss, settings=config.algorithm))
 
 

@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.packing import PackedBatch, context_chunks
 from megatron_rapo.trainer import batch_loss
+from megatron_rapo.types import TrainingSequence
 from tests.launch import write_result
 from tests.models import load_reference
 from tests.runs import recorded_rollout, tiny_config, token_log_probs
+
+# Adam's first update is lr * g / (|g| + eps). With the usual eps it is lr * sign(g): blind to a gradient that is wrong
+# by a factor, and a coin toss where rounding decides the sign of a gradient near 0. With an eps of the size of the
+# gradients it is a smooth function of their values, which layouts must agree on.
+OPTIMIZER = {"eps": 1e-3}
 
 
 def main() -> None:
@@ -31,24 +39,29 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name, (model_name, sections) in layouts.items():
         model = folder / model_name
-        config = tiny_config(model, folder, **sections)
-        shape = read_shape(model)
+        config = tiny_config(model, folder, **sections | {"optimizer": OPTIMIZER | sections.get("optimizer", {})})
         parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
-        policy = Policy(config, shape, parallel)
-        rollout = recorded_rollout(model)
+        policy = Policy(config, read_shape(model), parallel)
+        rollout, reference = recorded_rollout(model), load_reference(model)
         batches = policy.pack(rollout)
-        logit_error = largest(logits_error(policy, batches, model, shape.vocab_size))
+        logits = over_all_ranks(compare_logits(policy, batches, rollout, reference))
         round_trip = bitwise_equal(policy, model)
-        scored = policy.score(batches)
-        score_errors = [largest(error) for error in log_prob_errors(policy, scored, rollout, model)]
+        parts = [rollout[:5], rollout[5:]]  # as optimizer steps of their own
+        scored, *scored_parts = policy.score([batches, *(policy.pack(part) for part in parts)])
+        old, ref = Comparison(), Comparison()
+        for sequences, of_step in zip([rollout, *parts], [scored, *scored_parts], strict=True):
+            compare_log_probs(policy, of_step, sequences, reference, old, ref)
         loss = partial(batch_loss, settings=config.algorithm)
-        steps = [policy.train_step(scored, loss) for _ in range(3)]
+        steps = [policy.train_step(scored, loss)]
+        errors = update_errors(policy, model, save=name.startswith("TP1 "))
+        steps += [policy.train_step(scored, loss) for _ in range(2)]
         results[name] = {
-            "logit_error": logit_error,
+            "logits": logits,
             "round_trip": round_trip,
-            "policy_error": score_errors[0],
-            "reference_error": score_errors[1],
+            "policy": over_all_ranks(old),
+            "reference": over_all_ranks(ref),
             "steps": steps,
+            "update_errors": errors,
         }
         parallel_state.destroy_model_parallel()
     if dist.get_rank() == 0:
@@ -56,16 +69,44 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def largest(error: float) -> float:
-    """Over all processes."""
-    tensor = torch.tensor(error)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return float(tensor)
+@dataclass
+class Comparison:
+    """Of values that this rank has with those that transformers computes."""
+
+    error: float = 0.0  # largest |difference|
+    tokens: int = 0
+
+    def add(self, found: torch.Tensor, expected: torch.Tensor) -> None:
+        if len(found):
+            self.error = max(self.error, float((found - expected).abs().max()))
+            self.tokens += len(found)
+
+
+def over_all_ranks(comparison: Comparison) -> dict[str, float]:
+    """Every token is counted once: what the ranks of a tensor-parallel group have in common only on its first."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    error = torch.tensor(comparison.error)
+    tokens = torch.tensor(comparison.tokens if group.rank() == 0 else 0)
+    dist.all_reduce(error, op=dist.ReduceOp.MAX)
+    dist.all_reduce(tokens, op=dist.ReduceOp.SUM)
+    return {"error": float(error), "tokens": int(tokens)}
+
+
+def places_in_sequences(policy: Policy, batch: PackedBatch) -> torch.Tensor:
+    """[T] the place of each token that this rank owns in its own sequence."""
+    group, cu_seqlens = policy.parallel.context_group, batch.cu_seqlens.long()
+    if group.size() == 1:
+        place_T = torch.arange(len(batch.token_ids_T))
+    else:
+        place_T = context_chunks(cu_seqlens, group.size())[group.rank()]
+    return place_T - cu_seqlens[torch.searchsorted(cu_seqlens, place_T, right=True) - 1]
 
 
 @torch.no_grad()
-def logits_error(policy: Policy, batches: list[PackedBatch], model: Path, vocab_size: int) -> float:
-    """Largest |difference| between Megatron's logits and transformers', on the last pipeline stage."""
+def compare_logits(
+    policy: Policy, batches: list[PackedBatch], rollout: list[TrainingSequence], reference: torch.nn.Module
+) -> Comparison:
+    """Megatron's logits of every token of the rollout, on the last pipeline stage."""
 
     def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
         return policy._passes._logits(chunk, next(data)), lambda logits, non_loss_data: logits[0]
@@ -73,46 +114,67 @@ def logits_error(policy: Policy, batches: list[PackedBatch], model: Path, vocab_
     for chunk in policy.wrapped:
         chunk.eval()
     found = policy._passes._run(forward, batches, forward_only=True, collect_non_loss_data=True)
-    if policy.parallel.context_group.size() > 1:
-        return 0.0  # tokens of a sequence are spread over ranks; the log-probabilities below cover them
-    reference, group = load_reference(model), policy.parallel.tensor_group
-    worst = 0.0
-    for batch, logits_TVp in zip(batches, found, strict=False):  # none but on the last stage
+    assert len(found) == (len(batches) if policy.parallel.is_last_stage else 0)
+    comparison, group = Comparison(), policy.parallel.tensor_group
+    for batch, logits_TVp in zip(batches, found, strict=False):
         parts = [torch.empty_like(logits_TVp) for _ in range(group.size())]
         dist.all_gather(parts, logits_TVp.contiguous(), group=group)
-        logits_TV = torch.cat(parts, dim=-1)[:, :vocab_size]
-        for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
-            expected = reference(batch.token_ids_T[None, start:stop]).logits[0]
-            worst = max(worst, float((logits_TV[start:stop] - expected).abs().max()))
-    return worst
+        logits_TV = torch.cat(parts, dim=-1)
+        place_T = places_in_sequences(policy, batch)
+        for index in batch.sequence_T[batch.sequence_T >= 0].unique().tolist():
+            token_ids = torch.from_numpy(rollout[index].token_ids.astype(np.int64))
+            expected = reference(token_ids[None]).logits[0]
+            chosen = batch.sequence_T == index
+            assert torch.equal(batch.token_ids_T[chosen], token_ids[place_T[chosen]])
+            comparison.add(logits_TV[chosen, : expected.shape[-1]], expected[place_T[chosen]])
+    return comparison
 
 
-def bitwise_equal(policy: Policy, model: Path) -> bool:
-    """The HF tensors gathered from all ranks are those of the model's file: names, order-free, every bit."""
-    expected, found = load_file(model / "model.safetensors"), dict(policy.hf_tensors())
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def log_prob_errors(policy: Policy, scored: list[PackedBatch], rollout: list[Any], model: Path) -> tuple[float, float]:
-    """Largest error of the policy's and of the reweighted reference's log-probabilities of sampled tokens."""
-    reference = load_reference(model)
-    worst = [0.0, 0.0]
+def compare_log_probs(
+    policy: Policy,
+    scored: list[PackedBatch],
+    rollout: list[TrainingSequence],
+    reference: torch.nn.Module,
+    old: Comparison,
+    ref: Comparison,
+) -> None:
+    """The policy's and the reweighted reference's log-probabilities of sampled tokens, on the last pipeline stage."""
     for batch in scored:
+        assert (batch.old_logp_T is None) == (batch.ref_logp_T is None) == (not policy.parallel.is_last_stage)
         if batch.old_logp_T is None or batch.ref_logp_T is None:
             continue
+        place_T = places_in_sequences(policy, batch)
         for index in batch.sequence_T[batch.mask_T].unique().tolist():
             sequence = rollout[index]
             chosen = (batch.sequence_T == index) & batch.mask_T
-            for i, (found_T, scale) in enumerate(((batch.old_logp_T, 1.0), (batch.ref_logp_T, sequence.phi))):
-                logp = torch.from_numpy(token_log_probs(reference, sequence.token_ids, scale))
-                expected = logp[sequence.prompt_length - 1 :]
-                found = found_T[chosen]
-                if policy.parallel.context_group.size() > 1:  # this rank has some of them: match by value
-                    error = (found[:, None] - expected[None]).abs().min(dim=1).values.max()
-                else:
-                    error = (found - expected).abs().max()
-                worst[i] = max(worst[i], float(error))
-    return worst[0], worst[1]
+            for comparison, found_T, scale in ((old, batch.old_logp_T, 1.0), (ref, batch.ref_logp_T, sequence.phi)):
+                expected = torch.from_numpy(token_log_probs(reference, sequence.token_ids, scale))
+                comparison.add(found_T[chosen], expected[place_T[chosen]])
+
+
+def bitwise_equal(policy: Policy, model: Path) -> bool:
+    """On every rank, the HF tensors gathered from all are those of the model's file: names, order-free, every bit."""
+    expected, found = load_file(model / "model.safetensors"), dict(policy.hf_tensors())
+    equal = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    verdict = torch.tensor(int(equal))
+    dist.all_reduce(verdict, op=dist.ReduceOp.MIN)
+    return bool(verdict)
+
+
+def update_errors(policy: Policy, model: Path, *, save: bool) -> dict[str, float]:
+    """By HF tensor: |this layout's update - one process's| / |one process's|, L2 norms; the latter is kept in a file.
+
+    The worst of all ranks.
+    """
+    before, file = load_file(model / "model.safetensors"), model / "update.safetensors"
+    update = {name: tensor.float() - before[name] for name, tensor in policy.hf_tensors()}
+    if save:
+        save_file(update, file)
+    expected = load_file(file)
+    assert update.keys() == expected.keys()
+    errors = torch.stack([(update[name] - u).norm() / u.norm() for name, u in expected.items()])
+    dist.all_reduce(errors, op=dist.ReduceOp.MAX)
+    return dict(zip(expected, errors.tolist(), strict=True))
 
 
 if __name__ == "__main__":

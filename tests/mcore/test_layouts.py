@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from megatron_rapo.types import TrainingSequence
 from tests.launch import run_distributed
 from tests.models import save_tiny_qwen2
+from tests.runs import recorded_rollout
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 TENSOR, PIPELINE, CONTEXT = {"tensor": 2}, {"pipeline": 2}, {"context": 2}
@@ -38,11 +40,21 @@ BF16 = {"precision": {"dtype": "bfloat16"}, "parallel": TENSOR, "optimizer": {"d
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     shape = {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "gain": 0.7}
     save_tiny_qwen2(folder / "untied", tied=False, vocab_size=131, seed=1, **shape)  # not divisible by 2
     save_tiny_qwen2(folder / "tied", tied=True, vocab_size=128, seed=2, **shape)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rollouts(folder: Path) -> dict[str, list[TrainingSequence]]:
+    return {name: recorded_rollout(folder / name) for name in ("untied", "tied")}
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for nproc in (1, 2, 4):
         layouts = {name: rest for name, (n, *rest) in LAYOUTS.items() if n == nproc}
@@ -52,15 +64,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "CP2" not in name])
-def test_logits_equal_transformers(results: dict[str, Any], layout: str) -> None:
-    assert results[layout]["logit_error"] < 1e-5
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_equal_transformers(results: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
+    found, rollout = results[layout]["logits"], rollouts[LAYOUTS[layout][1]]
+    assert found["error"] < 1e-5
+    assert found["tokens"] == sum(len(sequence.token_ids) for sequence in rollout)  # each once
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_log_probs_equal_transformers(results: dict[str, Any], layout: str) -> None:
-    assert results[layout]["policy_error"] < 1e-5
-    assert results[layout]["reference_error"] < 1e-5
+def test_log_probs_equal_transformers(results: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
+    sampled = sum(len(sequence.engine_logprobs) for sequence in rollouts[LAYOUTS[layout][1]])
+    for whose in ("policy", "reference"):
+        assert results[layout][whose]["error"] < 1e-5
+        assert results[layout][whose]["tokens"] == 2 * sampled  # the whole rollout, and again in two parts
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -77,6 +93,13 @@ def test_training_is_the_same(results: dict[str, Any], layout: str) -> None:
     for name in ("loss", "entropy"):
         assert found[1][name] == pytest.approx(expected[1][name], rel=1e-5), f"{name} after one update"
     assert expected[1]["loss"] < expected[0]["loss"] - 1e-3  # the update did something
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if not name.startswith("TP1")])
+def test_the_updated_weights_are_the_same(results: dict[str, Any], layout: str) -> None:
+    errors = results[layout]["update_errors"]
+    assert len(errors) == 4 * 12 + (2 if layout.endswith(" tied") else 3)  # layers, embedding, norm, output
+    assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda item: item[1])
 
 
 def test_bf16_is_near_float32(results: dict[str, Any]) -> None:

@@ -81,7 +81,8 @@ def sample(sampler: Sampler) -> list[Group]:
 
 
 def scored(sampler: Sampler, policy: Policy, config: Config) -> list[Any]:
-    return policy.score(policy.pack(to_sequences(sample(sampler), config)))
+    (batches,) = policy.score([policy.pack(to_sequences(sample(sampler), config))])
+    return batches
 
 
 def gap(sampler: Sampler, policy: Policy, config: Config) -> float:

@@ -1,0 +1,45 @@
+"""Started on one process: `schedule_worker.py FOLDER SETTINGS`; the rate that each optimizer step is taken with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_rapo.distributed import init_process_group
+from megatron_rapo.hf import read_shape
+from megatron_rapo.mcore.parallel import init_parallel
+from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.trainer import batch_loss
+from tests.launch import write_result
+from tests.runs import recorded_rollout, tiny_config
+
+
+def main() -> None:
+    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    init_process_group(timeout_s=60.0)
+    rollout = recorded_rollout(folder, count=4)
+    rates = {}
+    for name, optimizer in settings.items():
+        config = tiny_config(
+            folder,
+            folder,
+            run={"steps": 3},
+            batch={"optimizer_steps_per_rollout": 2},
+            optimizer=optimizer,
+        )
+        policy = Policy(config, read_shape(folder), init_parallel(config.parallel, timeout_s=60.0, seed=0))
+        (scored,) = policy.score([policy.pack(rollout)])
+        loss = partial(batch_loss, settings=config.algorithm)
+        rates[name] = [policy.train_step(scored, loss)["lr"] for _ in range(3 * 2)]
+        parallel_state.destroy_model_parallel()
+    write_result(rates)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What a resumed run may change, by every field of the configuration; and how a checkpoint's folder appears."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_rapo.checkpoints import (
+    CheckpointError,
+    check_resumable,
+    checkpoint_folder,
+    latest_checkpoint,
+    point_to,
+    put_in_place,
+    save_settings,
+)
+from megatron_rapo.config import Config
+from tests.runs import tiny_config
+
+SCHEDULES = {"constant": {}, "linear": {"optimizer": {"schedule": "linear"}}}
+FREE = [
+    *("model.layers", "model.recompute", "reward.workers", "reward.timeout_s", "batch.tokens_per_microbatch"),
+    *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context", "parallel.sequence"),
+    *("rollout.tensor", "rollout.kv_cache_mib", "rollout.max_concurrent", "rollout.compile"),
+    *("reshard.max_logprob_gap", "precision.dtype", "precision.fp8", "checkpoint.every_steps", "checkpoint.hf_export"),
+    *("monitor.tensorboard", "monitor.sampled_completions", "run.folder", "run.timeout_s"),
+]
+FIELDS = [
+    f"{section}.{name}"
+    for section, fields in tiny_config(Path("model"), Path("run")).model_dump().items()
+    if fields is not None  # [evaluation]: see test_evaluation_may_change
+    for name in fields
+]
+
+
+def config(**sections: dict[str, object]) -> Config:
+    return tiny_config(Path("model"), Path("run"), **sections)
+
+
+def saved(folder: Path, config: Config, field: str | None = None) -> tuple[Path, object]:
+    """A checkpoint of `config`, with another value of `field`; and the present one."""
+    save_settings(folder, config)
+    settings = json.loads((folder / "settings.json").read_text())
+    if field is None:
+        return folder, None
+    section, name = field.split(".")
+    present, settings[section][name] = settings[section][name], "another"
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return folder, present
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_nothing_changed(tmp_path: Path, schedule: str) -> None:
+    check_resumable(saved(tmp_path, config(**SCHEDULES[schedule]))[0], config(**SCHEDULES[schedule]))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_each_field(tmp_path: Path, field: str, schedule: str) -> None:
+    settings = config(**SCHEDULES[schedule])
+    checkpoint, present = saved(tmp_path, settings, field)
+    if field in FREE or (field == "run.steps" and schedule == "constant"):
+        check_resumable(checkpoint, settings)
+        return
+    with pytest.raises(CheckpointError) as refused:
+        check_resumable(checkpoint, settings)
+    assert str(refused.value) == (
+        f"{field}={present}: {checkpoint} was written with another, and the run would not go on as the same one; "
+        f"resume with {field}=another, or start a new run."
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"optimizer": {"lr": 1e-3}}, {"optimizer": {"lr": 2e-3}}, "optimizer.lr=0.002: |with optimizer.lr=0.001, "),
+        (
+            {"batch": {"prompts_per_step": 4}},
+            {"batch": {"prompts_per_step": 8}},
+            "batch.prompts_per_step=8: |written with 4, |with batch.prompts_per_step=4, ",
+        ),
+        ({"run": {"seed": 1}}, {"run": {"seed": 2}}, "run.seed=2: |resume with run.seed=1, "),
+        (
+            {"optimizer": {"schedule": "cosine"}, "run": {"steps": 4}},
+            {"optimizer": {"schedule": "cosine"}, "run": {"steps": 8}},
+            "run.steps=8: |resume with run.steps=4, ",
+        ),
+        (  # the rate of the steps to come would not be the saved schedule's
+            {"optimizer": {"schedule": "cosine"}, "run": {"steps": 4}},
+            {"optimizer": {"schedule": "constant"}, "run": {"steps": 8}},
+            "optimizer.schedule=constant: |resume with optimizer.schedule=cosine, ",
+        ),
+    ],
+)
+def test_values_are_named(tmp_path: Path, before: dict, after: dict, words: str) -> None:
+    save_settings(tmp_path, config(**before))
+    with pytest.raises(CheckpointError) as refused:
+        check_resumable(tmp_path, config(**after))
+    for part in words.split("|"):
+        assert part in str(refused.value)
+
+
+def test_evaluation_may_change(tmp_path: Path) -> None:
+    evaluation = {"evaluation": {"data": "held.jsonl", "samples_per_problem": 16}}
+    for before, after in (({}, evaluation), (evaluation, {})):
+        save_settings(tmp_path, config(**before))
+        check_resumable(tmp_path, config(**after))
+
+
+def test_a_longer_run_at_a_constant_rate(tmp_path: Path) -> None:
+    save_settings(tmp_path, config(run={"steps": 4}))
+    check_resumable(tmp_path, config(run={"steps": 400, "folder": "elsewhere"}, parallel={"tensor": 2}))
+
+
+# --- folders ---
+
+
+def folder_with(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / text).write_text(text)
+    return path
+
+
+def listing(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def test_put_in_place(tmp_path: Path) -> None:
+    put_in_place(folder_with(tmp_path / "a.partial", "new"), tmp_path / "a")
+    assert listing(tmp_path) == {"a/new"}
+
+
+def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "a", "old")
+    put_in_place(folder_with(tmp_path / "a.partial", "new"), folder)
+    assert listing(tmp_path) == {"a/new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]  # nor an empty a.replaced
+
+
+def test_what_an_interrupted_replacement_left_does_not_matter(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "a", "old")
+    folder_with(tmp_path / "a.replaced", "older")
+    put_in_place(folder_with(tmp_path / "a.partial", "new"), folder)
+    assert listing(tmp_path) == {"a/new"}
+
+
+def test_the_old_folder_is_kept_until_the_new_one_is_there(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "a", "old")
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "a.partial", folder)
+    assert {path.name for path in tmp_path.rglob("*")} >= {"old"}
+
+
+def test_the_latest_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r": no checkpoint to resume from; start without --resume\.$"):
+        latest_checkpoint(tmp_path)
+    for step in (1, 12):
+        folder = checkpoint_folder(tmp_path, step)
+        folder.mkdir()
+        point_to(folder)
+        assert latest_checkpoint(tmp_path) == folder == tmp_path / f"step-{step:06d}"
+    folder.rmdir()
+    with pytest.raises(CheckpointError, match=r"latest: names step-000012, which is not there; write the name of one"):
+        latest_checkpoint(tmp_path)

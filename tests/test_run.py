@@ -1,0 +1,206 @@
+"""What `train` refuses before it builds anything, and which folders it takes. In a world of one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from megatron_rapo import run
+from megatron_rapo.config import Config, ConfigError
+from tests.models import save_tiny_qwen2
+from tests.runs import tiny_config
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_qwen2(tmp_path_factory.mktemp("models") / "model", tied=True)
+
+
+@pytest.fixture
+def world_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def earlier_run(folder: Path) -> Path:
+    """What `_monitor` and a few steps leave."""
+    config = tiny_config(Path("model"), folder)
+    folder.mkdir(parents=True)
+    (folder / run.RUN_SETTINGS).write_text(config.to_json() + "\n")
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    (folder / "checkpoints").mkdir()
+    return folder
+
+
+def config_for(folder: Path, **sections: dict[str, Any]) -> Config:
+    """Everything but the run folder elsewhere."""
+    elsewhere = folder.parent / "elsewhere"
+    return tiny_config(elsewhere / "model", elsewhere, run={"folder": folder}, **sections)
+
+
+def refusal(config: Config, *, overwrite: bool) -> str:
+    with pytest.raises(ConfigError) as refused:
+        run._claim(config, overwrite=overwrite)
+    return str(refused.value)
+
+
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_empty_folder_is_taken(tmp_path: Path, overwrite: bool, exists: bool) -> None:
+    folder = tmp_path / "deep" / "run"
+    if exists:
+        folder.mkdir(parents=True)
+    run._claim(config_for(folder), overwrite=overwrite)
+    assert folder.is_dir() and not any(folder.iterdir())
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_an_earlier_run_is_kept(tmp_path: Path) -> None:
+    folder = earlier_run(tmp_path / "run")
+    before = set(folder.rglob("*"))
+    assert refusal(config_for(folder), overwrite=False) == (
+        f"run.folder={folder}: holds an earlier run, which would be lost; pass --resume to go on with it, --overwrite "
+        "to delete it, or name another folder."
+    )
+    assert set(folder.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_an_earlier_run_is_deleted(tmp_path: Path) -> None:
+    folder = earlier_run(tmp_path / "run")
+    (tmp_path / "beside").touch()
+    run._claim(config_for(folder), overwrite=True)
+    assert folder.is_dir() and not any(folder.iterdir())
+    assert (tmp_path / "beside").exists()
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_what_no_run_made_is_not_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "thesis.tex").touch()
+    words = f"run.folder={folder}: has no config.json, so no run made it; it is not deleted, name another folder."
+    assert run._why_not_delete(config_for(folder)) == words.replace(str(folder), str(folder.resolve()))
+    assert refusal(config_for(folder), overwrite=True) == words
+    assert (folder / "thesis.tex").exists()
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_a_model_folder_is_not_an_earlier_run(tmp_path: Path, model: Path) -> None:
+    """A Hugging Face folder has a config.json too; this one is not the run's own model.path."""
+    folder = tmp_path / "another"
+    shutil.copytree(model, folder)
+    assert "not deleted, name another folder" in refusal(config_for(folder), overwrite=True)
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize(
+    ("setting", "sections"),
+    [
+        ("model.path", {"model": {"path": "hf"}}),
+        ("data.train", {"data": {"train": "data/train.jsonl"}}),
+        ("evaluation.data", {"evaluation": {"data": "held.jsonl"}}),
+    ],
+)
+def test_what_the_run_needs_is_not_deleted(tmp_path: Path, setting: str, sections: dict[str, dict[str, str]]) -> None:
+    folder = earlier_run(tmp_path / "run")
+    inside = {name: {key: folder / path for key, path in fields.items()} for name, fields in sections.items()}
+    message = f"run.folder={folder}: holds {setting}, which --overwrite would delete; name another folder."
+    assert refusal(config_for(folder, **inside), overwrite=True) == message
+    assert (folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize("inside", [".", "checkpoints"])
+def test_the_current_folder_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    folder = earlier_run(tmp_path / "run")
+    monkeypatch.chdir(folder / inside)
+    assert "holds the current folder, which --overwrite would delete" in refusal(config_for(folder), overwrite=True)
+    assert (folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_a_path_through_a_link_is_seen_through(tmp_path: Path) -> None:
+    folder = earlier_run(tmp_path / "run")
+    (tmp_path / "link").symlink_to(folder)
+    config = config_for(folder, data={"train": tmp_path / "link" / "train.jsonl"})
+    assert "holds data.train, which --overwrite would delete" in refusal(config, overwrite=True)
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_a_neighbour_with_a_longer_name_is_not_inside(tmp_path: Path) -> None:
+    folder = earlier_run(tmp_path / "run")
+    run._claim(config_for(folder, data={"train": tmp_path / "run2" / "train.jsonl"}), overwrite=True)
+    assert not any(folder.iterdir())
+
+
+# --- train(): refusals before any process group ---
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def built(*arguments: object, **options: object) -> None:
+        raise AssertionError("not refused in time")
+
+    monkeypatch.setattr(run, "init_process_group", built)
+    monkeypatch.setattr(run, "end_promptly_on_signals", lambda: None)
+
+
+def problems(path: Path, count: int) -> Path:
+    rows = [{"problem": f"{i}+{i}=", "answer": str(2 * i)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.usefixtures("alone")
+def test_more_prompts_in_a_step_than_problems(tmp_path: Path, model: Path) -> None:
+    train = problems(tmp_path / "train.jsonl", 3)
+    config = tiny_config(model, tmp_path / "run", data={"train": train}, batch={"prompts_per_step": 4})
+    with pytest.raises(ConfigError) as refused:
+        run.train(config, resume=False, overwrite=False)
+    assert str(refused.value) == (
+        f"batch.prompts_per_step=4: {train} has 3 problems, some of which would be in a step twice; lower it."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("alone")
+def test_as_many_prompts_in_a_step_as_problems(tmp_path: Path, model: Path) -> None:
+    train = problems(tmp_path / "train.jsonl", 4)
+    config = tiny_config(model, tmp_path / "run", data={"train": train}, batch={"prompts_per_step": 4})
+    with pytest.raises(AssertionError, match="not refused in time"):
+        run.train(config, resume=False, overwrite=False)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("rollout", "words"),
+    [
+        ({"tensor": 2}, "rollout.tensor=2: does not divide the 1 processes; "),
+        ({"max_completion_tokens": 2048}, "rollout.max_completion_tokens=2048: sequences of up to 2080 tokens, "),
+    ],
+)
+def test_both_commands_check_the_engines(
+    tmp_path: Path, model: Path, command: str, rollout: dict[str, int], words: str
+) -> None:
+    sections = {"rollout": rollout, "batch": {"tokens_per_microbatch": 4096}}
+    config = tiny_config(model, tmp_path / "run", evaluation={"data": problems(tmp_path / "held.jsonl", 2)}, **sections)
+    with pytest.raises(ConfigError) as refused:
+        if command == "train":
+            run.train(config, resume=False, overwrite=False)
+        else:
+            run.evaluate_model(config, output=None)
+    assert str(refused.value).startswith(words)
