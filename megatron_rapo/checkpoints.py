@@ -67,7 +67,10 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
     Free to change are where and how fast things run (layout, memory, workers, folders), what is watched, and the number
     of steps where the learning rate does not depend on it.
     """
-    saved = json.loads((checkpoint / _SETTINGS).read_text())
+    try:
+        saved = json.loads((checkpoint / _SETTINGS).read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{checkpoint}: holds no {_SETTINGS}, so it is not whole; resume from another.") from None
     free = _FREE | ({"run.steps"} if config.optimizer.schedule == "constant" else set())
     for section, present in config.model_dump(mode="json").items():
         if section in _FREE_SECTIONS:
@@ -75,9 +78,10 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
         for field, value in present.items():
             name, before = f"{section}.{field}", saved[section].get(field)
             if name not in free and value != before:
+                now, then = (v if isinstance(v, str) else json.dumps(v) for v in (value, before))  # as --set takes it
                 raise CheckpointError(
-                    f"{name}={value}: {checkpoint} was written with {before}, and the run would not go on as the same "
-                    f"one; resume with {name}={before}, or start a new run."
+                    f"{name}={now}: {checkpoint} was written with {then}, and the run would not go on as the same one; "
+                    f"resume with {name}={then}, or start a new run."
                 )
 
 

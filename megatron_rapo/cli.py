@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
 from megatron_rapo.config import Config, load_config
 from megatron_rapo.errors import InputError
+from megatron_rapo.launcher import adopt_srun, rank
 
 FIRST_SPEAKS_S = 3.0
 """What is wrong on all processes the first one says, and the launcher ends the others meanwhile; what is wrong on one
@@ -30,13 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for a lost process, 2 for input that cannot work."""
     arguments = _parser().parse_args(argv)
     try:
+        adopt_srun()
         config = load_config(arguments.config, arguments.set)
         return int(arguments.command(config, arguments))
     except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank != "0":
+        if rank() > 0:
             time.sleep(FIRST_SPEAKS_S)
-        print(f"error: {error}" if rank == "0" else f"rank {rank}: error: {error}", file=sys.stderr, flush=True)
+        print(f"rank {rank()}: error: {error}" if rank() else f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
         if not is_lost_process(error):
             raise
-        rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: lost another process of this run ({error}); see its own message.", file=sys.stderr)
+        print(f"rank {rank()}: lost another process of this run ({error}); see its own message.", file=sys.stderr)
         return 1
 
 

@@ -251,7 +251,7 @@ class OptimizerConfig(_Section):
     """Megatron's AdamW and its learning-rate schedule; a step is an optimizer step."""
 
     lr: float = Field(default=5e-7, gt=0)
-    """Peak learning rate."""
+    """Learning rate that the warm-up reaches and the schedule falls from."""
     min_lr: float = Field(default=0.0, ge=0)
     """Learning rate at the end of a linear or cosine schedule."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

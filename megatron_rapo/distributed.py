@@ -11,28 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from megatron_rapo.config import ConfigError
-
 _WORLD_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-
-
-_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-
-
-def adopt_launcher() -> int:
-    """Take over what the launcher (torchrun, or srun by itself) says in the environment; returns the world size.
-
-    Raises ConfigError under srun without MASTER_ADDR and MASTER_PORT, by which the processes would find each other.
-    """
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
-            raise ConfigError(
-                f"{' and '.join(missing)}: not set under srun, so its processes cannot find each other; export "
-                "MASTER_ADDR (a node of the job) and MASTER_PORT (a free port) in the job script."
-            )
-        os.environ.update({ours: os.environ[theirs] for ours, theirs in _SLURM.items()})
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def init_process_group(timeout_s: float) -> None:

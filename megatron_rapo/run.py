@@ -14,10 +14,11 @@ from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_s
 from megatron_rapo.checks import check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
-from megatron_rapo.distributed import adopt_launcher, end_promptly_on_signals, init_process_group
+from megatron_rapo.distributed import end_promptly_on_signals, init_process_group
 from megatron_rapo.evaluate import evaluate
 from megatron_rapo.hf import ModelShape, read_shape
-from megatron_rapo.monitor import Console, Monitor, Recorder
+from megatron_rapo.launcher import world_size
+from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder
 from megatron_rapo.rewards import VerifierPool
 from megatron_rapo.rollout import Engine
 from megatron_rapo.sampling import Sampler
@@ -33,11 +34,10 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> None:
 
     Raises ConfigError, DataError and CheckpointError before anything expensive is built.
     """
-    world_size = adopt_launcher()
-    check_world_size(config, world_size)
+    check_world_size(config, world_size())
     shape = read_shape(config.model.path)
     check_model(config, shape)
-    check_rollout(config, shape, world_size)
+    check_rollout(config, shape, world_size())
     train_set = _prompts(config, config.data.train)
     heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
     if config.batch.prompts_per_step > len(train_set.prompts):
@@ -104,8 +104,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     """Run `evaluate` on this process: pass@k of model.path on [evaluation].data, shown and written to `output`."""
     if config.evaluation is None:
         raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
-    world_size = adopt_launcher()
-    check_rollout(config, read_shape(config.model.path), world_size)
+    check_rollout(config, read_shape(config.model.path), world_size())
     heldout = _prompts(config, config.evaluation.data)
     end_promptly_on_signals()
     init_process_group(config.run.timeout_s)
@@ -146,16 +145,25 @@ def _claim(config: Config, *, overwrite: bool) -> None:
     """Take the run folder for a new run. Collective: every process learns of a refusal."""
     refusal: list[str | None] = [None]
     if dist.get_rank() == 0:
-        folder = config.run.folder
-        if folder.exists() and any(folder.iterdir()):
-            refusal = [_why_not_delete(config) if overwrite else _EARLIER_RUN.format(folder=folder)]
-            if refusal[0] is None:
-                shutil.rmtree(folder)
-        if refusal[0] is None:
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            refusal = [_take(config, overwrite=overwrite)]
+        except OSError as error:
+            refusal = [f"run.folder={config.run.folder}: cannot be used ({error}); name another folder."]
     dist.broadcast_object_list(refusal, src=0)
     if refusal[0]:
         raise ConfigError(refusal[0])
+
+
+def _take(config: Config, *, overwrite: bool) -> str | None:
+    """Make the run folder, empty; or the reason why not."""
+    folder = config.run.folder
+    if folder.exists() and any(folder.iterdir()):
+        refusal = _why_not_delete(config) if overwrite else _EARLIER_RUN.format(folder=folder)
+        if refusal:
+            return refusal
+        shutil.rmtree(folder.resolve())
+    folder.mkdir(parents=True, exist_ok=True)
+    return None
 
 
 _EARLIER_RUN = (
@@ -167,8 +175,8 @@ _EARLIER_RUN = (
 def _why_not_delete(config: Config) -> str | None:
     """Whether --overwrite would delete something else than an earlier run."""
     folder = config.run.folder.resolve()
-    if not (folder / RUN_SETTINGS).is_file():
-        return f"run.folder={folder}: has no {RUN_SETTINGS}, so no run made it; it is not deleted, name another folder."
+    if not (folder / METRICS_FILE).is_file():
+        return f"run.folder={folder}: has no {METRICS_FILE}, so no run made it; it is not deleted, name another folder."
     needed = {"model.path": config.model.path, "data.train": config.data.train, "the current folder": Path.cwd()}
     if config.evaluation:
         needed["evaluation.data"] = config.evaluation.data

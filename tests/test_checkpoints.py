@@ -66,8 +66,9 @@ def test_each_field(tmp_path: Path, field: str, schedule: str) -> None:
         return
     with pytest.raises(CheckpointError) as refused:
         check_resumable(checkpoint, settings)
+    shown = present if isinstance(present, str) else json.dumps(present)
     assert str(refused.value) == (
-        f"{field}={present}: {checkpoint} was written with another, and the run would not go on as the same one; "
+        f"{field}={shown}: {checkpoint} was written with another, and the run would not go on as the same one; "
         f"resume with {field}=another, or start a new run."
     )
 

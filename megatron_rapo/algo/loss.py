@@ -67,7 +67,7 @@ def rapo_loss(
     )
     to_old_T = (old_logp_T - engine_logp_T).exp()
     to_policy_T = (logp_T.detach() - engine_logp_T).exp()
-    importance_capped_T = torch.maximum(to_old_T, to_policy_T) > importance_cap
+    importance_capped_T = (to_old_T > importance_cap) | ((to_policy_T > importance_cap) & (alpha > 0))
     to_old_T, to_policy_T = to_old_T.clamp(max=importance_cap), to_policy_T.clamp(max=importance_cap)
     surrogate_T, clipped_T = clipped_surrogate(logp_T, old_logp_T, advantage_T, clip_low=clip_low, clip_high=clip_high)
     penalty = DIVERGENCES[divergence](logp_T, ref_logp_T, log_ratio_cap)

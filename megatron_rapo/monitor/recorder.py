@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.scalars import describe
 from megatron_rapo.monitor.text import without_controls
 
@@ -139,7 +140,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise ValueError(f"{path}:{number}: not a line of metrics ({error}); mend or remove it.") from None
+                raise InputError(f"{path}:{number}: not a line of metrics ({error}); mend or remove it.") from None
     return rows
 
 
