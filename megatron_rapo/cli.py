@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_rapo.config import Config, load_config
+from megatron_rapo.config import Config
+from megatron_rapo.config_file import load_config
 from megatron_rapo.errors import InputError
 from megatron_rapo.launcher import adopt_srun, rank
 

@@ -1,4 +1,4 @@
-"""What a run is: frozen settings, read from TOML plus `--set section.field=value`.
+"""What a run is: every setting, frozen, with its unit, default and limits. `config_file.py` reads them.
 
 Every refusal is a `ConfigError` that names field, value, reason and fix, and comes before anything
 expensive starts. What depends on the number of processes, the model or the machine is checked in `checks.py`.
@@ -6,23 +6,14 @@ expensive starts. What depends on the number of processes, the model or the mach
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
-import sys
-from collections.abc import Sequence
-from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from megatron_rapo.errors import InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # Python 3.10
-    import tomli as tomllib
 
 Divergence = Literal["rapo_paper", "forward_kl", "reverse_kl", "none"]
 FilePath = Annotated[Path, Field(strict=False)]
@@ -434,70 +425,3 @@ class Config(_Section):
     def to_json(self) -> str:
         """The resolved configuration, every default written out."""
         return json.dumps(self.model_dump(mode="json"), indent=2)
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path` (TOML), apply `section.field=value` overrides, validate.
-
-    Raises ConfigError naming every bad field at once.
-    """
-    try:
-        settings = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file; check the path.") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error}); mend that line.") from None
-    for override in overrides:
-        _apply(settings, override)
-    try:
-        return Config.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
-
-
-def _apply(settings: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    section, dot, field = key.strip().partition(".")
-    if not (equals and dot and section and field):
-        raise ConfigError(f"--set {override}: not of the form section.field=value; write e.g. --set run.steps=10.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # an unquoted string
-    if isinstance(value, date | time):  # no setting is one, but a folder may be named by the day
-        value = text
-    table = settings.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"--set {override}: {section} is not a section; sections are {_known(())}.")
-    table[field] = value
-
-
-def _known(location: tuple[str, ...]) -> list[str]:
-    """Names that are allowed at `location` in a configuration."""
-    model: type[BaseModel] = Config
-    for name in location:
-        annotation = model.model_fields[name].annotation
-        model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
-    return list(model.model_fields)
-
-
-def _explain(error: Any) -> str:
-    """One pydantic error as `field=value: reason; fix`."""
-    location = tuple(str(part) for part in error["loc"])
-    name, kind = ".".join(location), error["type"]
-    if kind == "value_error":  # our own checks say it all
-        return str(error["ctx"]["error"])
-    if kind == "missing" and len(location) == 1:
-        return f"{name}: required section and not there; add [{name}] to the file."
-    if kind == "missing":
-        return f"{name}: required and not set; add it to the file or pass --set {name}=..."
-    if kind in ("path_type", "string_type"):
-        return f"{name}={error['input']!r}: not a string; write it in quotes."
-    if kind == "extra_forbidden":
-        known = _known(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"known names here: {', '.join(known)}."
-        return f"{name}={error['input']!r}: no such setting; {fix}"
-    return f"{name}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}; change the value."

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from megatron_rapo import checks
 from megatron_rapo.checks import check_model, check_rollout, check_world_size, resolve_layers
-from megatron_rapo.config import ConfigError, RewardConfig, load_config
+from megatron_rapo.config import ConfigError, RewardConfig
+from megatron_rapo.config_file import load_config
 from megatron_rapo.hf import ModelShape
 from megatron_rapo.rollout.engine import MAX_TEMPERATURE, MIN_TEMPERATURE
 

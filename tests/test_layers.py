@@ -39,8 +39,8 @@ class Rule:
 RULES = {
     "only mcore/ imports megatron": Rule(outside=("mcore",), forbidden=("megatron",)),
     "only rollout/ imports vllm": Rule(outside=("rollout",), forbidden=("vllm",)),
-    "config, types and monitor/ need no torch": Rule(
-        inside=("config", "types", "monitor"), forbidden=("torch",), deep=True
+    "settings, types and monitor/ need no torch": Rule(
+        inside=("config", "config_file", "launcher", "errors", "types", "monitor"), forbidden=("torch",), deep=True
     ),
     "rewards/ needs neither torch nor transformers": Rule(
         inside=("rewards",), forbidden=("torch", "transformers"), deep=True
@@ -174,7 +174,7 @@ SINS = {
         {"mcore/a.py": "import importlib\nvllm = importlib.import_module('vllm')\n"},
         "megatron_rapo/mcore/a.py:2: imports vllm",
     ),
-    "config, types and monitor/ need no torch": (
+    "settings, types and monitor/ need no torch": (
         {"config.py": "from megatron_rapo import units\n", "units.py": "import torch\n"},
         "megatron_rapo/config.py:1: imports megatron_rapo.units -> torch",
     ),

@@ -11,12 +11,14 @@ from safetensors import safe_open
 
 from megatron_rapo.hf import INDEX, WEIGHTS
 
-OUTPUT = "lm_head.weight"
+LM_HEAD = "lm_head.weight"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def expected_shapes(folder: Path, *, tied: bool) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the folder's safetensors, whose data is not read.
+
+    From the files and not from the parameter map, which what is resharded is checked against by this.
 
     Left out: the output layer where it is tied to the embedding, and the constant rotary frequencies that old
     checkpoints hold.
@@ -30,7 +32,7 @@ def expected_shapes(folder: Path, *, tied: bool) -> dict[str, tuple[int, ...]]:
     return {
         name: shape
         for name, shape in shapes.items()
-        if not name.endswith("rotary_emb.inv_freq") and not (tied and name == OUTPUT)
+        if not name.endswith("rotary_emb.inv_freq") and not (tied and name == LM_HEAD)
     }
 
 
@@ -60,5 +62,5 @@ def checked(
         raise ValueError(
             f"{len(problems)} of the weights are wrong: {'; '.join(problems[:20])}{'; ...' if problems[20:] else ''}. "
             "Send every tensor of the model folder once, whole, under its Hugging Face name (tied embeddings: "
-            f"without {OUTPUT})."
+            f"without {LM_HEAD})."
         )
