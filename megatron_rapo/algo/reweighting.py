@@ -2,7 +2,7 @@
 
 RAPO (arXiv 2510.03865) penalises the distance to pihat_ref = pi_ref^phi / Z with phi rising in the reward. Taken per
 token, pihat_ref is exactly softmax(phi * z_ref), so the normaliser needs no sampling: the reference is scored
-with its logits multiplied by phi (`mcore/vocab_parallel.py`).
+with its logits multiplied by phi (`mcore/output_head.py`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.checks import resolve_layers
@@ -84,14 +88,44 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
     )
 
 
-def build_chunks(config: Config, shape: ModelShape, megatron: TransformerConfig, parallel: Parallel) -> list[GPTModel]:
+class HiddenStatesModel(GPTModel):
+    """A GPTModel whose last stage gives the hidden states that the output layer would take, [T, D], not logits.
+
+    `output_head.py` makes log-probabilities of them, chunk by chunk. They are whole on every tensor rank; the backward
+    pass sums what the ranks' parts of the vocabulary say of their gradient.
+    """
+
+    def _postprocess(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        if not self.post_process:
+            return hidden_states
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=group)
+        else:
+            hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group)
+        return hidden_states.squeeze(1)
+
+
+def head_weight(chunks: list[HiddenStatesModel]) -> torch.nn.Parameter | None:
+    """The output layer's weight on this rank, tied or not; None but on the last pipeline stage."""
+    last = chunks[-1]
+    if not last.post_process:
+        return None
+    tied = last.share_embeddings_and_output_weights
+    weight: torch.nn.Parameter = last.shared_embedding_or_output_weight() if tied else last.output_layer.weight
+    return weight
+
+
+def build_chunks(
+    config: Config, shape: ModelShape, megatron: TransformerConfig, parallel: Parallel
+) -> list[HiddenStatesModel]:
     """This rank's model chunks (one, or one per virtual pipeline stage), weights not yet read."""
     stages = range(parallel.virtual_pipeline) if parallel.virtual_pipeline else [None]
     layers = resolve_layers(config)
     chunks = []
     for vp_stage in stages:
         where = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
-        chunk = GPTModel(
+        chunk = HiddenStatesModel(
             config=megatron,
             transformer_layer_spec=block_spec(layers, megatron, vp_stage),
             vocab_size=padded_vocab_size(shape.vocab_size, config.parallel.tensor),
@@ -107,7 +141,7 @@ def build_chunks(config: Config, shape: ModelShape, megatron: TransformerConfig,
     return chunks
 
 
-def named_parameters(chunks: list[GPTModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def named_parameters(chunks: list[HiddenStatesModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """This rank's parameters by the map's names: layers are numbered over all pipeline stages."""
     for chunk in chunks:
         numbers = {str(i): str(layer.layer_number - 1) for i, layer in enumerate(chunk.decoder.layers)}
@@ -118,7 +152,9 @@ def named_parameters(chunks: list[GPTModel]) -> Iterator[tuple[str, torch.nn.Par
             yield ".".join(parts), parameter
 
 
-def load_weights(chunks: list[GPTModel], folder: Path, shape: ModelShape, norms: NormNames, parallel: Parallel) -> None:
+def load_weights(
+    chunks: list[HiddenStatesModel], folder: Path, shape: ModelShape, norms: NormNames, parallel: Parallel
+) -> None:
     """Read this rank's slices of the Hugging Face weights in `folder` into the chunks.
 
     Raises ConfigError for a tensor that is missing and ValueError for one of another shape.

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.module import Float16Module
 
 from megatron_rapo.config import Config
 from megatron_rapo.mcore import torch_adam
+from megatron_rapo.mcore.model import HiddenStatesModel
 
 
-def wrap(config: Config, megatron: TransformerConfig, chunks: list[GPTModel]) -> list[DistributedDataParallel]:
+def wrap(config: Config, megatron: TransformerConfig, chunks: list[HiddenStatesModel]) -> list[DistributedDataParallel]:
     """The chunks with gradient buffers in float32, reduced over data- and context-parallel ranks."""
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -23,10 +22,7 @@ def wrap(config: Config, megatron: TransformerConfig, chunks: list[GPTModel]) ->
         check_for_nan_in_grad=True,
     )
     return [
-        DistributedDataParallel(
-            megatron, ddp_config, Float16Module(megatron, chunk) if megatron.bf16 else chunk, disable_bucketing=i > 0
-        )
-        for i, chunk in enumerate(chunks)
+        DistributedDataParallel(megatron, ddp_config, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)
     ]
 
 

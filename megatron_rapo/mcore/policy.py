@@ -12,7 +12,14 @@ from torch import Tensor
 
 from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape
-from megatron_rapo.mcore.model import build_chunks, load_weights, named_parameters, norm_names, transformer_config
+from megatron_rapo.mcore.model import (
+    build_chunks,
+    head_weight,
+    load_weights,
+    named_parameters,
+    norm_names,
+    transformer_config,
+)
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
@@ -39,6 +46,7 @@ class Policy:
         )
         self._passes = Passes(
             chunks=self.wrapped,
+            head_weight=head_weight(self.chunks),
             parallel=parallel,
             vocab_size=shape.vocab_size,
             temperature=config.rollout.temperature,

@@ -1,6 +1,6 @@
 """Scoring and training passes through Megatron's pipeline schedules.
 
-T packed tokens of a micro-batch on this context-parallel rank, Vp this tensor rank's part of the vocabulary.
+T packed tokens of a micro-batch on this context-parallel rank, D hidden size.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_rapo.algo import LossSums
+from megatron_rapo.mcore.output_head import log_prob_and_entropy
 from megatron_rapo.mcore.parallel import Parallel
-from megatron_rapo.mcore.vocab_parallel import log_prob_and_entropy
 from megatron_rapo.packing import PackedBatch
 
 LossFunction = Callable[[Tensor, Tensor, PackedBatch], LossSums]  # (logp_T, entropy_T, batch)
@@ -30,6 +30,7 @@ class Passes:
 
     chunks: Sequence[torch.nn.Module]
     parallel: Parallel
+    head_weight: Tensor | None  # the output layer's rows on this tensor rank; None but on the last pipeline stage
     vocab_size: int
     temperature: float  # of the rollout: pi_theta is the distribution that was sampled from
 
@@ -43,11 +44,11 @@ class Passes:
             batch = next(data)
             scale_T = (batch.phi_T if reweighted else torch.ones_like(batch.phi_T)) / self.temperature
 
-            def collect(logits_1TVp: Tensor, non_loss_data: bool) -> Tensor:
+            def collect(hidden_TD: Tensor, non_loss_data: bool) -> Tensor:
                 assert non_loss_data
-                return self._log_probs(logits_1TVp, batch, scale_T)[0]
+                return self._log_probs(hidden_TD, batch, scale_T)[0]
 
-            return self._logits(chunk, batch), collect
+            return self._hidden(chunk, batch), collect
 
         with torch.no_grad():
             scored: list[Tensor] = self._run(forward, batches, forward_only=True, collect_non_loss_data=True)
@@ -63,11 +64,11 @@ class Passes:
 
         def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             batch = next(data)
-            return self._logits(chunk, batch), partial(reduce, batch)
+            return self._hidden(chunk, batch), partial(reduce, batch)
 
-        def reduce(batch: PackedBatch, logits_1TVp: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        def reduce(batch: PackedBatch, hidden_TD: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             scale_T = torch.full_like(batch.phi_T, 1 / self.temperature)
-            sums = loss(*self._log_probs(logits_1TVp, batch, scale_T), batch)
+            sums = loss(*self._log_probs(hidden_TD, batch, scale_T), batch)
             num_tokens = batch.mask_T.sum().to(torch.int)
             return sums.loss, num_tokens, {"loss": sums.loss.detach(), "num_tokens": num_tokens, **sums.metrics}
 
@@ -88,8 +89,8 @@ class Passes:
             **kwargs,
         )
 
-    def _logits(self, chunk: torch.nn.Module, batch: PackedBatch) -> Tensor:
-        """[1, T, Vp] on the last stage; hidden states for the next one elsewhere."""
+    def _hidden(self, chunk: torch.nn.Module, batch: PackedBatch) -> Tensor:
+        """[T, D] on the last stage; what goes to the next one elsewhere."""
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,
@@ -102,9 +103,15 @@ class Passes:
         )
         return output
 
-    def _log_probs(self, logits_1TVp: Tensor, batch: PackedBatch, scale_T: Tensor) -> tuple[Tensor, Tensor]:
+    def _log_probs(self, hidden_TD: Tensor, batch: PackedBatch, scale_T: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.head_weight is not None, "only the last pipeline stage has the output layer"
         return log_prob_and_entropy(
-            logits_1TVp[0], batch.targets_T, scale_T, vocab_size=self.vocab_size, group=self.parallel.tensor_group
+            hidden_TD,
+            self.head_weight,
+            batch.targets_T,
+            scale_T,
+            vocab_size=self.vocab_size,
+            group=self.parallel.tensor_group,
         )
 
 

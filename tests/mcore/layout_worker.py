@@ -109,14 +109,16 @@ def compare_logits(
     """Megatron's logits of every token of the rollout, on the last pipeline stage."""
 
     def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-        return policy._passes._logits(chunk, next(data)), lambda logits, non_loss_data: logits[0]
+        return policy._passes._hidden(chunk, next(data)), lambda hidden, non_loss_data: hidden
 
     for chunk in policy.wrapped:
         chunk.eval()
     found = policy._passes._run(forward, batches, forward_only=True, collect_non_loss_data=True)
     assert len(found) == (len(batches) if policy.parallel.is_last_stage else 0)
     comparison, group = Comparison(), policy.parallel.tensor_group
-    for batch, logits_TVp in zip(batches, found, strict=False):
+    weight = policy._passes.head_weight
+    for batch, hidden_TD in zip(batches, found, strict=False):
+        logits_TVp = hidden_TD @ weight.T
         parts = [torch.empty_like(logits_TVp) for _ in range(group.size())]
         dist.all_gather(parts, logits_TVp.contiguous(), group=group)
         logits_TV = torch.cat(parts, dim=-1)

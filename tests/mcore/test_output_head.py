@@ -4,7 +4,7 @@ import pytest
 
 from tests.launch import run_distributed
 
-WORKER = Path(__file__).with_name("vocab_parallel_worker.py")
+WORKER = Path(__file__).with_name("output_head_worker.py")
 
 # case: largest error of the log-probability and the entropy, and of the gradient
 TOLERANCES = {
@@ -34,6 +34,14 @@ def test_values_and_gradients(found, case, other):
     errors = found[case][other]
     assert errors.keys() == {"logp", "entropy", "gradient"}
     assert errors["logp"] <= value and errors["entropy"] <= value and errors["gradient"] <= gradient, errors
+
+
+@pytest.mark.parametrize("case", TOLERANCES)
+def test_gradient_of_the_weight(found, case):
+    """d weight = (d logits)^T hidden over all chunks, relative to its largest element."""
+    assert (
+        found[case]["weight_gradient"] <= {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-7}[case.partition(",")[0]]
+    )
 
 
 @pytest.mark.parametrize("case", TOLERANCES)

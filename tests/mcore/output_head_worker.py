@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rapo.distributed import init_process_group
-from megatron_rapo.mcore.vocab_parallel import log_prob_and_entropy
+from megatron_rapo.mcore.output_head import log_prob_and_entropy
 from megatron_rapo.reshard.layout import padded_vocab_size
 from tests.launch import write_result
 
@@ -52,6 +52,7 @@ def compare(vocab_size: int, dtype: torch.dtype, size: float, alone: dist.Proces
     result: dict[str, Any] = {
         "against_log_softmax": dict(zip(names, map(worst, together, expected), strict=False)),
         "against_one_process": dict(zip(names, map(worst, together, single), strict=False)),
+        "weight_gradient": max(together[4], single[4]),
         "padding_gradient": worst(together[3], torch.zeros_like(together[3])),
         "dtypes": [str(tensor.dtype) for tensor in together[:3]],
         "largest_gradient": float(expected[2].abs().max()),
@@ -62,18 +63,25 @@ def compare(vocab_size: int, dtype: torch.dtype, size: float, alone: dist.Proces
 
 def ours(
     logits_TV: Tensor, targets_T: Tensor, scale_T: Tensor, weights_2T: Tensor, group: dist.ProcessGroup
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logp, entropy, gradient by the logits, gradient by the padding; gathered over `group`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """logp, entropy, gradient by the logits, gradient by the padding, gathered over `group`; error by the weight."""
     vocab_size = logits_TV.shape[1]
     columns = padded_vocab_size(vocab_size, group.size()) // group.size()
     padded_TV = torch.nn.functional.pad(logits_TV, (0, columns * group.size() - vocab_size), value=PADDING)
     logits_TVp = padded_TV[:, group.rank() * columns : (group.rank() + 1) * columns].clone().requires_grad_()
-    logp_T, entropy_T = log_prob_and_entropy(logits_TVp, targets_T, scale_T, vocab_size=vocab_size, group=group)
+    # Hidden states are these logits and the weight is the identity, so that their gradient is the logits' own.
+    weight = torch.eye(columns, dtype=logits_TV.dtype, requires_grad=True)
+    logp_T, entropy_T = log_prob_and_entropy(
+        logits_TVp, weight, targets_T, scale_T, vocab_size=vocab_size, group=group, chunk_tokens=4
+    )
     (weights_2T[0] * logp_T + weights_2T[1] * entropy_T).sum().backward()
+    assert logits_TVp.grad is not None and weight.grad is not None
+    by_rule = logits_TVp.grad.double().T @ logits_TVp.detach().double()
+    weight_error = float((weight.grad.double() - by_rule).abs().max() / by_rule.abs().max())
     parts = [torch.empty_like(logits_TVp.grad) for _ in range(group.size())]
     dist.all_gather(parts, logits_TVp.grad, group=group)
     gradient_TV = torch.cat(parts, dim=1)
-    return logp_T.detach(), entropy_T.detach(), gradient_TV[:, :vocab_size], gradient_TV[:, vocab_size:]
+    return logp_T.detach(), entropy_T.detach(), gradient_TV[:, :vocab_size], gradient_TV[:, vocab_size:], weight_error
 
 
 def by_log_softmax(
