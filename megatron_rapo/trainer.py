@@ -6,6 +6,7 @@ One process per device runs all of it, in step with the others.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -164,7 +165,8 @@ class Trainer:
                 self._export(folder / "hf")
             where["hf_export"] = str(folder / "hf")
         if self._config.monitor.tensorboard:
-            where["tensorboard"] = f"tensorboard --logdir {folder / TENSORBOARD_FOLDER}"
+            tensorboard = Path(sys.executable).with_name("tensorboard")
+            where["tensorboard"] = f"{tensorboard} --logdir {folder / TENSORBOARD_FOLDER}"
         seconds = self._monitor.seconds()
         if dist.get_rank() == 0:
             summary = {**scores, **where, "seconds": seconds}

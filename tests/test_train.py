@@ -175,6 +175,15 @@ def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tu
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
+def test_a_finished_run_can_be_resumed(resumed: tuple[Path, str]) -> None:
+    folder, _ = resumed
+    before, summary = metrics(folder), json.loads((folder / "run/summary.json").read_text())
+    finish(start(folder, "--resume"))
+    assert metrics(folder) == before
+    again = json.loads((folder / "run/summary.json").read_text())
+    assert again | {"seconds": 0} == summary | {"seconds": 0}
+
+
 def test_evaluate_gives_the_export_the_score_that_the_run_gave_it(whole: tuple[Path, str]) -> None:
     folder, _ = whole
     command = [sys.executable, "-m", "megatron_rapo", "evaluate", str(folder / "config.toml")]

@@ -122,6 +122,8 @@ def _line(row: Mapping[str, Any]) -> bytes:
 def _drop_steps_after(path: Path, step: int) -> dict[str, Any]:
     """Rewrite the metrics without the steps after `step`; returns the last row that stays."""
     rows = [row for row in _read_rows(path) if row["step"] <= step]
+    if rows and rows[-1]["step"] == step:  # its held-out problems, which come after the checkpoint, are asked again
+        rows[-1] = {name: value for name, value in rows[-1].items() if not name.startswith("eval/")}
     replacement = path.with_name(path.name + ".new")
     with replacement.open("wb") as file:
         file.writelines(_line(row) for row in rows)
