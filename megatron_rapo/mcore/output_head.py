@@ -32,7 +32,7 @@ def log_prob_and_entropy(
     pi_ref^phi / Z, so the reweighting's normaliser is this log-sum-exp. Rows of padding beyond `vocab_size` take no
     probability. Gradients flow to `hidden_TD` (this rank's part of the sum over the vocabulary: the caller adds up the
     tensor ranks) and to `weight_VpD`. Memory is O(chunk * Vp), by default of CHUNK_BYTES; the backward pass computes
-    the logits again. Two all-reduces a chunk over `group`, in which every rank must take part.
+    the logits again. The forward pass has two all-reduces a chunk over `group`, in which every rank must take part.
     """
     columns = weight_VpD.shape[0]
     first = group.rank() * columns
@@ -46,7 +46,7 @@ def log_prob_and_entropy(
 
 
 class _Chunk(NamedTuple):
-    """Of one chunk: scaled logits less their log-sum-exp, i.e. log-probabilities, and where the targets are."""
+    """Which tokens, and where their targets are in this rank's part of the vocabulary."""
 
     rows: slice
     mine_C: Tensor  # bool: the target is on this rank

@@ -1,0 +1,250 @@
+import dataclasses
+import importlib.util
+
+import pytest
+
+from megatron_rapo import checks
+from megatron_rapo.checks import check_model, check_rollout, check_world_size, resolve_layers
+from megatron_rapo.hf import ModelShape
+from tests.settings import EVALUATION, refusal
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "message"),
+    [
+        (
+            ["parallel.tensor=2", "parallel.pipeline=3", "parallel.context=2", "batch.tokens_per_microbatch=9000"],
+            8,
+            "parallel: tensor=2 x pipeline=3 x context=2 = 12 does not divide the 8 processes; "
+            "start a multiple of 12 processes or change the layout.",
+        ),
+        (
+            ["rollout.tensor=3"],
+            4,
+            "rollout.tensor=3: does not divide the 4 processes; set rollout.tensor to a divisor of it.",
+        ),
+        (
+            ["rollout.tensor=2"],
+            6,
+            "batch.prompts_per_step=8: not divisible by the 3 engines (6 processes / rollout.tensor=2); "
+            "set a multiple of 3.",
+        ),
+        (
+            ["batch.prompts_per_step=4", "batch.completions_per_prompt=3", "batch.optimizer_steps_per_rollout=4"],
+            4,
+            "batch.prompts_per_step=4: 3 completions per optimizer step cannot feed 4 data-parallel ranks; "
+            "raise it or the model-parallel sizes.",
+        ),
+        (
+            ["optimizer.distributed=true", "parallel.tensor=2"],
+            2,
+            "optimizer.distributed=true: shards over data-parallel ranks, and this layout has one; "
+            "set optimizer.distributed=false.",
+        ),
+    ],
+)
+def test_world_size(load, overrides, world_size, message):
+    assert refusal(check_world_size, load(*overrides), world_size) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size"),
+    [
+        ([], 1),
+        ([], 8),
+        (["parallel.tensor=2", "rollout.tensor=4"], 8),
+        (["batch.prompts_per_step=4", "batch.completions_per_prompt=4", "batch.optimizer_steps_per_rollout=4"], 4),
+        (["optimizer.distributed=true"], 2),
+        (["optimizer.distributed=true", "parallel.context=2"], 2),  # it shards over context ranks too
+    ],
+)
+def test_world_sizes_that_work(load, overrides, world_size):
+    check_world_size(load(*overrides), world_size)
+
+
+SHAPE = ModelShape(
+    architecture="Qwen2ForCausalLM",
+    num_layers=6,
+    hidden_size=64,
+    ffn_hidden_size=132,
+    num_heads=12,
+    num_kv_heads=4,
+    head_dim=32,
+    vocab_size=128,
+    tied=True,
+    qkv_bias=True,
+    norm_eps=1e-6,
+    rope_theta=1e4,
+    max_position=1536,
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed", "message"),
+    [
+        *(
+            (
+                [f"{setting}={tensor}"],
+                {},
+                f"{setting}={tensor}: does not divide the model's {field}; choose a tensor-parallel size that does.",
+            )
+            for setting, tensor, field in (
+                ("parallel.tensor", 8, "num_heads=12"),
+                ("parallel.tensor", 3, "num_kv_heads=4"),
+            )
+        ),
+        (
+            ["parallel.tensor=4"],
+            {"ffn_hidden_size": 130},
+            "parallel.tensor=4: does not divide the model's ffn_hidden_size=130; "
+            "choose a tensor-parallel size that does.",
+        ),
+        (
+            ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+            {},
+            "parallel.pipeline=2, parallel.virtual_pipeline=2: 4 chunks do not divide the model's 6 layers; "
+            "choose sizes whose product does.",
+        ),
+    ],
+)
+def test_model(load, overrides, changed, message):
+    assert refusal(check_model, load(*overrides), dataclasses.replace(SHAPE, **changed)) == message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["parallel.tensor=4"],
+        ["rollout.tensor=8"],  # not this check's business
+        ["parallel.pipeline=3", "parallel.virtual_pipeline=2"],
+        ["parallel.pipeline=6"],
+    ],
+)
+def test_models_that_work(load, overrides):
+    check_model(load(*overrides), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "changed", "message"),
+    [
+        (
+            ["rollout.tensor=3"],
+            4,
+            {},
+            "rollout.tensor=3: does not divide the 4 processes; set rollout.tensor to a divisor of it.",
+        ),
+        (
+            ["rollout.tensor=8"],
+            8,
+            {},
+            "rollout.tensor=8: does not divide the model's num_heads=12; choose a tensor-parallel size that does.",
+        ),
+        (
+            ["rollout.tensor=4"],
+            4,
+            {"ffn_hidden_size": 130},
+            "rollout.tensor=4: does not divide the model's ffn_hidden_size=130; "
+            "choose a tensor-parallel size that does.",
+        ),
+        (
+            ["rollout.tensor=6"],
+            6,
+            {},
+            "rollout.tensor=6: neither divides the model's num_kv_heads=4 nor is a multiple of it; "
+            "choose a tensor-parallel size that does.",
+        ),
+        (
+            [],
+            1,
+            {"max_position": 1535},
+            "rollout.max_completion_tokens=512: sequences of up to 1536 tokens, but the model has positions for 1535; "
+            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens.",
+        ),
+        (
+            [*EVALUATION, "evaluation.max_completion_tokens=513"],
+            1,
+            {},
+            "rollout.max_completion_tokens=512: sequences of up to 1537 tokens, but the model has positions for 1536; "
+            "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens.",
+        ),
+    ],
+)
+def test_rollout(load, overrides, world_size, changed, message):
+    shape = dataclasses.replace(SHAPE, **changed)
+    assert refusal(check_rollout, load(*overrides), shape, world_size) == message
+
+
+# 2 (key, value) x 6 layers x 4 heads x 32 x 2 bytes = 3 KiB a token, 4.5 MiB for 1536 of them
+@pytest.mark.parametrize(
+    ("overrides", "tensor", "needed_mib"),
+    [
+        ([], 1, 5),
+        (["precision.dtype=float32"], 1, 9),
+        ([], 2, 3),  # 2 of 4 heads: 2.25
+        ([], 4, 2),  # 1.125
+        ([], 12, 2),  # three ranks hold the same head
+    ],
+)
+def test_the_key_value_cache_holds_the_longest_sequence(load, overrides, tensor, needed_mib):
+    overrides = [*overrides, f"rollout.tensor={tensor}"]
+    check_rollout(load(*overrides, f"rollout.kv_cache_mib={needed_mib}"), SHAPE, tensor)
+    short = load(*overrides, f"rollout.kv_cache_mib={needed_mib - 1}")
+    assert refusal(check_rollout, short, SHAPE, tensor) == (
+        f"rollout.kv_cache_mib={needed_mib - 1}: one sequence of 1536 tokens needs {needed_mib} MiB; "
+        f"set rollout.kv_cache_mib >= {needed_mib}, and many times that for many sequences."
+    )
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(cuda, te): there is a GPU, Transformer Engine is installed."""
+
+    def machine(cuda, te):
+        monkeypatch.setattr(checks.torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if te else None)
+
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("setting", "dtype", "cuda", "te", "expected"),
+    [
+        ("auto", "bfloat16", True, True, "transformer_engine"),
+        ("auto", "bfloat16", True, False, "torch"),
+        ("auto", "bfloat16", False, True, "torch"),
+        ("auto", "float32", True, True, "torch"),  # its packed attention has no float32 kernels
+        ("torch", "bfloat16", True, True, "torch"),
+        ("transformer_engine", "bfloat16", False, False, "transformer_engine"),
+    ],
+)
+def test_layers(load, machine, setting, dtype, cuda, te, expected):
+    machine(cuda, te)
+    assert resolve_layers(load(f"model.layers={setting}", f"precision.dtype={dtype}")) == expected
+
+
+@pytest.mark.parametrize(("cuda", "te"), [(False, True), (True, False), (False, False)])
+def test_transformer_engine_must_be_there(load, machine, cuda, te):
+    machine(cuda, te)
+    assert refusal(check_model, load("model.layers=transformer_engine"), SHAPE) == (
+        "model.layers=transformer_engine: there is no GPU, or Transformer Engine is not installed; "
+        "set model.layers=auto or torch."
+    )
+
+
+def test_transformer_engine_needs_half_precision(load, machine):
+    machine(cuda=True, te=True)
+    check_model(load("model.layers=transformer_engine"), SHAPE)
+    assert refusal(check_model, load("model.layers=transformer_engine", "precision.dtype=float32"), SHAPE) == (
+        "model.layers=transformer_engine: its attention over packed sequences has no float32 kernels; "
+        "set precision.dtype=bfloat16 or model.layers=torch."
+    )
+
+
+def test_fp8_needs_the_layers_that_have_it(load, machine):
+    machine(cuda=True, te=True)
+    check_model(load("precision.fp8=hybrid"), SHAPE)
+    assert refusal(check_model, load("precision.fp8=hybrid", "model.layers=torch"), SHAPE) == (
+        "precision.fp8=hybrid: does nothing with model.layers=torch; "
+        "use a GPU with Transformer Engine or set precision.fp8=none."
+    )
