@@ -19,11 +19,29 @@ else:  # Python 3.10
     import tomli as tomllib
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path` (TOML), apply `section.field=value` overrides, validate.
+BASE = "base"  # top-level key of a configuration file: another file, whose settings this one changes
 
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (TOML) over the files that it is based on, apply `section.field=value` overrides, validate.
+
+    `base = "other.toml"` at the top of a file, relative to the file's folder, takes over all settings of the other one
+    and changes those that the file names; all other paths are relative to the current folder.
     Raises ConfigError naming every bad field at once.
     """
+    settings = _read(path, above=())
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The settings in `path` over those of its base; `above` are the files that led here."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: {BASE} leads back to it; base it on another file.")
     try:
         settings = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -32,12 +50,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML ({error}); mend that line.") from None
-    for override in overrides:
-        _apply(settings, override)
-    try:
-        return Config.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+    base = settings.pop(BASE, None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ConfigError(f'{path}: {BASE}={base!r}: not the name of a file; write {BASE} = "other.toml".')
+    merged = _read(path.parent / base, (*above, path.resolve()))
+    for section, fields in settings.items():
+        both_tables = isinstance(fields, dict) and isinstance(merged.get(section), dict)
+        merged[section] = {**merged[section], **fields} if both_tables else fields
+    return merged
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

@@ -21,7 +21,7 @@ def rollout_scalars(groups: Sequence[Group]) -> dict[str, float]:
         "reward/no_answer": sum(v.outcome is Outcome.NO_ANSWER for v in verdicts) / count,
         "reward/unparsable": sum(v.outcome is Outcome.UNPARSABLE for v in verdicts) / count,
         "reward/timeout": sum(v.outcome is Outcome.TIMEOUT for v in verdicts) / count,
-        "reward/groups_without_signal": sum(len(set(g.rewards)) == 1 for g in groups) / len(groups),
+        "reward/groups_without_signal": sum(not g.has_signal for g in groups) / len(groups),
         "rollout/completion_tokens": sum(len(c.token_ids) for c in completions) / count,
         "rollout/truncated": sum(c.truncated for c in completions) / count,
     }
@@ -44,11 +44,43 @@ def training_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmC
         "policy/surrogate": mean("surrogate"),
         "policy/kl": mean("divergence"),
         "policy/kl_cost": algorithm.alpha * mean("divergence"),
-        "policy/entropy_bonus": algorithm.beta * mean("entropy"),
+        "policy/entropy_bonus": mean("entropy_bonus"),
         "policy/entropy": mean("entropy"),
         "policy/clip_fraction": mean("clipped"),
-        "policy/log_ratio_capped": mean("log_ratio_capped"),
-        "policy/importance_capped": mean("importance_capped"),
         "optimizer/grad_norm": mean("grad_norm"),
         "optimizer/lr": steps[-1]["lr"],
     }
+
+
+def estimator_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmConfig) -> dict[str, float]:
+    """How well sampled tokens estimate what the divergence is about: in all, and by reward. None without a divergence.
+
+    The effective sample size of weights w is (sum w)^2 / sum w^2; here as a share of the number of tokens.
+    """
+    if algorithm.divergence == "none":
+        return {}
+    scalars: dict[str, float] = {}
+    for split in ("", "/low_reward", "/high_reward"):
+        sums = {name: sum(step[name + split] for step in steps) for name in _ESTIMATOR_SUMS}
+        tokens = sum(step["tokens" + split] if split else 1.0 for step in steps)
+        if tokens == 0:  # no completion of this kind
+            continue
+        scalars |= {
+            f"estimator/kl{split}": sums["divergence"] / tokens,
+            f"estimator/rho_ess{split}": sums["rho"] ** 2 / (sums["rho_squared"] * tokens),
+            f"estimator/importance_ess{split}": sums["importance"] ** 2 / (sums["importance_squared"] * tokens),
+            f"estimator/log_rho_capped{split}": sums["log_ratio_capped"] / tokens,
+            f"estimator/importance_capped{split}": sums["importance_capped"] / tokens,
+        }
+    return scalars
+
+
+_ESTIMATOR_SUMS = (
+    "divergence",
+    "rho",
+    "rho_squared",
+    "importance",
+    "importance_squared",
+    "log_ratio_capped",
+    "importance_capped",
+)

@@ -25,17 +25,29 @@ class PackedBatch:
     targets_T: Tensor  # int64: the next token of the same sequence; 0 at its end
     mask_T: Tensor  # bool: targets_T is a sampled token, which the loss counts
     advantage_T: Tensor  # float32
+    weight_T: Tensor  # float32: of the token in the objective; 1 on average over the optimizer step
+    reward_T: Tensor  # float32: of the token's sequence
     phi_T: Tensor  # float32: exponent of the reference
     engine_logp_T: Tensor  # float32: the engine's log-probability of targets_T, nats; 0 where not masked in
     sequence_T: Tensor  # int64: index of the token's sequence in the optimizer step; -1 for filling
     cu_seqlens: Tensor  # [S + 1] int32: borders of the sequences in the *unsplit* micro-batch
     old_logp_T: Tensor | None = None  # float32: from the scoring pass
     ref_logp_T: Tensor | None = None  # float32: reweighted reference's, from the scoring pass
+    ref_hidden_TD: Tensor | None = None  # the reference's last hidden states, in host memory, where the KL is exact
 
     @property
     def max_seqlen(self) -> int:
         """Longest sequence of the unsplit micro-batch, tokens."""
         return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
+
+    def by_reward(self, middle: float) -> dict[str, Tensor]:
+        """Masks [T] of the tokens whose sequence earned less than `middle`, and of the others."""
+        high_T = self.reward_T >= middle
+        return {"low_reward": ~high_T, "high_reward": high_T}
+
+    def only(self, chosen_T: Tensor) -> PackedBatch:
+        """The same batch with those tokens alone counted by the loss."""
+        return replace(self, mask_T=self.mask_T & chosen_T)
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on `device`."""
@@ -97,22 +109,27 @@ def pack(
     size = int(cu_seqlens[-1])
     token_ids, targets = np.zeros(size, np.int64), np.zeros(size, np.int64)
     mask, owner = np.zeros(size, np.bool_), np.full(size, -1, np.int64)
-    advantage, phi, engine = np.zeros(size, np.float32), np.ones(size, np.float32), np.zeros(size, np.float32)
+    advantage, weight, reward, engine = (np.zeros(size, np.float32) for _ in range(4))
+    phi = np.ones(size, np.float32)
     for sequence, index, start in zip(sequences, indices, cu_seqlens, strict=False):
         n = len(sequence.token_ids)
         sampled = slice(start + sequence.prompt_length - 1, start + n - 1)
         token_ids[start : start + n] = sequence.token_ids
         targets[start : start + n - 1] = sequence.token_ids[1:]
         owner[start : start + n] = index
-        mask[sampled] = True
+        mask[sampled] = sequence.in_loss
         engine[sampled] = sequence.engine_logprobs
         advantage[start : start + n] = sequence.advantage
+        weight[start : start + n] = sequence.weight
+        reward[start : start + n] = sequence.reward
         phi[start : start + n] = sequence.phi
     return PackedBatch(
         token_ids_T=torch.from_numpy(token_ids),
         targets_T=torch.from_numpy(targets),
         mask_T=torch.from_numpy(mask),
         advantage_T=torch.from_numpy(advantage),
+        weight_T=torch.from_numpy(weight),
+        reward_T=torch.from_numpy(reward),
         phi_T=torch.from_numpy(phi),
         engine_logp_T=torch.from_numpy(engine),
         sequence_T=torch.from_numpy(owner),

@@ -9,28 +9,27 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from megatron_rapo.algo import LossSums, group_advantages, linear_phi, rapo_loss
 from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
-from megatron_rapo.config import AlgorithmConfig, Config
+from megatron_rapo.config import Config
 from megatron_rapo.data import EpochOrder
 from megatron_rapo.evaluate import evaluate
 from megatron_rapo.hf import save_folder
 from megatron_rapo.mcore.checkpoint import load_checkpoint, save_checkpoint
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.metrics import reference_scalars, rollout_scalars, training_scalars
+from megatron_rapo.mcore.step import LossFunction
+from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_scalars, training_scalars
 from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
+from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
-from megatron_rapo.types import Group, Prompt, TrainingSequence
+from megatron_rapo.types import Group, Prompt
 
 
 class Trainer:
@@ -49,7 +48,7 @@ class Trainer:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
         self._train_prompts, self._heldout_prompts = train_prompts, heldout_prompts
         self._order = EpochOrder(len(train_prompts), config.run.seed)
-        self._loss = partial(batch_loss, settings=config.algorithm)
+        self._loss = self._loss_with()
         self._step = 0
         self._scores: dict[str, dict[str, float]] = {}  # when -> {"pass@k": value}
 
@@ -75,50 +74,96 @@ class Trainer:
         self._finish()
 
     def _train_one_step(self) -> None:
-        started, monitor, batch = time.perf_counter(), self._monitor, self._config.batch
+        started, monitor, share = time.perf_counter(), self._monitor, self._config.batch.prompts_per_optimizer_step
         step = self._step + 1
         monitor.begin_step()
-        prompts = [self._train_prompts[i] for i in self._order.take(batch.prompts_per_step)]
-
-        with monitor.phase("rollout"):
-            completions = self._sampler.complete(
-                prompts,
-                batch.completions_per_prompt,
-                self._sampling,
-                seed=partial(sampling_seed, self._config.run.seed, step),
-            )
-        with monitor.phase("verify"):
-            groups = self._sampler.judge(prompts, completions)
-        versions = {c.weight_version for g in groups for c in g.completions}
+        rollout = self._rollout(step)
+        versions = {c.weight_version for g in rollout.groups for c in g.completions}
         assert versions == {self._step}, f"sampled from weights {versions}, training has reached {self._step}"
-        sequences = to_sequences(groups, self._config)
-        per_optimizer_step = batch.completions_per_optimizer_step
+        groups = [rollout.groups[i : i + share] for i in range(0, len(rollout.groups), share)]
+        sequences = [to_sequences(of_step, self._config) for of_step in groups]
         with monitor.phase("score"):
-            starts = range(0, len(sequences), per_optimizer_step)
-            rollout = self._policy.score(
-                [self._policy.pack(sequences[start : start + per_optimizer_step]) for start in starts]
-            )
-            gap = self._policy.logprob_gap([b for batches in rollout for b in batches])
-        self._refuse_gap(gap["rollout/logprob_gap_mean"])
+            steps = self._policy.score([self._policy.pack(of_step) for of_step in sequences])
+            diagnostics = self._policy.diagnostics([b for batches in steps for b in batches])
+        self._refuse_gap(diagnostics["rollout/logprob_gap_mean"])
+        every = self._config.monitor.gradient_share_every_steps
+        if every and (step - 1) % every == 0 and self._config.algorithm.alpha:
+            with monitor.phase("gradient_share"):
+                diagnostics |= self._gradient_shares(steps[0])
         with monitor.phase("train"):
-            losses = [self._policy.train_step(batches, self._loss) for batches in rollout]
+            losses = [self._policy.train_step(batches, self._loss) for batches in steps]
         self._step = step
         self._reshard()
 
         elapsed = time.perf_counter() - started
-        sampled = sum(len(s.token_ids) - s.prompt_length for s in sequences)
         monitor.step(
             step,
             {
-                **rollout_scalars(groups),
-                **gap,
-                **reference_scalars(sequences),
+                **rollout_scalars(rollout.sampled),
+                "rollout/groups_replaced": len(rollout.sampled) / len(rollout.groups) - 1,
+                **diagnostics,
+                **reference_scalars([s for of_step in sequences for s in of_step]),
                 **training_scalars(losses, self._config.algorithm),
-                "throughput/tokens_per_s": sampled / elapsed,
+                **estimator_scalars(losses, self._config.algorithm),
+                "throughput/tokens_per_s": sum(len(c.token_ids) for g in rollout.sampled for c in g.completions)
+                / elapsed,
                 "seconds/step": elapsed,
             },
-            samples(groups, self._config.monitor.sampled_completions),
+            samples(rollout.groups, self._config.monitor.sampled_completions),
         )
+
+    def _rollout(self, step: int) -> Rollout:
+        """Sample and judge batch.prompts_per_step groups.
+
+        Groups whose rewards are all equal are replaced by those of the next prompts, in at most batch.refill_rounds
+        more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded); where that is not enough they fill up.
+        """
+        batch, replicas = self._config.batch, self._sampler.engine.num_replicas
+        sampled: list[Group] = []
+        for _ in range(1 + batch.refill_rounds):
+            missing = batch.prompts_per_step - sum(group.has_signal for group in sampled)
+            if missing <= 0:
+                break
+            sampled += self._sample(step, first=len(sampled), count=-(-missing // replicas) * replicas)
+        with_signal_first = sorted(range(len(sampled)), key=lambda i: not sampled[i].has_signal)
+        chosen = sorted(with_signal_first[: batch.prompts_per_step])
+        return Rollout(sampled=sampled, groups=[sampled[i] for i in chosen])
+
+    def _sample(self, step: int, *, first: int, count: int) -> list[Group]:
+        """Groups `first` to `first + count` of the step, of the next prompts."""
+        prompts = [self._train_prompts[i] for i in self._order.take(count)]
+        with self._monitor.phase("rollout"):
+            completions = self._sampler.complete(
+                prompts,
+                self._config.batch.completions_per_prompt,
+                self._sampling,
+                seed=lambda i, j: sampling_seed(self._config.run.seed, step, first + i, j),
+            )
+        with self._monitor.phase("verify"):
+            return self._sampler.judge(prompts, completions)
+
+    def _gradient_shares(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
+        """Which share of the gradient the divergence has: |its| / (|its| + |the rest's|), in all and by reward.
+
+        Six passes, so over one micro-batch of each rank only (as many as there are stages, which VPP needs).
+        """
+        batches = batches[: self._config.parallel.pipeline]
+        only_divergence, only_rest = self._loss_with(beta=0.0), self._loss_with(alpha=0.0)
+        middle = self._config.reward.middle
+        shares = {}
+        for name in ("", "/low_reward", "/high_reward"):
+            chosen = [b if not name else b.only(b.by_reward(middle)[name[1:]]) for b in batches]
+            unrewarded = [replace(b, advantage_T=torch.zeros_like(b.advantage_T)) for b in chosen]
+            divergence = self._policy.gradient_norm(unrewarded, only_divergence)
+            rest = self._policy.gradient_norm(chosen, only_rest)
+            if divergence + rest > 0:
+                shares[f"estimator/kl_gradient_share{name}"] = divergence / (divergence + rest)
+        return shares
+
+    def _loss_with(self, **settings: float) -> LossFunction:
+        """The run's loss, with `settings` of [algorithm] changed."""
+        algorithm = self._config.algorithm.model_copy(update=settings)
+        return loss_function(self._config.model_copy(update={"algorithm": algorithm}), self._policy.sequence_mean)
 
     @property
     def _sampling(self) -> Sampling:
@@ -188,28 +233,12 @@ class Trainer:
         dist.barrier()
 
 
-def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequence]:
-    """Every completion with its group-relative advantage and the reference exponent that its reward earns."""
-    rewards_PG = torch.tensor([g.rewards for g in groups], dtype=torch.float32)
-    advantages = group_advantages(rewards_PG).flatten().tolist()
-    settings = config.algorithm
-    phi = linear_phi(rewards_PG, reward_range=config.reward.range, phi_min=settings.phi_min, phi_max=settings.phi_max)
-    return [
-        TrainingSequence(
-            token_ids=np.concatenate([np.asarray(group.prompt.token_ids, np.int32), completion.token_ids]),
-            prompt_length=len(group.prompt.token_ids),
-            engine_logprobs=completion.logprobs,
-            advantage=advantage,
-            phi=exponent,
-            reward=reward,
-        )
-        for (group, completion, reward), advantage, exponent in zip(
-            ((g, c, r) for g in groups for c, r in zip(g.completions, g.rewards, strict=True)),
-            advantages,
-            phi.flatten().tolist(),
-            strict=True,
-        )
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What one step sampled."""
+
+    sampled: list[Group]  # all of it
+    groups: list[Group]  # what is trained on, in the order of sampling
 
 
 def samples(groups: Sequence[Group], count: int) -> list[Sample]:
@@ -223,27 +252,6 @@ def samples(groups: Sequence[Group], count: int) -> list[Sample]:
         )
         for group in groups[:count]
     ]
-
-
-def batch_loss(logp_T: Tensor, entropy_T: Tensor, batch: PackedBatch, *, settings: AlgorithmConfig) -> LossSums:
-    """The RAPO loss of a scored micro-batch under the run's settings."""
-    assert batch.old_logp_T is not None and batch.ref_logp_T is not None, "the micro-batch was not scored"
-    return rapo_loss(
-        logp_T,
-        entropy_T,
-        old_logp_T=batch.old_logp_T,
-        ref_logp_T=batch.ref_logp_T,
-        engine_logp_T=batch.engine_logp_T,
-        advantage_T=batch.advantage_T,
-        mask_T=batch.mask_T,
-        divergence=settings.divergence,
-        alpha=settings.alpha,
-        beta=settings.beta,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        importance_cap=settings.importance_cap,
-        log_ratio_cap=settings.log_ratio_cap,
-    )
 
 
 def by_metric(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

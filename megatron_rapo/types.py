@@ -70,6 +70,11 @@ class Group:
     verdicts: tuple[Verdict, ...]
     rewards: tuple[float, ...]
 
+    @property
+    def has_signal(self) -> bool:
+        """Its rewards differ, so that its advantages are not all 0."""
+        return len(set(self.rewards)) > 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSequence:
@@ -81,3 +86,5 @@ class TrainingSequence:
     advantage: float
     phi: float  # exponent of the reference distribution, in [0, 1]
     reward: float
+    weight: float = 1.0  # of each of its tokens in the objective; 1 on average over the optimizer step's tokens
+    in_loss: bool = True  # False: its tokens are scored and take no part

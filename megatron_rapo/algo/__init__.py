@@ -3,9 +3,19 @@
 Functions that feed the loss return per-token values or sums; the caller owns the denominator.
 """
 
-from megatron_rapo.algo.advantages import group_advantages
-from megatron_rapo.algo.divergences import DIVERGENCES, Penalty
+from megatron_rapo.algo.advantages import ADVANTAGES, group_advantages
+from megatron_rapo.algo.divergences import DIVERGENCES, QUANTITIES, Divergence, Penalty
 from megatron_rapo.algo.loss import LossSums, rapo_loss
-from megatron_rapo.algo.reweighting import linear_phi
+from megatron_rapo.algo.reweighting import phi_of
 
-__all__ = ["DIVERGENCES", "LossSums", "Penalty", "group_advantages", "linear_phi", "rapo_loss"]
+__all__ = [
+    "ADVANTAGES",
+    "DIVERGENCES",
+    "QUANTITIES",
+    "Divergence",
+    "LossSums",
+    "Penalty",
+    "group_advantages",
+    "phi_of",
+    "rapo_loss",
+]

@@ -1,22 +1,28 @@
 """Penalties that keep the policy near the reweighted reference, each named by the gradient that it has.
 
-T tokens, sampled from pi_theta. rho_t = pihat_ref(y_t|s_t) / pi_theta(y_t|s_t). What a loss optimises is its
-expected gradient, not its value: the two are returned apart.
+T tokens, sampled from pi = pi_theta; V the vocabulary. p^ = pihat_ref, rho_t = p^(y_t|s_t) / pi(y_t|s_t). What a loss
+optimises is its expected gradient, not its value: the two are kept apart, here and in what a run records.
 
-| name       | differentiated               | expected gradient, on-policy                 | value reported  |
-|------------|------------------------------|----------------------------------------------|-----------------|
-| rapo_paper | rho log rho - rho + 1        | of 1/2 E_pihat[(log rho)^2]: a proxy, no KL  | forward KL      |
-| forward_kl | stop(rho) * (-log pi_theta)  | of KL(pihat_ref || pi_theta)                 | forward KL      |
-| reverse_kl | 1/2 (log rho)^2 (k2)         | of KL(pi_theta || pihat_ref)                 | reverse KL (k3) |
+| name             | differentiated                             | expected gradient           | value reported |
+|------------------|--------------------------------------------|-----------------------------|----------------|
+| forward_kl       | stop(rho - 1) * (-log pi)                  | of KL(p^ || pi)             | KL(p^ || pi)   |
+| forward_kl_exact | sum_v p^ (log p^ - log pi)                 | of KL(p^ || pi)             | KL(p^ || pi)   |
+| forward_kl_k3    | rho - 1 - log rho, "k3", uncorrected       | of KL(p^ || pi), on-policy  | KL(pi || p^)   |
+| rapo_paper       | rho log rho - rho + 1                      | of 1/2 E_p^[(log rho)^2]    | KL(p^ || pi)   |
+| reverse_kl       | 1/2 (log rho)^2, "k2"                      | of KL(pi || p^)             | KL(pi || p^)   |
+| reverse_kl_k3    | (rho - 1 - log rho) * pi / stop(pi)        | of KL(pi || p^)             | KL(pi || p^)   |
+| reverse_kl_exact | sum_v pi (log pi - log p^)                 | of KL(pi || p^)             | KL(pi || p^)   |
+| none             | nothing                                    | none                        | 0              |
 
-Off-policy the caller multiplies by a detached importance weight (`loss.py`). Derivations: docs of each function;
-values and expected gradients are checked against enumeration in tests/algo/test_divergences.py.
+Samples of an older policy or of the engine's are corrected by a detached, truncated importance weight (`loss.py`),
+except for k3, which is meant to be what is commonly run. `python -m megatron_rapo audit` measures this table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +32,7 @@ class Penalty(NamedTuple):
     """Per-token results, each [T]."""
 
     loss_T: Tensor  # what is differentiated
-    value_T: Tensor  # detached; its mean under pi_theta is the divergence's value
+    value_T: Tensor  # detached; its mean under pi_theta is the value reported
     capped_T: Tensor  # bool: |log rho| was beyond the cap
 
 
@@ -35,6 +41,27 @@ def _capped_log_rho(logp_T: Tensor, ref_logp_T: Tensor, cap: float) -> tuple[Ten
     log_rho_T = ref_logp_T - logp_T
     excess_T = (log_rho_T - log_rho_T.clamp(-cap, cap)).detach()
     return log_rho_T - excess_T, excess_T != 0
+
+
+def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+    """Unbiased gradient -E_pi[rho * grad log pi] of the forward KL.
+
+    Subtracting 1 from rho changes nothing in expectation, E_pi[grad log pi] = 0, and takes away the noise of a policy
+    that is still near the reference. It is what the paper's estimator gives with its score-function term added.
+    """
+    log_rho_T, capped_T = _capped_log_rho(logp_T.detach(), ref_logp_T, log_ratio_cap)
+    rho_T = log_rho_T.exp()
+    return Penalty((rho_T - 1) * -logp_T, rho_T * log_rho_T - rho_T + 1, capped_T)
+
+
+def forward_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+    """The popular k3 (Schulman; TRL, verl's low_var_kl), commonly labelled reverse KL: that is its value.
+
+    Differentiated as written its gradient is (1 - rho) * grad log pi, the forward KL's.
+    """
+    log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
+    loss_T = log_rho_T.exp() - 1 - log_rho_T
+    return Penalty(loss_T, loss_T.detach(), capped_T)
 
 
 def rapo_paper(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
@@ -49,21 +76,18 @@ def rapo_paper(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Pena
     return Penalty(loss_T, loss_T.detach(), capped_T)
 
 
-def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
-    """Forward KL(pihat_ref || pi_theta) with its unbiased gradient, -E_pi[rho * grad log pi]."""
-    log_rho_T, capped_T = _capped_log_rho(logp_T.detach(), ref_logp_T, log_ratio_cap)
-    rho_T = log_rho_T.exp()
-    return Penalty(-rho_T * logp_T, rho_T * log_rho_T - rho_T + 1, capped_T)
-
-
 def reverse_kl(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
-    """Reverse KL(pi_theta || pihat_ref): k2's gradient, -E_pi[log rho * grad log pi]; k3's value, of low variance.
-
-    (k3 itself, differentiated, has the *forward* KL's gradient, although it is commonly labelled reverse.)
-    """
+    """k2: unbiased gradient -E_pi[log rho * grad log pi] of the reverse KL; reported by k3, whose value varies less."""
     log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
     detached_T = log_rho_T.detach()
     return Penalty(0.5 * log_rho_T**2, detached_T.exp() - 1 - detached_T, capped_T)
+
+
+def reverse_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+    """k3 with its score-function term: (1 - rho) + (rho - 1 - log rho) = -log rho, so token by token k2's gradient."""
+    log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
+    k3_T = log_rho_T.exp() - 1 - log_rho_T
+    return Penalty(k3_T * (logp_T - logp_T.detach()).exp(), k3_T.detach(), capped_T)
 
 
 def none(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
@@ -72,6 +96,52 @@ def none(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
     return Penalty(zero_T, zero_T, zero_T.bool())
 
 
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Penalty]] = {
-    f.__name__: f for f in (rapo_paper, forward_kl, reverse_kl, none)
+def exact(kl_T: Tensor) -> Penalty:
+    """A divergence already summed over the vocabulary (`output_head.py`): it needs neither ratio nor cap."""
+    return Penalty(kl_T, kl_T.detach(), torch.zeros_like(kl_T, dtype=torch.bool))
+
+
+def forward_kl_of(logp_TV: Tensor, ref_logp_TV: Tensor) -> Tensor:
+    """KL(pihat_ref || pi) of whole distributions, [T], nats: the definition."""
+    return (ref_logp_TV.exp() * (ref_logp_TV - logp_TV)).sum(-1)
+
+
+def reverse_kl_of(logp_TV: Tensor, ref_logp_TV: Tensor) -> Tensor:
+    """KL(pi || pihat_ref) of whole distributions, [T], nats: the definition."""
+    return (logp_TV.exp() * (logp_TV - ref_logp_TV)).sum(-1)
+
+
+def half_squared_log_rho_of(logp_TV: Tensor, ref_logp_TV: Tensor) -> Tensor:
+    """1/2 E_pihat[(log rho)^2] of whole distributions, [T]: what the paper's estimator descends."""
+    return 0.5 * (ref_logp_TV.exp() * (ref_logp_TV - logp_TV) ** 2).sum(-1)
+
+
+Quantity = Literal["forward_kl", "reverse_kl", "half_squared_log_rho"]
+QUANTITIES: dict[Quantity, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": forward_kl_of,
+    "reverse_kl": reverse_kl_of,
+    "half_squared_log_rho": half_squared_log_rho_of,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """One choice of algorithm.divergence, and what it claims to be."""
+
+    gradient: Quantity | None  # whose gradient is the expected one
+    value: Quantity | None  # what is reported
+    estimate: Callable[[Tensor, Tensor, float], Penalty] = none  # from (logp_T, ref_logp_T, log_ratio_cap)
+    exact: Literal["forward", "reverse"] | None = None  # summed over the vocabulary instead
+    corrected: bool = False  # by an importance weight where the token was sampled from another policy
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": Divergence(gradient="forward_kl", value="forward_kl", estimate=forward_kl, corrected=True),
+    "forward_kl_exact": Divergence(gradient="forward_kl", value="forward_kl", exact="forward"),
+    "forward_kl_k3": Divergence(gradient="forward_kl", value="reverse_kl", estimate=forward_kl_k3),
+    "rapo_paper": Divergence(gradient="half_squared_log_rho", value="forward_kl", estimate=rapo_paper, corrected=True),
+    "reverse_kl": Divergence(gradient="reverse_kl", value="reverse_kl", estimate=reverse_kl, corrected=True),
+    "reverse_kl_k3": Divergence(gradient="reverse_kl", value="reverse_kl", estimate=reverse_kl_k3, corrected=True),
+    "reverse_kl_exact": Divergence(gradient="reverse_kl", value="reverse_kl", exact="reverse"),
+    "none": Divergence(gradient=None, value=None),
 }

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape
+from megatron_rapo.mcore.diagnostics import log_rho_quantiles, logprob_gap
 from megatron_rapo.mcore.model import (
     build_chunks,
     head_weight,
@@ -23,7 +25,7 @@ from megatron_rapo.mcore.model import (
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
-from megatron_rapo.mcore.step import LossFunction, Passes, gather_over_data, total
+from megatron_rapo.mcore.step import ExactReference, LossFunction, Passes, Scored, sequence_mean
 from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
 from megatron_rapo.reshard.transfer import ShardedWeights
 from megatron_rapo.types import TrainingSequence
@@ -38,7 +40,12 @@ class Policy:
         self.chunks = build_chunks(config, shape, megatron, parallel)
         load_weights(self.chunks, config.model.path, shape, norms, parallel)
         parameters = dict(named_parameters(self.chunks))
-        self.reference = Reference(list(parameters.values())) if config.algorithm.divergence != "none" else None
+        divergence = DIVERGENCES[config.algorithm.divergence]
+        self.reference = None if divergence.gradient is None else Reference(list(parameters.values()))
+        head = head_weight(self.chunks)
+        exact = None
+        if divergence.exact and head is not None:
+            exact = ExactReference(head_weight=head.detach().clone(), direction=divergence.exact)
         self.wrapped = wrap(config, megatron, self.chunks)
         self.optimizer, self.scheduler = build_optimizer(config, megatron, self.wrapped)
         self._weights = ShardedWeights(
@@ -46,10 +53,11 @@ class Policy:
         )
         self._passes = Passes(
             chunks=self.wrapped,
-            head_weight=head_weight(self.chunks),
+            head_weight=head,
             parallel=parallel,
             vocab_size=shape.vocab_size,
             temperature=config.rollout.temperature,
+            exact=exact,
         )
 
     @property
@@ -87,50 +95,66 @@ class Policy:
         return split if self.config.precision.fp8 == "none" else math.lcm(split, 16 * layout.context * layout.tensor)
 
     def score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
-        """The micro-batches of each optimizer step, with old_logp_T and ref_logp_T filled in on the last stage.
+        """The micro-batches of each optimizer step, on the last stage with what the scoring passes say of them.
 
         Without a reference (divergence none) ref_logp_T is old_logp_T, which the loss does not look at.
         """
-        old = [self._score(batches, reweighted=False) for batches in steps]
+        old = [self._score(batches, reference=False) for batches in steps]
         ref = old
         if self.reference is not None:
             with self.reference.in_place():
-                ref = [self._score(batches, reweighted=True) for batches in steps]
+                ref = [self._score(batches, reference=True) for batches in steps]
         if not self.parallel.is_last_stage:
             return [list(batches) for batches in steps]
         return [
-            [replace(b, old_logp_T=o, ref_logp_T=r) for b, o, r in zip(*of_step, strict=True)]
+            [
+                replace(b, old_logp_T=o.logp_T, ref_logp_T=r.logp_T, ref_hidden_TD=r.hidden_TD)
+                for b, o, r in zip(*of_step, strict=True)
+            ]
             for of_step in zip(steps, old, ref, strict=True)
         ]
 
-    def _score(self, batches: Sequence[PackedBatch], *, reweighted: bool) -> list[Tensor]:
+    def _score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[Scored]:
         for chunk in self.wrapped:
             chunk.eval()
-        return self._passes.score(batches, reweighted=reweighted)
+        return self._passes.score(batches, reference=reference)
 
-    def logprob_gap(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
-        """Mean and largest |engine - trainer| log-probability over the sampled tokens of scored `batches`, nats."""
-        mine = []
-        for batch in batches:
-            if batch.old_logp_T is not None:
-                gap_T = (batch.old_logp_T - batch.engine_logp_T).abs().masked_fill(~batch.mask_T, 0.0)
-                mine.append({"sum": gap_T.sum(), "max": gap_T.max(), "tokens": batch.mask_T.sum()})
-        items = gather_over_data(mine, self.parallel)
-        return {
-            "rollout/logprob_gap_mean": total(items, "sum") / total(items, "tokens"),
-            "rollout/logprob_gap_max": max(item["max"] for item in items),
-        }
+    def diagnostics(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
+        """What scored `batches` say of engine, trainer and reference, by the scalars' names."""
+        gap = logprob_gap(batches, self.parallel)
+        if self.reference is None:
+            return gap
+        return {**gap, **log_rho_quantiles(batches, self.parallel, middle_reward=self.config.reward.middle)}
+
+    def sequence_mean(self, values_T: Tensor, batch: PackedBatch) -> Tensor:
+        """At each token the mean of `values_T` over the selected tokens of its sequence, [T]."""
+        return sequence_mean(values_T, batch, self.parallel.context_group)
+
+    def gradient_norm(self, batches: Sequence[PackedBatch], loss: LossFunction) -> float:
+        """Global L2 norm of the gradient of `loss`, and nothing else: no update, no gradient is left behind."""
+        self._accumulate(batches, loss)
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        self._zero_gradients()
+        return norm
 
     def train_step(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
         """One optimizer step. Returns the loss's means, `grad_norm` (before clipping) and `lr`."""
-        for chunk in self.wrapped:
-            chunk.train()
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        means = self._passes.forward_backward(batches, loss)
+        means = self._accumulate(batches, loss)
         self.scheduler.step(increment=1)  # before the update: after it, a warm-up's first step would have rate 0
         _, grad_norm, _ = self.optimizer.step()  # a gradient that is not finite has raised in forward_backward
         return {**means, "grad_norm": float(grad_norm), "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _accumulate(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
+        for chunk in self.wrapped:
+            chunk.train()
+        self._zero_gradients()
+        return self._passes.forward_backward(batches, loss)
+
+    def _zero_gradients(self) -> None:
+        for chunk in self.wrapped:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The current weights as whole Hugging Face tensors, on every rank; to be consumed to the end by all."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,11 +17,26 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_rapo.algo import LossSums
-from megatron_rapo.mcore.output_head import log_prob_and_entropy
 from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.output_head import ReferenceHead, TokenScores, token_scores
 from megatron_rapo.packing import PackedBatch
 
-LossFunction = Callable[[Tensor, Tensor, PackedBatch], LossSums]  # (logp_T, entropy_T, batch)
+LossFunction = Callable[[TokenScores, PackedBatch], LossSums]
+
+
+class Scored(NamedTuple):
+    """What a scoring pass says of a micro-batch."""
+
+    logp_T: Tensor  # float32: of each target
+    hidden_TD: Tensor | None  # last hidden states, in host memory, where they were asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactReference:
+    """What the exact divergence needs besides the reference's hidden states."""
+
+    head_weight: Tensor  # of the reference, on this tensor rank
+    direction: Literal["forward", "reverse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +48,28 @@ class Passes:
     head_weight: Tensor | None  # the output layer's rows on this tensor rank; None but on the last pipeline stage
     vocab_size: int
     temperature: float  # of the rollout: pi_theta is the distribution that was sampled from
+    exact: ExactReference | None = None  # on the last pipeline stage, where the divergence is exact
 
-    def score(self, batches: Sequence[PackedBatch], *, reweighted: bool) -> list[Tensor]:
-        """Log-probability of each target, one float32 [T] per micro-batch; empty but on the last pipeline stage.
+    def score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[Scored]:
+        """The scores of each micro-batch; empty but on the last pipeline stage.
 
-        `reweighted` scores pi^phi / Z instead of pi. Collective over the model-parallel ranks.
+        Of the policy or, where the weights in place are the `reference`'s, of pi_ref^phi / Z, with its hidden states
+        where the divergence is exact. Collective over the model-parallel ranks.
         """
 
-        def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Tensor]]:
+        def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Scored]]:
             batch = next(data)
-            scale_T = (batch.phi_T if reweighted else torch.ones_like(batch.phi_T)) / self.temperature
+            scale_T = (batch.phi_T if reference else torch.ones_like(batch.phi_T)) / self.temperature
 
-            def collect(hidden_TD: Tensor, non_loss_data: bool) -> Tensor:
+            def collect(hidden_TD: Tensor, non_loss_data: bool) -> Scored:
                 assert non_loss_data
-                return self._log_probs(hidden_TD, batch, scale_T)[0]
+                logp_T = self._token_scores(hidden_TD, batch, scale_T).logp_T
+                return Scored(logp_T, hidden_TD.cpu() if reference and self.exact else None)
 
             return self._hidden(chunk, batch), collect
 
         with torch.no_grad():
-            scored: list[Tensor] = self._run(forward, batches, forward_only=True, collect_non_loss_data=True)
+            scored: list[Scored] = self._run(forward, batches, forward_only=True, collect_non_loss_data=True)
         return scored
 
     def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
@@ -68,13 +86,13 @@ class Passes:
 
         def reduce(batch: PackedBatch, hidden_TD: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             scale_T = torch.full_like(batch.phi_T, 1 / self.temperature)
-            sums = loss(*self._log_probs(hidden_TD, batch, scale_T), batch)
+            sums = loss(self._token_scores(hidden_TD, batch, scale_T, self._reference(batch)), batch)
             num_tokens = batch.mask_T.sum().to(torch.int)
             return sums.loss, num_tokens, {"loss": sums.loss.detach(), "num_tokens": num_tokens, **sums.metrics}
 
         collected = self._run(forward, batches, forward_only=False)
         items = gather_over_data(collected, self.parallel)
-        num_tokens = total(items, "num_tokens")
+        num_tokens = max(1, total(items, "num_tokens"))  # none where every completion is left out of the loss
         return {name: total(items, name) / num_tokens for name in items[0] if name != "num_tokens"}
 
     def _run(self, forward: Callable[..., Any], batches: Sequence[PackedBatch], **kwargs: Any) -> Any:
@@ -103,16 +121,43 @@ class Passes:
         )
         return output
 
-    def _log_probs(self, hidden_TD: Tensor, batch: PackedBatch, scale_T: Tensor) -> tuple[Tensor, Tensor]:
+    def _token_scores(
+        self, hidden_TD: Tensor, batch: PackedBatch, scale_T: Tensor, reference: ReferenceHead | None = None
+    ) -> TokenScores:
         assert self.head_weight is not None, "only the last pipeline stage has the output layer"
-        return log_prob_and_entropy(
+        return token_scores(
             hidden_TD,
             self.head_weight,
             batch.targets_T,
             scale_T,
             vocab_size=self.vocab_size,
             group=self.parallel.tensor_group,
+            reference=reference,
         )
+
+    def _reference(self, batch: PackedBatch) -> ReferenceHead | None:
+        if self.exact is None:
+            return None
+        assert batch.ref_hidden_TD is not None, "the micro-batch was not scored by the reference"
+        return ReferenceHead(
+            hidden_TD=batch.ref_hidden_TD.to(self.parallel.device),
+            weight_VpD=self.exact.head_weight,
+            scale_T=batch.phi_T / self.temperature,
+            direction=self.exact.direction,
+        )
+
+
+def sequence_mean(values_T: Tensor, batch: PackedBatch, group: dist.ProcessGroup) -> Tensor:
+    """At each token the mean of `values_T` over the selected tokens of its sequence, [T]; 0 where it has none.
+
+    Collective over the context-parallel `group`, each of whose ranks has a part of every sequence.
+    """
+    _, place_T = torch.unique(batch.sequence_T, return_inverse=True)
+    selected_T = batch.mask_T.to(values_T.dtype)
+    sums_2S = values_T.new_zeros(2, int(place_T.max()) + 1)
+    sums_2S.index_add_(1, place_T, torch.stack([values_T.masked_fill(~batch.mask_T, 0.0), selected_T]))
+    dist.all_reduce(sums_2S, group=group)
+    return (sums_2S[0] / sums_2S[1].clamp(min=1))[place_T]
 
 
 def gather_over_data(mine: Sequence[Mapping[str, Tensor]], parallel: Parallel) -> list[dict[str, float]]:
@@ -121,10 +166,16 @@ def gather_over_data(mine: Sequence[Mapping[str, Tensor]], parallel: Parallel) -
     Collective over the world. `mine` counts on the last pipeline stage only, whose tensor ranks all hold the same.
     """
     counts = parallel.is_last_stage and parallel.tensor_group.rank() == 0
-    numbers = [{name: float(value) for name, value in item.items()} for item in mine] if counts else []
+    numbers = [dict(zip(item, _floats(list(item.values())), strict=True)) for item in mine] if counts else []
     everyone: list[list[dict[str, float]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, numbers)
     return [item for items in everyone for item in items]
+
+
+def _floats(values: Sequence[Tensor]) -> list[float]:
+    """Numbers of scalar tensors, in one transfer from the device."""
+    numbers: list[float] = torch.stack([value.double() for value in values]).tolist()
+    return numbers
 
 
 def total(items: Sequence[Mapping[str, float]], name: str) -> float:

@@ -19,18 +19,39 @@ SCALARS: dict[str, str] = {
     "policy/entropy": "True entropy of the policy over the whole vocabulary, mean over completion tokens, nats.",
     "policy/kl": "The divergence penalty between policy and reweighted reference, mean over completion tokens, nats.",
     "policy/clip_fraction": "Completion tokens whose surrogate was clipped and so has no gradient, fraction.",
-    "policy/log_ratio_capped": "Tokens whose |log rho| was beyond algorithm.log_ratio_cap, fraction.",
-    "policy/importance_capped": "Tokens whose importance weight was truncated at algorithm.importance_cap, fraction.",
     "reference/phi_mean": "Mean exponent of the reference distribution; 1 leaves it as it is, 0 makes it uniform.",
     "reference/phi_min": "Lowest exponent of the reference distribution in the step.",
     "optimizer/grad_norm": "Global L2 norm of the gradient before clipping.",
     "optimizer/lr": "Learning rate of the step's last optimizer step.",
     "rollout/completion_tokens": "Mean length of a completion, tokens.",
     "rollout/truncated": "Completions that the length limit ended, fraction.",
+    "rollout/groups_replaced": "Groups sampled beyond a step's, to replace some without signal, per group trained on.",
     "rollout/logprob_gap_mean": "Mean |engine - trainer| log-probability of the sampled tokens, nats.",
     "rollout/logprob_gap_max": "Largest |engine - trainer| log-probability of a sampled token, nats.",
     "throughput/tokens_per_s": "Completion tokens of all processes over the whole step's duration, tokens per second.",
     "seconds/step": "Duration of the whole step, seconds.",
+}
+
+_ESTIMATOR = {
+    "kl": "The divergence penalty, mean over completion tokens, nats.",
+    "log_rho_p01": "First percentile of log rho = log pihat_ref - log pi over sampled tokens, before training, nats.",
+    "log_rho_p50": "Median of log rho over sampled tokens, before training, nats.",
+    "log_rho_p99": "99th percentile of log rho over sampled tokens, before training, nats.",
+    "rho_ess": "Effective sample size of rho = pihat_ref / pi over the number of tokens; 1 is best.",
+    "importance_ess": "Effective sample size of the weights from engine to current policy over the number of tokens.",
+    "log_rho_capped": "Tokens whose |log rho| was beyond algorithm.log_ratio_cap, fraction.",
+    "importance_capped": "Tokens whose importance weight was truncated at algorithm.importance_cap, fraction.",
+    "kl_gradient_share": "|gradient of the penalty| / (that + |gradient of surrogate and entropy|), before training.",
+}
+_SPLITS = {
+    "": "",
+    "/low_reward": " Completions that earned less than the middle of the reward's range.",
+    "/high_reward": " Completions that earned the middle of the reward's range or more.",
+}
+SCALARS |= {
+    f"estimator/{name}{split}": meaning + whose
+    for name, meaning in _ESTIMATOR.items()
+    for split, whose in _SPLITS.items()
 }
 
 _OPEN_PREFIXES = {

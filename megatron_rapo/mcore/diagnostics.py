@@ -1,0 +1,73 @@
+"""What a scored rollout says before it is trained on: engine against trainer, policy against reference.
+
+T tokens of a micro-batch. Every function is collective over the world and gives the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.mcore.step import gather_over_data, total
+from megatron_rapo.packing import PackedBatch
+
+QUANTILES = {"p01": 0.01, "p50": 0.50, "p99": 0.99}
+_WIDTH, _BINS_A_SIDE = 0.01, 2000  # of the histogram: nats, and bins below and above 0
+
+
+def logprob_gap(batches: Sequence[PackedBatch], parallel: Parallel) -> dict[str, float]:
+    """Mean and largest |engine - trainer| log-probability over the sampled tokens of scored `batches`, nats."""
+    mine = []
+    for batch in batches:
+        if batch.old_logp_T is not None:
+            gap_T = (batch.old_logp_T - batch.engine_logp_T).abs().masked_fill(~batch.mask_T, 0.0)
+            mine.append({"sum": gap_T.sum(), "max": gap_T.max(), "tokens": batch.mask_T.sum()})
+    items = gather_over_data(mine, parallel)
+    return {
+        "rollout/logprob_gap_mean": total(items, "sum") / max(1, total(items, "tokens")),
+        "rollout/logprob_gap_max": max(item["max"] for item in items),
+    }
+
+
+def log_rho_quantiles(batches: Sequence[PackedBatch], parallel: Parallel, *, middle_reward: float) -> dict[str, float]:
+    """Quantiles of log rho = log pihat_ref - log pi over the sampled tokens, nats: all, and split by reward.
+
+    From a histogram of +-20 nats with bins of 0.01, which all ranks add up: what lies beyond counts in the last bins.
+    """
+    counts = {name: torch.zeros(2 * _BINS_A_SIDE, dtype=torch.int64) for name in ("", "/low_reward", "/high_reward")}
+    for batch in batches:
+        if batch.old_logp_T is None or batch.ref_logp_T is None or parallel.tensor_group.rank():
+            continue
+        log_rho_T = batch.ref_logp_T - batch.old_logp_T
+        for name, split_T in {"": batch.mask_T, **_splits(batch, middle_reward)}.items():
+            counts[name] += _histogram(log_rho_T[batch.mask_T & split_T]).cpu()
+    everyone = torch.stack(list(counts.values())).to(parallel.device)
+    dist.all_reduce(everyone)
+    return {
+        f"estimator/log_rho_{quantile}{name}": _quantile(histogram, share)
+        for name, histogram in zip(counts, everyone.cpu(), strict=True)
+        if histogram.sum()
+        for quantile, share in QUANTILES.items()
+    }
+
+
+def _splits(batch: PackedBatch, middle_reward: float) -> dict[str, Tensor]:
+    return {f"/{name}": mask_T for name, mask_T in batch.by_reward(middle_reward).items()}
+
+
+def _histogram(values: Tensor) -> Tensor:
+    bins = (values / _WIDTH).floor().long().clamp(-_BINS_A_SIDE, _BINS_A_SIDE - 1) + _BINS_A_SIDE
+    return torch.bincount(bins, minlength=2 * _BINS_A_SIDE)
+
+
+def _quantile(histogram: Tensor, share: float) -> float:
+    """The value below which `share` of the counts lie, linear within a bin."""
+    below = histogram.cumsum(0)
+    wanted = share * float(below[-1])
+    bin_ = int(torch.searchsorted(below, wanted))
+    before = float(below[bin_ - 1]) if bin_ else 0.0
+    return (bin_ - _BINS_A_SIDE + (wanted - before) / float(histogram[bin_])) * _WIDTH

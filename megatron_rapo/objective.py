@@ -1,0 +1,95 @@
+"""What the [algorithm] section means: judged groups to training sequences, scored micro-batches to the loss.
+
+`algo/` has the mathematics; here the settings are put into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_rapo.algo import LossSums, group_advantages, phi_of, rapo_loss
+from megatron_rapo.config import AlgorithmConfig, Config
+from megatron_rapo.output_head import TokenScores
+from megatron_rapo.packing import PackedBatch
+from megatron_rapo.types import Group, TrainingSequence
+
+
+def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequence]:
+    """The completions of one optimizer step, each with its advantage, its weight and its reference exponent."""
+    settings = config.algorithm
+    rewards_PG = torch.tensor([g.rewards for g in groups], dtype=torch.float32)
+    advantages = group_advantages(rewards_PG, settings.advantage).flatten().tolist()
+    exponents = phi_of(
+        rewards_PG,
+        shape=settings.phi,
+        reward_range=config.reward.range,
+        phi_min=settings.phi_min,
+        phi_max=settings.phi_max,
+        exponent=settings.phi_exponent,
+        sharpness=settings.phi_sharpness,
+    ).flatten()
+    completions = [(g, c, r) for g in groups for c, r in zip(g.completions, g.rewards, strict=True)]
+    kept = [settings.overlong == "keep" or not c.truncated for _, c, _ in completions]
+    lengths = [len(c.token_ids) for _, c, _ in completions]
+    mean_length = sum(n for n, k in zip(lengths, kept, strict=True) if k) / max(1, sum(kept))
+    return [
+        TrainingSequence(
+            token_ids=np.concatenate([np.asarray(group.prompt.token_ids, np.int32), completion.token_ids]),
+            prompt_length=len(group.prompt.token_ids),
+            engine_logprobs=completion.logprobs,
+            advantage=advantage,
+            phi=phi,
+            reward=reward,
+            # The loss is divided by the number of tokens: so weighted, it is the mean over sequences.
+            weight=mean_length / length if settings.aggregation == "sequence" else 1.0,
+            in_loss=in_loss,
+        )
+        for (group, completion, reward), advantage, phi, length, in_loss in zip(
+            completions, advantages, exponents.tolist(), lengths, kept, strict=True
+        )
+    ]
+
+
+def loss_function(
+    config: Config, sequence_mean: Callable[[Tensor, PackedBatch], Tensor]
+) -> Callable[[TokenScores, PackedBatch], LossSums]:
+    """`batch_loss` under the run's settings; `sequence_mean(values_T, batch)` is the trainer's (mcore/step.py)."""
+    return partial(
+        batch_loss, settings=config.algorithm, middle_reward=config.reward.middle, sequence_mean=sequence_mean
+    )
+
+
+def batch_loss(
+    scores: TokenScores,
+    batch: PackedBatch,
+    *,
+    settings: AlgorithmConfig,
+    middle_reward: float,
+    sequence_mean: Callable[[Tensor, PackedBatch], Tensor],
+) -> LossSums:
+    """The RAPO loss of a scored micro-batch under `settings`."""
+    assert batch.old_logp_T is not None and batch.ref_logp_T is not None, "the micro-batch was not scored"
+    of_sequences = settings.ratio == "sequence"
+    return rapo_loss(
+        *scores,
+        old_logp_T=batch.old_logp_T,
+        ref_logp_T=batch.ref_logp_T,
+        engine_logp_T=batch.engine_logp_T,
+        advantage_T=batch.advantage_T,
+        weight_T=batch.weight_T,
+        mask_T=batch.mask_T,
+        sequence_log_ratio_T=sequence_mean(scores.logp_T.detach() - batch.old_logp_T, batch) if of_sequences else None,
+        divergence=settings.divergence,
+        alpha=settings.alpha,
+        beta=settings.beta,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        importance_cap=settings.importance_cap,
+        log_ratio_cap=settings.log_ratio_cap,
+        splits=batch.by_reward(middle_reward),
+    )
