@@ -21,7 +21,8 @@ examples:
   torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --resume
-  python -m megatron_rapo evaluate run.toml --set model.path=runs/mine/hf --output scores.json
+  python -m megatron_rapo evaluate run.toml --set model.path=models/base --output base.json
+  python -m megatron_rapo evaluate run.toml --set model.path=runs/mine/hf --k 1,4,16 --compare base.json
 
 Every setting is described in megatron_rapo/config.py; each run writes the ones it used to RUN/config.json.
 """
@@ -58,9 +59,12 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(config: Config, arguments: argparse.Namespace) -> int:
-    from megatron_rapo.run import evaluate_model
+    from megatron_rapo.scores import Base
 
-    evaluate_model(config, output=arguments.output)
+    base = Base.read(arguments.compare) if arguments.compare else None
+    from megatron_rapo.run import evaluate_model  # the heavy one
+
+    evaluate_model(config, output=arguments.output, base=base)
     return 0
 
 
@@ -77,8 +81,38 @@ def _parser() -> argparse.ArgumentParser:
     existing.add_argument("--resume", action="store_true", help="go on from the run folder's latest checkpoint")
     existing.add_argument("--overwrite", action="store_true", help="delete an earlier run in the run folder first")
     evaluate = _command(commands, "evaluate", _evaluate, "pass@k of a Hugging Face model folder (model.path)")
-    evaluate.add_argument("--output", type=Path, help="write the scores, problem by problem, to this JSON file")
+    evaluate.add_argument(
+        "--k",
+        action="append",
+        dest="set",
+        type=_k_setting,
+        metavar="K,K,...",
+        help="the k of pass@k; short for --set evaluation.k=[K,K,...]",
+    )
+    evaluate.add_argument(
+        "--output",
+        type=Path,
+        metavar="SCORES.json",
+        help="write the scores, problem by problem, to this file; its format is described in megatron_rapo/scores.py",
+    )
+    evaluate.add_argument(
+        "--compare",
+        type=Path,
+        metavar="BASE.json",
+        help="a file that an earlier evaluate --output wrote, of another model on the same problems: show the "
+        "differences and which problems only one of the two solved",
+    )
     return parser
+
+
+def _k_setting(text: str) -> str:
+    """The values of --k as the setting that they are short for."""
+    try:
+        return f"evaluation.k={[int(k) for k in text.split(',')]}"
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: not whole numbers with commas between; write e.g. --k 1,4,16"
+        ) from None
 
 
 def _command(commands, name, function, description) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]

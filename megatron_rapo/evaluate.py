@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import comb
-from pathlib import Path
 
 from megatron_rapo.config import EvaluationConfig
+from megatron_rapo.monitor import Console
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
-from megatron_rapo.types import Group, Outcome, Prompt
-
-
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate, from `num_samples` samples, of the chance that one of k is correct.
-
-    1 - C(n - c, k) / C(n, k). Source: arXiv 2107.03374 (Codex), equation 1.
-    """
-    return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What a policy scored."""
-
-    pass_at: dict[int, float]  # k -> mean over problems
-    problems: list[tuple[str, int]]  # id and number of right answers among samples_per_problem; ids may repeat
-    samples_per_problem: int
-    mean_completion_tokens: float
-    truncated: float  # share of completions stopped by the length limit
-    outcomes: dict[str, int]  # verdicts, counted
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], k: Sequence[int]) -> Evaluation:
-        """Summarise judged groups, all with the same number of completions."""
-        n = len(groups[0].completions)
-        correct = [sum(v.outcome is Outcome.CORRECT for v in g.verdicts) for g in groups]
-        completions = [c for g in groups for c in g.completions]
-        verdicts = [v.outcome for g in groups for v in g.verdicts]
-        return cls(
-            pass_at={each: sum(pass_at_k(n, c, each) for c in correct) / len(correct) for each in k},
-            problems=[(g.prompt.problem.id, c) for g, c in zip(groups, correct, strict=True)],
-            samples_per_problem=n,
-            mean_completion_tokens=sum(len(c.token_ids) for c in completions) / len(completions),
-            truncated=sum(c.truncated for c in completions) / len(completions),
-            outcomes={outcome.value: verdicts.count(outcome) for outcome in Outcome},
-        )
-
-    def save(self, path: Path) -> None:
-        """Write everything as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {**vars(self), "pass_at": {str(k): value for k, value in self.pass_at.items()}}
-        path.write_text(json.dumps(content, indent=2) + "\n")
+from megatron_rapo.scores import Comparison, Evaluation, SavedEvaluation
+from megatron_rapo.types import Prompt
 
 
 def evaluate(sampler: Sampler, prompts: Sequence[Prompt], settings: EvaluationConfig, *, seed: int) -> Evaluation:
@@ -65,3 +21,43 @@ def evaluate(sampler: Sampler, prompts: Sequence[Prompt], settings: EvaluationCo
         prompts, settings.samples_per_problem, sampling, lambda i, j: sampling_seed(seed, -1, i, j)
     )
     return Evaluation.of(sampler.judge(prompts, completions), settings.k)
+
+
+def show(console: Console, evaluation: SavedEvaluation) -> None:
+    """The scores as tables; with a comparison, the base's beside them and the problems that were gained and lost."""
+    interval = f"{evaluation.bootstrap.level:.0%} interval"
+    rows = [
+        [f"pass@{k}", f"{value:.3f}", "{:.3f} to {:.3f}".format(*evaluation.pass_at_interval[k])]
+        for k, value in evaluation.pass_at.items()
+    ]
+    rows.append(["completion tokens", f"{evaluation.mean_completion_tokens:.1f}", ""])
+    rows.append(["truncated", f"{evaluation.truncated:.3f}", ""])
+    samples = f"{len(evaluation.problems)} problems, {evaluation.samples_per_problem} samples each"
+    console.table(f"{evaluation.model} on {samples}", ["", "score", interval], rows)
+    if evaluation.comparison:
+        _show_comparison(console, evaluation, evaluation.comparison, interval)
+
+
+def _show_comparison(console: Console, evaluation: SavedEvaluation, comparison: Comparison, interval: str) -> None:
+    rows = []
+    for k, value in evaluation.pass_at.items():
+        low, high = comparison.difference_interval[k]
+        numbers = [f"{comparison.pass_at[k]:.3f}", f"{value:.3f}", _signed(comparison.difference[k])]
+        rows.append([f"pass@{k}", *numbers, f"{_signed(low)} to {_signed(high)}"])
+    console.table(
+        f"compared with {comparison.model} ({comparison.file})", ["", "base", "this", "difference", interval], rows
+    )
+    solved = {
+        "by this model only": comparison.only_this,
+        "by the base only (lost)": comparison.lost,
+        "by both": comparison.both,
+        "by neither": comparison.neither,
+    }
+    rows = [[who, str(len(ids))] for who, ids in solved.items()]
+    base_samples, samples = comparison.samples_per_problem, evaluation.samples_per_problem
+    chances = f"in {samples} samples" if samples == base_samples else f"in {samples} samples, the base's {base_samples}"
+    console.table(f"solved at least once {chances}", ["", "problems"], rows)
+
+
+def _signed(difference: float) -> str:
+    return f"{round(difference, 3) + 0.0:+.3f}"  # + 0.0 turns -0.0, which would be shown as -0.000, into 0.0

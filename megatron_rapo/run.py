@@ -12,16 +12,17 @@ import torch.distributed as dist
 
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
 from megatron_rapo.checks import check_model, check_rollout, check_world_size
-from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.config import Config, ConfigError, EvaluationConfig
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
 from megatron_rapo.distributed import end_promptly_on_signals, init_process_group
-from megatron_rapo.evaluate import evaluate
+from megatron_rapo.evaluate import evaluate, show
 from megatron_rapo.hf import ModelShape, read_shape
-from megatron_rapo.launcher import world_size
+from megatron_rapo.launcher import rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder
 from megatron_rapo.rewards import VerifierPool
 from megatron_rapo.rollout import Engine
 from megatron_rapo.sampling import Sampler
+from megatron_rapo.scores import Base, SampledWith, SavedEvaluation, check_output
 
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
@@ -100,30 +101,60 @@ def _build(
     return trainer, engine
 
 
-def evaluate_model(config: Config, *, output: Path | None) -> None:
-    """Run `evaluate` on this process: pass@k of model.path on [evaluation].data, shown and written to `output`."""
-    if config.evaluation is None:
+def evaluate_model(config: Config, *, output: Path | None, base: Base | None) -> None:
+    """Run `evaluate` on this process: pass@k of model.path on [evaluation].data, shown and written to `output`.
+
+    With a `base`, its scores are compared with. Raises ConfigError, DataError and ScoresError before anything expensive
+    is built.
+    """
+    settings = config.evaluation
+    if settings is None:
         raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
+    if base:
+        base.check_samples(settings.k)
     check_rollout(config, read_shape(config.model.path), world_size())
-    heldout = _prompts(config, config.evaluation.data)
+    heldout = _prompts(config, settings.data)
+    if base:
+        base.check_problems(settings.data, [prompt.problem for prompt in heldout.prompts])
+    if output and rank() == 0:  # the only one that writes
+        check_output(output, base)
+    sampling = _sampled_with(config, settings)
     end_promptly_on_signals()
     init_process_group(config.run.timeout_s)
+    console = Console(0) if dist.get_rank() == 0 else None
+    if console:
+        _report_left_out(console.message, settings.data, heldout, config)
+        for difference in base.sampled_otherwise(sampling, settings.samples_per_problem) if base else ():
+            console.message(f"note: {difference}")
     with (
         VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
         closing(_engine(config)) as engine,
     ):
-        sampler = Sampler(engine, verifier, config.reward)
-        result = evaluate(sampler, heldout.prompts, config.evaluation, seed=config.run.seed)
-    if dist.get_rank() == 0:
+        result = evaluate(Sampler(engine, verifier, config.reward), heldout.prompts, settings, seed=config.run.seed)
+    if console:
+        saved = SavedEvaluation(
+            **dict(result),
+            model=str(config.model.path),
+            data=str(settings.data),
+            left_out=len(heldout.too_long),
+            sampling=sampling,
+            comparison=base.compare(result) if base else None,
+        )
+        show(console, saved)
         if output:
-            result.save(output)
-        with Console(0) as console:
-            _report_left_out(console.message, config.evaluation.data, heldout, config)
-            rows = [[f"pass@{k}", f"{value:.3f}"] for k, value in result.pass_at.items()]
-            rows.append(["completion tokens", f"{result.mean_completion_tokens:.1f}"])
-            rows.append(["truncated", f"{result.truncated:.3f}"])
-            console.table(f"{config.model.path} on {len(heldout.prompts)} problems", ["", "score"], rows)
+            saved.save(output)
     dist.destroy_process_group()
+
+
+def _sampled_with(config: Config, settings: EvaluationConfig) -> SampledWith:
+    return SampledWith(
+        template=config.data.template,
+        dtype=config.precision.dtype,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_completion_tokens=settings.max_completion_tokens,
+        seed=config.run.seed,
+    )
 
 
 def _prompts(config: Config, path: Path) -> PromptSet:

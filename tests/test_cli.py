@@ -1,5 +1,6 @@
 """The command line as users start it; what is slow to import must not be imported before the settings are good."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data.problems import DataError
 from megatron_rapo.errors import InputError
+from megatron_rapo.scores import Base
+from tests.scores import right_of, saved
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "megatron", "vllm", "datasets")
@@ -173,12 +176,88 @@ def test_train_gets_its_settings(config, monkeypatch, arguments, expected):
     assert (called["config"].run.steps, called["config"].run.seed) == (5, 6)
 
 
+@pytest.fixture
+def evaluated(config, monkeypatch):
+    """evaluated(arguments...): the settings and options that `evaluate` gets."""
+
+    def evaluated(*arguments):
+        called = []
+        monkeypatch.setattr(run, "evaluate_model", lambda config, **options: called.append((config, options)))
+        overrides = ["--set", "model.path=other", "--set", "evaluation.data=held.jsonl"]
+        assert cli.main(["evaluate", str(config), *overrides, *arguments]) == 0
+        return called[0]
+
+    return evaluated
+
+
 @pytest.mark.parametrize(("arguments", "output"), [([], None), (["--output", "a/b.json"], Path("a/b.json"))])
-def test_evaluate_gets_its_settings(config, monkeypatch, arguments, output):
-    called = {}
-    monkeypatch.setattr(run, "evaluate_model", lambda config, **options: called.update(config=config, options=options))
-    assert cli.main(["evaluate", str(config), *arguments, "--set", "model.path=other"]) == 0
-    assert called["options"] == {"output": output} and called["config"].model.path == Path("other")
+def test_evaluate_gets_its_settings(evaluated, arguments, output):
+    settings, options = evaluated(*arguments)
+    assert options == {"output": output, "base": None} and settings.model.path == Path("other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "k"),
+    [
+        ([], (1, 4, 16)),
+        (["--k", "1"], (1,)),
+        (["--k=1,2, 8"], (1, 2, 8)),
+        (["--set", "evaluation.samples_per_problem=256", "--k", "1,256"], (1, 256)),
+        (["--k", "1,2", "--set", "evaluation.samples_per_problem=2"], (1, 2)),  # the default k would be refused
+        (["--set", "evaluation.k=[4]", "--k", "2"], (2,)),
+        (["--k", "2", "--set", "evaluation.k=[4]"], (4,)),  # the last one counts
+    ],
+)
+def test_k(evaluated, arguments, k):
+    settings, _ = evaluated(*arguments)
+    assert settings.evaluation.k == k
+
+
+@pytest.mark.parametrize("k", ["1,x", "1,,4", "", "1.5", "1 4", "[1,4]"])
+def test_k_that_is_no_list_of_numbers(config, capsys, k):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", str(config), "--k", k])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"evaluate: error: argument --k: {k!r}: not whole numbers with commas between; write e.g. --k 1,4,16\n"
+    )
+
+
+@pytest.mark.parametrize("k", ["0", "1,32", "-1,4"])
+def test_k_that_the_samples_cannot_give(config, k):
+    finished, heavy = command("evaluate", config, "--set=evaluation.data=held.jsonl", f"--k={k}")
+    assert (finished.returncode, finished.stdout) == (2, "") and not heavy
+    assert finished.stderr.startswith(f"error: evaluation.k={json.loads(f'[{k}]')}: each k must be between 1 and ")
+
+
+def test_compare_reads_the_base(evaluated, tmp_path):
+    path = tmp_path / "base.json"
+    scores = saved(right_of(16, 3, 0, k=(1, 4, 16)))
+    scores.save(path)
+    _, options = evaluated("--compare", str(path))
+    assert options == {"output": None, "base": Base(path=path, scores=scores)}
+
+
+def test_no_base(config, tmp_path):
+    """Said at once: without an import of what takes seconds."""
+    finished, heavy = command("evaluate", config, "--compare", tmp_path / "none.json")
+    assert (finished.returncode, finished.stdout) == (2, "") and not heavy
+    assert finished.stderr == (
+        f"error: --compare {tmp_path}/none.json: no such file; give a JSON file that `evaluate --output` wrote."
+    )
+
+
+def test_help_of_evaluate():
+    finished, heavy = command("evaluate", "--help", columns=60)
+    assert finished.returncode == 0 and finished.stderr == "" and not heavy
+    assert max(map(len, finished.stdout.splitlines())) <= 60
+    words = " ".join(finished.stdout.split())
+    for said in (
+        "--k K,K,... the k of pass@k; short for --set evaluation.k=[K,K,...]",
+        "--output SCORES.json write the scores, problem by problem, to this file;",
+        "--compare BASE.json a file that an earlier evaluate --output wrote,",
+    ):
+        assert said in words
 
 
 @pytest.mark.parametrize(

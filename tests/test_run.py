@@ -13,8 +13,10 @@ import torch.distributed as dist
 
 from megatron_rapo import run
 from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.scores import Base, ProblemScore, ScoresError, problem_digest
 from tests.models import save_tiny_qwen2
 from tests.runs import tiny_config
+from tests.scores import base, problem, right_of
 
 
 @pytest.fixture(scope="module")
@@ -202,5 +204,59 @@ def test_both_commands_check_the_engines(
         if command == "train":
             run.train(config, resume=False, overwrite=False)
         else:
-            run.evaluate_model(config, output=None)
+            run.evaluate_model(config, output=None, base=None)
     assert str(refused.value).startswith(words)
+
+
+# --- evaluate_model(): refusals before any process group ---
+
+
+def base_of(count: int, samples: int) -> Base:
+    """An earlier evaluation of what `problems` writes."""
+    scores = right_of(samples, *[0] * count)
+    digests = [problem_digest(problem("", f"{i}+{i}=", str(2 * i))) for i in range(count)]
+    rows = tuple(ProblemScore(id=f"held-{i}", digest=digest, correct=0) for i, digest in enumerate(digests))
+    return base(scores.model_copy(update={"problems": rows}))
+
+
+def evaluation_config(folder: Path, model: Path) -> Config:
+    data = problems(folder / "held.jsonl", 2)
+    settings = {"data": data, "samples_per_problem": 8, "k": (1, 8), "max_completion_tokens": 48}
+    return tiny_config(model, folder / "run", evaluation=settings)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_base_with_too_few_samples_is_refused(tmp_path: Path) -> None:
+    """Before the model is looked for."""
+    with pytest.raises(ScoresError, match=r"has 4 samples of each problem, too few for pass@8; .* or pass --k 1\."):
+        run.evaluate_model(evaluation_config(tmp_path, tmp_path / "none"), output=None, base=base_of(2, samples=4))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_base_of_other_problems_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(ScoresError) as refused:
+        run.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path / "new" / "a.json", base=base_of(3, 8))
+    assert "has other problems (3 of held.jsonl, 0 more left out as too long) than this" in str(refused.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(ScoresError) as refused:
+        run.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path, base=None)
+    assert str(refused.value) == f"--output {tmp_path}: is a folder; name a file in it."
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_base_of_the_same_problems_is_taken(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(AssertionError, match="not refused in time"):
+        run.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path / "a.json", base=base_of(2, samples=8))
+
+
+@pytest.mark.usefixtures("alone")
+def test_evaluate_needs_its_section(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run.evaluate_model(tiny_config(model, tmp_path / "run"), output=None, base=None)
+    assert str(refused.value) == (
+        "evaluation: required by evaluate and not set; add the section or --set evaluation.data=..."
+    )

@@ -1,0 +1,110 @@
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+
+from megatron_rapo.pass_at_k import bootstrap_interval, pass_at_k, problems_pass_at_k
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n):
+    for correct in range(n + 1):
+        answers = [True] * correct + [False] * (n - correct)
+        for k in range(1, n + 1):
+            subsets = list(combinations(answers, k))
+            assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("n", "correct", "k", "expected"),
+    [
+        (16, 4, 1, 0.25),
+        (4, 2, 2, 5 / 6),  # of the 6 pairs one has no right answer
+        (16, 0, 16, 0.0),
+        (16, 1, 16, 1.0),
+        (1024, 1, 512, 0.5),
+        (100_000, 1, 50_000, 0.5),  # binomials far beyond floating point
+    ],
+)
+def test_pass_at_k_by_hand(n, correct, k, expected):
+    assert pass_at_k(n, correct, k) == pytest.approx(expected, abs=1e-15)
+
+
+def test_problems_have_a_row_each_and_k_a_column():
+    values = problems_pass_at_k(4, [2, 0, 4, 2], (1, 2, 4))
+    expected = [[0.5, 5 / 6, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.5, 5 / 6, 1.0]]
+    assert values.dtype == np.float64
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-15)
+
+
+def interval(values_PK, level=0.95, resamples=2000, seed=0):
+    return bootstrap_interval(np.array(values_PK, dtype=float), level=level, resamples=resamples, seed=seed)
+
+
+def test_problems_that_are_all_alike_leave_no_width():
+    found = interval([[0.3, 1.0]] * 7)
+    assert found.shape == (2, 2)
+    np.testing.assert_allclose(found, [[0.3, 0.3], [1.0, 1.0]], rtol=0, atol=1e-15)
+    assert (found[:, 0] == found[:, 1]).all()
+
+
+def test_one_problem_leaves_no_width():
+    np.testing.assert_array_equal(interval([[0.25]]), [[0.25, 0.25]])
+
+
+def test_ends_are_percentiles_over_all_resamples():
+    """All 27 resamples of three problems can be listed: 10 % lies within the second lowest mean, (0 + 0 + 0.2) / 3."""
+    values = [0.0, 0.2, 1.0]
+    means = sorted(sum(drawn) / 3 for drawn in product(values, repeat=3))
+    assert means[2] == pytest.approx(0.2 / 3) and means[24] == pytest.approx(2.2 / 3)  # 2/27 < 0.1 < 4/27
+    found = interval([[value] for value in values], level=0.8)
+    np.testing.assert_allclose(found, [[0.2 / 3, 2.2 / 3]], rtol=0, atol=1e-12)
+
+
+def test_the_level_decides_how_much_is_cut_off():
+    """Two problems, one solved: a resample's mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4."""
+    values = [[0.0], [1.0]]
+    np.testing.assert_array_equal(interval(values, level=0.95), [[0.0, 1.0]])
+    np.testing.assert_array_equal(interval(values, level=0.4), [[0.5, 0.5]])
+
+
+def test_the_same_seed_gives_the_same_interval():
+    values = np.random.default_rng(5).random((50, 3))
+    first = interval(values, resamples=100)
+    np.testing.assert_array_equal(first, interval(values, resamples=100))
+    assert (first != interval(values, resamples=100, seed=1)).any()
+
+
+def test_many_problems_give_the_normal_interval():
+    """Mean +- 1.96 standard errors, which is what the bootstrap tends to."""
+    values = np.random.default_rng(0).random((1000, 1))
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    np.testing.assert_allclose(
+        interval(values), [[values.mean() - half, values.mean() + half]], rtol=0, atol=0.1 * half
+    )
+
+
+def test_rows_are_drawn_whole():
+    """The difference of two columns that rise and fall together is certain, however uncertain each of them is."""
+    base = np.random.default_rng(1).random(40)
+    found = interval(np.stack([base, base + 0.25, (base + 0.25) - base], axis=1))
+    widths = found[:, 1] - found[:, 0]
+    assert widths[0] == pytest.approx(widths[1], abs=1e-12) and widths[0] > 0.1
+    np.testing.assert_allclose(found[2], [0.25, 0.25], rtol=0, atol=1e-12)
+
+
+def test_coverage():
+    """Of simulated evaluations about 95 % have an interval around the truth.
+
+    Problems have a chance of being solved from Beta(1/2, 1), so pass@1 is 1/3 and pass@4 is
+    1 - (1 / 1.5) (2 / 2.5) (3 / 3.5) (4 / 4.5); each is sampled 8 times, which is part of the uncertainty.
+    """
+    rng, num_problems, n = np.random.default_rng(0), 80, 8
+    truth = np.array([1 / 3, 1 - (1 / 1.5) * (2 / 2.5) * (3 / 3.5) * (4 / 4.5)])
+    inside = []
+    for seed in range(300):
+        correct = rng.binomial(n, rng.beta(0.5, 1.0, num_problems))
+        found = interval(problems_pass_at_k(n, correct.tolist(), (1, 4)), resamples=400, seed=seed)
+        inside.append((found[:, 0] <= truth) & (truth <= found[:, 1]))
+    coverage = np.mean(inside, axis=0)
+    assert ((coverage >= 0.91) & (coverage <= 0.98)).all(), coverage
