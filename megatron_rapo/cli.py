@@ -1,4 +1,4 @@
-"""The command line: `train` and `evaluate`. Heavy imports wait until the configuration is known to be good."""
+"""The command line: `train`, `evaluate` and `audit`. Heavy imports wait until the configuration is known to be good."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_rapo.config import Config
 from megatron_rapo.config_file import load_config
 from megatron_rapo.errors import InputError
 from megatron_rapo.launcher import adopt_srun, rank
@@ -21,6 +20,7 @@ examples:
   torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --resume
+  python -m megatron_rapo audit run.toml
   python -m megatron_rapo evaluate run.toml --set model.path=models/base --output base.json
   python -m megatron_rapo evaluate run.toml --set model.path=runs/mine/hf --k 1,4,16 --compare base.json
 
@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         adopt_srun()
-        config = load_config(arguments.config, arguments.set)
-        return int(arguments.command(config, arguments))
+        return int(arguments.command(arguments))
     except InputError as error:
         if rank() > 0:
             time.sleep(FIRST_SPEAKS_S)
@@ -51,14 +50,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _train(config: Config, arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.set)
     from megatron_rapo.run import train
 
     train(config, resume=arguments.resume, overwrite=arguments.overwrite)
     return 0
 
 
-def _evaluate(config: Config, arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.set)
     from megatron_rapo.scores import Base
 
     base = Base.read(arguments.compare) if arguments.compare else None
@@ -66,6 +67,23 @@ def _evaluate(config: Config, arguments: argparse.Namespace) -> int:
 
     evaluate_model(config, output=arguments.output, base=base)
     return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.all == (arguments.config is not None):
+        raise InputError("audit: name either a CONFIG.toml or, for every divergence at default settings, --all.")
+    only_with_all = {"--markdown": arguments.markdown, "--plot": arguments.plot}
+    for option, value in only_with_all.items():
+        if value and not arguments.all:
+            raise InputError(
+                f"audit: {option} shows all divergences side by side; pass --all instead of a CONFIG.toml."
+            )
+    config = None if arguments.all else load_config(arguments.config, arguments.set)
+    from megatron_rapo.audit.command import audit_all, audit_config
+
+    if config:
+        return audit_config(config, as_json=arguments.json)
+    return audit_all(as_json=arguments.json, as_markdown=arguments.markdown, picture=arguments.plot)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
         help="a file that an earlier evaluate --output wrote, of another model on the same problems: show the "
         "differences and which problems only one of the two solved",
     )
+    audit = _command(
+        commands, "audit", _audit, "what a loss optimises, measured; exit status 1 if it is not its name's"
+    )
+    audit.add_argument("--all", action="store_true", help="every divergence side by side, instead of a CONFIG.toml")
+    form = audit.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print everything as JSON")
+    form.add_argument("--markdown", action="store_true", help="with --all: print the documentation's table")
+    audit.add_argument("--plot", type=Path, metavar="FILE.png", help="with --all: draw the table")
     return parser
 
 
@@ -118,7 +144,8 @@ def _k_setting(text: str) -> str:
 def _command(commands, name, function, description) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
     command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
     command.set_defaults(command=function)
-    command.add_argument("config", type=Path, metavar="CONFIG.toml", help="the run's settings")
+    number = "?" if name == "audit" else None
+    command.add_argument("config", type=Path, metavar="CONFIG.toml", nargs=number, help="the run's settings")
     command.add_argument(
         "--set",
         action="append",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_rapo.algo import LossSums, group_advantages, phi_of, rapo_loss
-from megatron_rapo.config import AlgorithmConfig, Config
+from megatron_rapo.config import AlgorithmConfig, Config, RewardConfig
 from megatron_rapo.output_head import TokenScores
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.types import Group, TrainingSequence
@@ -24,15 +24,7 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
     settings = config.algorithm
     rewards_PG = torch.tensor([g.rewards for g in groups], dtype=torch.float32)
     advantages = group_advantages(rewards_PG, settings.advantage).flatten().tolist()
-    exponents = phi_of(
-        rewards_PG,
-        shape=settings.phi,
-        reward_range=config.reward.range,
-        phi_min=settings.phi_min,
-        phi_max=settings.phi_max,
-        exponent=settings.phi_exponent,
-        sharpness=settings.phi_sharpness,
-    ).flatten()
+    exponents = reference_exponents(rewards_PG, settings, config.reward).flatten()
     completions = [(g, c, r) for g in groups for c, r in zip(g.completions, g.rewards, strict=True)]
     kept = [settings.overlong == "keep" or not c.truncated for _, c, _ in completions]
     lengths = [len(c.token_ids) for _, c, _ in completions]
@@ -53,6 +45,19 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
             completions, advantages, exponents.tolist(), lengths, kept, strict=True
         )
     ]
+
+
+def reference_exponents(rewards: Tensor, settings: AlgorithmConfig, reward: RewardConfig) -> Tensor:
+    """phi of each reward, same shape. Raises ValueError for a reward outside the declared range."""
+    return phi_of(
+        rewards,
+        shape=settings.phi,
+        reward_range=reward.range,
+        phi_min=settings.phi_min,
+        phi_max=settings.phi_max,
+        exponent=settings.phi_exponent,
+        sharpness=settings.phi_sharpness,
+    )
 
 
 def loss_function(

@@ -15,7 +15,7 @@ STD_OFFSET = 1e-6  # added to a group's standard deviation
 
 
 def mean_std(rewards_PG: Tensor) -> Tensor:
-    """(r - mean) / (std + 1e-6), std with divisor G - 1, as TRL and verl take it. Source: GRPO, arXiv 2402.03300."""
+    """(r - mean) / (std + 1e-6), std with divisor G - 1 as in TRL and verl. Source: GRPO, arXiv 2402.03300."""
     return mean(rewards_PG) / (rewards_PG.std(dim=-1, keepdim=True) + STD_OFFSET)
 
 

@@ -55,9 +55,9 @@ def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Pena
 
 
 def forward_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
-    """The popular k3 (Schulman; TRL, verl's low_var_kl), commonly labelled reverse KL: that is its value.
+    """The popular k3 (Schulman; verl's low_var_kl, TRL's without use_bias_correction_kl), labelled reverse KL there.
 
-    Differentiated as written its gradient is (1 - rho) * grad log pi, the forward KL's.
+    That is its value. Differentiated as written its gradient is (1 - rho) * grad log pi, the forward KL's.
     """
     log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
     loss_T = log_rho_T.exp() - 1 - log_rho_T
@@ -84,7 +84,10 @@ def reverse_kl(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Pena
 
 
 def reverse_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
-    """k3 with its score-function term: (1 - rho) + (rho - 1 - log rho) = -log rho, so token by token k2's gradient."""
+    """k3 with its score-function term: (1 - rho) + (rho - 1 - log rho) = -log rho, so token by token k2's gradient.
+
+    What TRL 1.16 does by default (use_bias_correction_kl).
+    """
     log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
     k3_T = log_rho_T.exp() - 1 - log_rho_T
     return Penalty(k3_T * (logp_T - logp_T.detach()).exp(), k3_T.detach(), capped_T)

@@ -27,8 +27,8 @@ def power(share: Tensor, exponent: float) -> Tensor:
 
 def sigmoid(share: Tensor, sharpness: float) -> Tensor:
     """A step at the middle of the range, the steeper the larger `sharpness`; scaled to reach 0 and 1 at its ends."""
-    ends = torch.sigmoid(torch.tensor([-0.5, 0.5], dtype=share.dtype) * sharpness)
-    return (torch.sigmoid((share - 0.5) * sharpness) - ends[0]) / (ends[1] - ends[0])
+    half = torch.tensor(sharpness / 4, dtype=share.dtype)  # by tanh, which near 0 keeps what sigmoid rounds off
+    return (torch.tanh((2 * share - 1) * half) / torch.tanh(half) + 1) / 2
 
 
 def phi_of(
