@@ -194,11 +194,6 @@ class AlgorithmConfig(_Section):
                 f"algorithm.phi_min={self.phi_min}: above phi_max={self.phi_max}, but phi must rise with the reward; "
                 "set algorithm.phi_min <= algorithm.phi_max."
             )
-        if self.phi == "constant" and self.phi_min < self.phi_max:
-            raise ValueError(
-                f"algorithm.phi_min={self.phi_min}: does nothing with algorithm.phi=constant, which is phi_max="
-                f"{self.phi_max} at every reward; leave it out or name another shape of phi."
-            )
         if self.divergence == "none" and self.alpha > 0:
             raise ValueError(
                 f"algorithm.alpha={self.alpha}: does nothing with algorithm.divergence=none; "
@@ -208,6 +203,11 @@ class AlgorithmConfig(_Section):
             raise ValueError(
                 f"algorithm.phi={self.phi}, phi_max={self.phi_max}: do nothing with algorithm.divergence=none; "
                 "leave them out or name a divergence."
+            )
+        if self.phi == "constant" and self.phi_min < self.phi_max:
+            raise ValueError(
+                f"algorithm.phi_min={self.phi_min}: does nothing with algorithm.phi=constant, which is phi_max="
+                f"{self.phi_max} at every reward; leave it out or name another shape of phi."
             )
         if self.divergence != "none" and self.alpha == 0:
             raise ValueError(
@@ -222,7 +222,7 @@ class AlgorithmConfig(_Section):
 
     def _refuse_idle(self, field: str, idle: bool, because: str) -> None:
         """A setting that was written down must do something."""
-        if idle and field in self.model_fields_set:
+        if idle and getattr(self, field) != type(self).model_fields[field].default:
             raise ValueError(
                 f"algorithm.{field}={getattr(self, field)}: does nothing with {because}; leave it out, or change that."
             )

@@ -34,17 +34,22 @@ def reference_scalars(sequences: Sequence[TrainingSequence]) -> dict[str, float]
 
 
 def training_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmConfig) -> dict[str, float]:
-    """Means over the optimizer steps of a rollout; the learning rate is the last one's."""
+    """Means over the optimizer steps of a rollout; the learning rate is the last one's.
+
+    policy/loss is the objective's value and not the mean of what was differentiated: that has the penalty's gradient,
+    which for an estimate is not the gradient of its value (algo/divergences.py).
+    """
 
     def mean(name: str) -> float:
         return sum(step[name] for step in steps) / len(steps)
 
+    surrogate, kl_cost, entropy_bonus = mean("surrogate"), algorithm.alpha * mean("divergence"), mean("entropy_bonus")
     return {
-        "policy/loss": mean("loss"),
-        "policy/surrogate": mean("surrogate"),
-        "policy/kl": mean("divergence"),
-        "policy/kl_cost": algorithm.alpha * mean("divergence"),
-        "policy/entropy_bonus": mean("entropy_bonus"),
+        "policy/loss": -surrogate + kl_cost - entropy_bonus,
+        "policy/surrogate": surrogate,
+        "policy/kl_cost": kl_cost,
+        "policy/entropy_bonus": entropy_bonus,
+        "policy/kl": mean("kl"),
         "policy/entropy": mean("entropy"),
         "policy/clip_fraction": mean("clipped"),
         "optimizer/grad_norm": mean("grad_norm"),
@@ -66,7 +71,7 @@ def estimator_scalars(steps: Sequence[Mapping[str, float]], algorithm: Algorithm
         if tokens == 0:  # no completion of this kind
             continue
         scalars |= {
-            f"estimator/kl{split}": sums["divergence"] / tokens,
+            f"estimator/kl{split}": sums["kl"] / tokens,
             f"estimator/rho_ess{split}": sums["rho"] ** 2 / (sums["rho_squared"] * tokens),
             f"estimator/importance_ess{split}": sums["importance"] ** 2 / (sums["importance_squared"] * tokens),
             f"estimator/log_rho_capped{split}": sums["log_ratio_capped"] / tokens,
@@ -76,7 +81,7 @@ def estimator_scalars(steps: Sequence[Mapping[str, float]], algorithm: Algorithm
 
 
 _ESTIMATOR_SUMS = (
-    "divergence",
+    "kl",
     "rho",
     "rho_squared",
     "importance",

@@ -125,9 +125,7 @@ class Trainer:
             if missing <= 0:
                 break
             sampled += self._sample(step, first=len(sampled), count=-(-missing // replicas) * replicas)
-        with_signal_first = sorted(range(len(sampled)), key=lambda i: not sampled[i].has_signal)
-        chosen = sorted(with_signal_first[: batch.prompts_per_step])
-        return Rollout(sampled=sampled, groups=[sampled[i] for i in chosen])
+        return Rollout(sampled=sampled, groups=with_signal_first(sampled, batch.prompts_per_step))
 
     def _sample(self, step: int, *, first: int, count: int) -> list[Group]:
         """Groups `first` to `first + count` of the step, of the next prompts."""
@@ -239,6 +237,12 @@ class Rollout:
 
     sampled: list[Group]  # all of it
     groups: list[Group]  # what is trained on, in the order of sampling
+
+
+def with_signal_first(groups: Sequence[Group], count: int) -> list[Group]:
+    """The first `count` groups with signal, filled up by the first without, in the order of sampling."""
+    ranked = sorted(range(len(groups)), key=lambda i: not groups[i].has_signal)
+    return [groups[i] for i in sorted(ranked[:count])]
 
 
 def samples(groups: Sequence[Group], count: int) -> list[Sample]:

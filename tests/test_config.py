@@ -1,18 +1,22 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, phi_of
 from megatron_rapo.checks import check_world_size
-from megatron_rapo.config import RewardConfig
+from megatron_rapo.config import AlgorithmConfig, Divergence, RewardConfig
 from megatron_rapo.config_file import load_config
 from megatron_rapo.rollout.engine import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tests.settings import EVALUATION, MINIMAL, refusal
 
 # --- refusals of settings that contradict each other: all of what is said ---
 
+WITH_RATIO = ["forward_kl", "forward_kl_k3", "rapo_paper", "reverse_kl", "reverse_kl_k3"]
 REFUSALS = [
     (
         ["reward.correct=0.5", "reward.wrong=0.75"],
@@ -39,15 +43,42 @@ REFUSALS = [
         "algorithm.phi_min=0.9: above phi_max=0.5, but phi must rise with the reward; "
         "set algorithm.phi_min <= algorithm.phi_max.",
     ),
+    *(
+        (
+            ["algorithm.phi=constant", f"algorithm.phi_min={phi_min}", *phi_max],
+            f"algorithm.phi_min={phi_min}: does nothing with algorithm.phi=constant, which is phi_max={highest} at "
+            "every reward; leave it out or name another shape of phi.",
+        )
+        for phi_min, phi_max, highest in ((0.9, [], 1.0), (0.5, ["algorithm.phi_max=0.75"], 0.75))
+    ),
     (
-        ["algorithm.divergence=none", "algorithm.phi_min=1.0"],
+        ["algorithm.divergence=none", "algorithm.alpha=0.001"],
         "algorithm.alpha=0.001: does nothing with algorithm.divergence=none; "
         "set algorithm.alpha=0 or name a divergence.",
     ),
-    (
-        ["algorithm.divergence=none", "algorithm.alpha=0"],
-        "algorithm.phi_min=0.9: does nothing with algorithm.divergence=none; "
-        "set algorithm.phi_min=1.0 or name a divergence.",
+    *(
+        (
+            ["algorithm.divergence=none", *settings],
+            f"algorithm.phi={phi}, phi_max={phi_max}: do nothing with algorithm.divergence=none; "
+            "leave them out or name a divergence.",
+        )
+        for settings, phi, phi_max in (
+            (["algorithm.phi=power"], "power", 1.0),
+            (["algorithm.phi=linear", "algorithm.phi_max=0.95"], "linear", 0.95),
+            (["algorithm.phi_max=0.95"], "constant", 0.95),
+        )
+    ),
+    *(
+        (
+            [f"algorithm.{field}=3.0", f"algorithm.{because}"],
+            f"algorithm.{field}=3.0: does nothing with algorithm.{because}; leave it out, or change that.",
+        )
+        for field, becauses in {
+            "phi_exponent": ["phi=linear", "phi=sigmoid", "phi=constant"],
+            "phi_sharpness": ["phi=linear", "phi=power", "phi=constant"],
+            "log_ratio_cap": ["divergence=forward_kl_exact", "divergence=reverse_kl_exact", "divergence=none"],
+        }.items()
+        for because in becauses
     ),
     (
         ["algorithm.divergence=rapo_paper", "algorithm.alpha=0"],
@@ -136,7 +167,12 @@ def test_refusals(load, overrides, message):
         ["batch.completions_per_prompt=2"],
         ["batch.optimizer_steps_per_rollout=4"],
         ["algorithm.phi_min=0.5", "algorithm.phi_max=0.5"],
-        ["algorithm.divergence=none", "algorithm.alpha=0", "algorithm.phi_min=1.0"],
+        ["algorithm.divergence=none", "algorithm.alpha=0"],
+        ["algorithm.divergence=none", "algorithm.phi=constant", "algorithm.phi_min=1.0", "algorithm.phi_max=1.0"],
+        ["algorithm.phi=constant", "algorithm.phi_min=0.75", "algorithm.phi_max=0.75"],
+        ["algorithm.phi=power", "algorithm.phi_exponent=3.0"],
+        ["algorithm.phi=sigmoid", "algorithm.phi_sharpness=3.0"],
+        *([f"algorithm.divergence={name}", "algorithm.log_ratio_cap=3.0"] for name in WITH_RATIO),
         ["parallel.sequence=true", "parallel.tensor=2"],
         ["parallel.virtual_pipeline=2", "parallel.pipeline=2"],
         ["optimizer.min_lr=1e-7", "optimizer.schedule=cosine"],
@@ -205,8 +241,23 @@ def test_fp8(load, monkeypatch, installed, overrides, message):
         ("monitor.tensorboard=1", "monitor.tensorboard=1: input should be a valid boolean; change the value."),
         (
             "algorithm.divergence=kl",
-            "algorithm.divergence='kl': input should be 'rapo_paper', 'forward_kl', 'reverse_kl' or 'none'; change the",
+            "algorithm.divergence='kl': input should be 'forward_kl', 'forward_kl_exact', 'forward_kl_k3', "
+            "'rapo_paper', 'reverse_kl', 'reverse_kl_k3', 'reverse_kl_exact' or 'none'; change the value.",
         ),
+        (
+            "algorithm.phi=cubic",
+            "algorithm.phi='cubic': input should be 'linear', 'power', 'sigmoid' or 'constant'; ch",
+        ),
+        ("algorithm.phi_exponent=0", "algorithm.phi_exponent=0: input should be greater than 0; change the value."),
+        ("algorithm.phi_sharpness=0", "algorithm.phi_sharpness=0: input should be greater than 0; change the value."),
+        (
+            "algorithm.advantage=std",
+            "algorithm.advantage='std': input should be 'mean_std', 'mean' or 'leave_one_out';",
+        ),
+        ("algorithm.aggregation=group", "algorithm.aggregation='group': input should be 'token' or 'sequence'; change"),
+        ("algorithm.ratio=group", "algorithm.ratio='group': input should be 'token' or 'sequence'; change the value."),
+        ("algorithm.overlong=drop", "algorithm.overlong='drop': input should be 'keep' or 'mask'; change the value."),
+        ("batch.refill_rounds=-1", "batch.refill_rounds=-1: input should be greater than or equal to 0; change the"),
         ("model.path=123", "model.path=123: not a string; write it in quotes."),
         ("data.answer_field=7", "data.answer_field=7: not a string; write it in quotes."),
     ],
@@ -350,6 +401,74 @@ def test_not_text(tmp_path):
     assert refusal(load_config, path).startswith(f"{path}: not valid TOML (")
 
 
+def write(folder, **files):
+    """TOML files by their stems; folders may be in them (`a__b` is a/b.toml)."""
+    for name, text in files.items():
+        path = folder / (name.replace("__", "/") + ".toml")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_file_changes_its_base(tmp_path):
+    """Section by section and setting by setting, along a chain, each base relative to the file that names it."""
+    write(
+        tmp_path,
+        sub__run='base = "../middle.toml"\n[run]\nsteps = 5\n[optimizer]\nlr = 1e-4',
+        middle='base = "deep/root.toml"\n[run]\nsteps = 4\nseed = 9\n[algorithm]\nbeta = 0.5',
+        deep__root=MINIMAL + "[algorithm]\nalpha = 0.25\nbeta = 0.25",
+    )
+    config = load_config(tmp_path / "sub" / "run.toml", ["run.seed=7"])
+    assert (config.run.steps, config.run.seed, config.run.folder) == (5, 7, Path("runs/one"))  # --set is the last word
+    assert (config.algorithm.alpha, config.algorithm.beta) == (0.25, 0.5)
+    assert config.optimizer.lr == 1e-4 and config.model.path == Path("models/base")  # not relative to the file
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"run": 'base = "run.toml"'}, "{folder}/run.toml: base leads back to it; base it on another file."),
+        (
+            {"run": 'base = "one.toml"', "one": 'base = "sub/two.toml"', "sub__two": 'base = "../one.toml"'},
+            "{folder}/sub/../one.toml: base leads back to it; base it on another file.",
+        ),
+        (
+            {"run": 'base = "sub/one.toml"', "sub__one": 'base = "two.toml"'},
+            "{folder}/sub/two.toml: no such configuration file; check the path.",
+        ),
+        ({"run": "base = 3"}, '{folder}/run.toml: base=3: not the name of a file; write base = "other.toml".'),
+        (
+            {"run": 'base = ["one.toml"]'},
+            "{folder}/run.toml: base=['one.toml']: not the name of a file; write base = \"other.toml\".",
+        ),
+        (
+            {"run": 'base = "one.toml"\n[run]\nsteps = 0', "one": MINIMAL},
+            "run.steps=0: input should be greater than or equal to 1; change the value.",
+        ),
+        (
+            {"run": 'base = "one.toml"', "one": 'base = "run"'},
+            "{folder}/run: no such configuration file; check the path.",
+        ),
+    ],
+)
+def test_bases_that_cannot_be(tmp_path, files, message):
+    write(tmp_path, **files)
+    assert refusal(load_config, tmp_path / "run.toml") == message.format(folder=tmp_path)
+
+
+def test_a_section_and_a_value_of_one_name_do_not_merge(tmp_path):
+    """Whichever comes last stands, and is then judged."""
+    write(tmp_path, run='base = "one.toml"\nreward = 3', one=MINIMAL + "[reward]\nwrong = -1.0")
+    assert refusal(load_config, tmp_path / "run.toml").startswith("reward=3: ")
+    write(tmp_path, run='base = "one.toml"\n[reward]\nwrong = -1.0', one="reward = 3\n" + MINIMAL)
+    assert load_config(tmp_path / "run.toml").reward.wrong == -1.0
+
+
+def test_base_is_no_setting(load):
+    assert refusal(load, "base=x.toml") == (
+        "--set base=x.toml: not of the form section.field=value; write e.g. --set run.steps=10."
+    )
+
+
 def test_quickstart():
     config = load_config(Path(__file__).parents[1] / "examples" / "quickstart.toml")
     assert config.model.path == Path("examples/tiny/model")
@@ -374,16 +493,53 @@ def test_defaults_are_written_out(load, tmp_path):
         "divergence": "forward_kl",
         "alpha": 1e-3,
         "beta": 1e-3,
+        "phi": "linear",
         "phi_min": 0.9,
         "phi_max": 1.0,
+        "phi_exponent": 2.0,
+        "phi_sharpness": 10.0,
+        "advantage": "mean_std",
+        "aggregation": "token",
+        "ratio": "token",
         "clip_low": 0.2,
         "clip_high": 0.2,
+        "overlong": "keep",
         "importance_cap": 2.0,
         "log_ratio_cap": 10.0,
     }
     assert written["run"] == {"folder": "runs/one", "steps": 3, "seed": 0, "timeout_s": 600.0}
     assert written["evaluation"] is None and written["batch"]["completions_per_prompt"] == 8
-    assert type(config).model_validate(written) == config  # it can be read back
+
+
+@pytest.mark.parametrize("override", ["run.seed=1", "algorithm.divergence=none", "algorithm.phi=constant"])
+def test_what_is_written_out_can_be_read_back(load, override):
+    config = load(override)
+    assert type(config).model_validate(json.loads(config.to_json())) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["algorithm.divergence=none"], {"alpha": 0.0, "phi": "constant", "phi_min": 1.0, "phi_max": 1.0}),
+        (["algorithm.phi=constant"], {"alpha": 1e-3, "phi": "constant", "phi_min": 1.0, "phi_max": 1.0}),
+        (["algorithm.phi=constant", "algorithm.phi_max=0.95"], {"phi_min": 0.95, "phi_max": 0.95}),
+        (["algorithm.phi=power"], {"phi_min": 0.9, "phi_max": 1.0, "phi_exponent": 2.0}),
+    ],
+)
+def test_defaults_that_depend_on_another_setting(load, overrides, expected):
+    found = load(*overrides).algorithm.model_dump()
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_the_names_of_settings_are_those_of_the_functions():
+    assert set(get_args(Divergence)) == set(DIVERGENCES)
+    assert set(get_args(AlgorithmConfig.model_fields["advantage"].annotation)) == set(ADVANTAGES)
+
+
+@pytest.mark.parametrize("shape", get_args(AlgorithmConfig.model_fields["phi"].annotation))
+def test_every_shape_of_phi_is_known(shape):
+    settings = {"reward_range": (0.0, 1.0), "phi_min": 0.5, "phi_max": 1.0, "exponent": 2.0, "sharpness": 10.0}
+    assert phi_of(torch.ones(1), shape=shape, **settings).item() == 1.0
 
 
 def test_every_setting_says_what_it_is(load):
@@ -415,11 +571,13 @@ def test_derived_values(load):
 
 
 @pytest.mark.parametrize(
-    ("rewards", "expected"),
-    [({}, (0.0, 1.0)), ({"wrong": -1.0}, (-1.0, 1.0)), ({"wrong": -0.5, "unformatted": -2.0}, (-2.0, 1.0))],
+    ("rewards", "expected", "middle"),
+    [
+        ({}, (0.0, 1.0), 0.5),
+        ({"wrong": -1.0}, (-1.0, 1.0), 0.0),
+        ({"wrong": -0.5, "unformatted": -2.0}, (-2.0, 1.0), -0.5),
+    ],
 )
-def test_reward_range(rewards, expected):
+def test_reward_range(rewards, expected, middle):
     assert RewardConfig(**rewards).range == expected
-
-
-# --- checks against processes, model and machine ---
+    assert RewardConfig(**rewards).middle == middle

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
+from megatron_rapo.algo import rapo_loss
 from megatron_rapo.config import AlgorithmConfig
-from megatron_rapo.metrics import reference_scalars, rollout_scalars, training_scalars
+from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_scalars, training_scalars
 from megatron_rapo.monitor.scalars import SCALARS
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, TrainingSequence, Verdict
 
@@ -65,36 +67,98 @@ def test_reference_by_hand():
     }
 
 
+ALGORITHM = AlgorithmConfig(alpha=0.1, beta=0.02)
 STEPS = [
     {
-        **{"loss": 1.0, "divergence": 0.2, "entropy": 2.0, "clipped": 0.0, "log_ratio_capped": 0.5},
-        **{"grad_norm": 3.0, "lr": 1e-6, "surrogate": 9.0, "importance_capped": 0.75},
+        **{"loss": 1.0, "surrogate": 9.0, "divergence": 0.2, "entropy_bonus": 0.04, "entropy": 2.0, "clipped": 0.0},
+        **{"kl": 0.3},
+        **{"grad_norm": 3.0, "lr": 1e-6, "rho": 0.5, "rho_squared": 0.5, "importance": 1.0, "importance_squared": 2.0},
+        **{"log_ratio_capped": 0.5, "importance_capped": 0.75},
+        # a quarter of the tokens; none of the others is among the low rewards
+        **{"kl/high_reward": 0.1, "rho/high_reward": 0.25, "rho_squared/high_reward": 0.5},
+        **{"importance/high_reward": 0.25, "importance_squared/high_reward": 0.25},
+        **{"log_ratio_capped/high_reward": 0.125, "importance_capped/high_reward": 0.25, "tokens/high_reward": 0.25},
     },
     {
-        **{"loss": -2.0, "divergence": 0.4, "entropy": 1.0, "clipped": 0.25, "log_ratio_capped": 0.0},
-        **{"grad_norm": 5.0, "lr": 3e-6, "surrogate": 4.0, "importance_capped": 0.0},
+        **{"loss": -2.0, "surrogate": 4.0, "divergence": 0.4, "entropy_bonus": 0.02, "entropy": 1.0, "clipped": 0.25},
+        **{"kl": 0.5},
+        **{"grad_norm": 5.0, "lr": 3e-6, "rho": 1.5, "rho_squared": 4.5, "importance": 2.0, "importance_squared": 6.0},
+        **{"log_ratio_capped": 0.0, "importance_capped": 0.0},
+        **{"kl/high_reward": 0.2, "rho/high_reward": 0.5, "rho_squared/high_reward": 1.0},
+        **{"importance/high_reward": 0.5, "importance_squared/high_reward": 1.0},
+        **{"log_ratio_capped/high_reward": 0.0, "importance_capped/high_reward": 0.0, "tokens/high_reward": 0.5},
     },
 ]
-ALGORITHM = AlgorithmConfig(alpha=0.1, beta=0.02)
+STEPS = [step | {name.replace("high", "low"): 0.0 for name in step if "/" in name} for step in STEPS]
 
 
 def test_training_by_hand():
     assert training_scalars(STEPS, ALGORITHM) == {
-        "policy/loss": -0.5,
+        "policy/loss": pytest.approx(-6.5 + 0.03 - 0.03),
         "policy/surrogate": 6.5,
-        "policy/kl": pytest.approx(0.3),
+        "policy/kl": pytest.approx(0.4),
         "policy/kl_cost": pytest.approx(0.03),
         "policy/entropy_bonus": pytest.approx(0.03),
         "policy/entropy": 1.5,
         "policy/clip_fraction": 0.125,
-        "policy/log_ratio_capped": 0.25,
-        "policy/importance_capped": 0.375,
         "optimizer/grad_norm": 4.0,
         "optimizer/lr": 3e-6,  # the last step's
     }
 
 
-def test_every_scalar_is_described():
+def test_estimator_by_hand():
+    """Means over both steps' tokens; high rewards are 0.75 of 2 of them. No completion earned little: nothing is said.
+
+    Effective sample sizes: 2^2 / (5 * 2) and 3^2 / (8 * 2); of high rewards 0.75^2 / (1.5 * 0.75), / (1.25 * 0.75).
+    """
+    assert estimator_scalars(STEPS, ALGORITHM) == {
+        "estimator/kl": pytest.approx(0.4),
+        "estimator/rho_ess": pytest.approx(0.4),
+        "estimator/importance_ess": pytest.approx(9 / 16),
+        "estimator/log_rho_capped": pytest.approx(0.25),
+        "estimator/importance_capped": pytest.approx(0.375),
+        "estimator/kl/high_reward": pytest.approx(0.4),
+        "estimator/rho_ess/high_reward": pytest.approx(0.5),
+        "estimator/importance_ess/high_reward": pytest.approx(0.6),
+        "estimator/log_rho_capped/high_reward": pytest.approx(1 / 6),
+        "estimator/importance_capped/high_reward": pytest.approx(1 / 3),
+    }
+
+
+def test_equal_weights_have_the_best_effective_sample_size():
+    """5 of 8 tokens earned much: whatever their common weight is, all of them count."""
+    whole = {"kl": 1.0, "rho": 0.3, "rho_squared": 0.09, "importance": 2.0, "importance_squared": 4.0}
+    step = whole | {"log_ratio_capped": 0.0, "importance_capped": 0.0}
+    of_high = {f"{name}/high_reward": 5 / 8 * value for name, value in step.items()} | {"tokens/high_reward": 5 / 8}
+    of_low = {f"{name}/low_reward": 3 / 8 * value for name, value in step.items()} | {"tokens/low_reward": 3 / 8}
+    found = estimator_scalars([step | of_high | of_low] * 3, ALGORITHM)
+    assert {name: value for name, value in found.items() if "_ess" in name} == {
+        f"estimator/{weights}_ess{split}": pytest.approx(1.0)
+        for weights in ("rho", "importance")
+        for split in ("", "/low_reward", "/high_reward")
+    }
+    assert found["estimator/kl/low_reward"] == pytest.approx(1.0)
+
+
+def test_without_a_divergence_there_is_no_estimator():
+    assert estimator_scalars(STEPS, AlgorithmConfig(divergence="none")) == {}
+
+
+def test_every_scalar_is_declared_and_every_sum_is_the_losses():
+    """From the metrics of a real loss, with tokens of low and of high reward."""
+    ones_T = torch.ones(2)
+    names = ("old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T", "weight_T")
+    settings = {"clip_low": 0.2, "clip_high": 0.2, "importance_cap": 2.0, "log_ratio_cap": 10.0}
+    sums = rapo_loss(
+        *(ones_T, ones_T),
+        **dict.fromkeys(names, ones_T),
+        mask_T=ones_T.bool(),
+        **{"divergence": "forward_kl", "alpha": 0.1, "beta": 0.02, **settings},
+        splits={"low_reward": torch.tensor([True, False]), "high_reward": torch.tensor([False, True])},
+    )
+    step = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0} | {name: value.item() / 2 for name, value in sums.metrics.items()}
+    training, estimator = training_scalars([step], ALGORITHM), estimator_scalars([step], ALGORITHM)
+    assert len(estimator) == 15 and estimator["estimator/rho_ess/low_reward"] == 1.0
     rollout = rollout_scalars([group((Outcome.WRONG, True, 0.0, 1, False))])
-    named = {**rollout, **training_scalars(STEPS, ALGORITHM)}
-    assert set(named) <= set(SCALARS)
+    reference = {"reference/phi_mean", "reference/phi_min"}
+    assert {*rollout, *reference, *training, *estimator} <= set(SCALARS)

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ FIRST = TrainingSequence(
     advantage=1.5,
     phi=0.75,
     reward=1.0,
+    weight=0.5,
 )
 SECOND = TrainingSequence(
     token_ids=np.array([10, 11, 12], np.int32),
@@ -85,8 +87,10 @@ SECOND = TrainingSequence(
     engine_logprobs=np.array([-2.0, -1.0], np.float32),
     advantage=-0.5,
     phi=0.5,
-    reward=0.0,
+    reward=0.25,
+    weight=2.5,
 )
+LEFT_OUT = replace(SECOND, in_loss=False)
 X = -1  # in sequence_T: filling
 
 
@@ -102,6 +106,8 @@ def test_pack_by_hand():
         "targets_T": [6, 7, 8, 9, 0, 11, 12, 0, 0, 0],
         "mask_T": [False, True, True, True, False, True, True, False, False, False],
         "advantage_T": [1.5, 1.5, 1.5, 1.5, 1.5, -0.5, -0.5, -0.5, 0.0, 0.0],
+        "weight_T": [0.5, 0.5, 0.5, 0.5, 0.5, 2.5, 2.5, 2.5, 0.0, 0.0],
+        "reward_T": [1.0, 1.0, 1.0, 1.0, 1.0, 0.25, 0.25, 0.25, 0.0, 0.0],
         "phi_T": [0.75, 0.75, 0.75, 0.75, 0.75, 0.5, 0.5, 0.5, 1.0, 1.0],
         "engine_logp_T": [0.0, -0.5, -0.25, -0.125, 0.0, -2.0, -1.0, 0.0, 0.0, 0.0],
         "sequence_T": [7, 7, 7, 7, 7, 3, 3, 3, X, X],
@@ -118,6 +124,8 @@ def test_pack_aligned_for_context_parallelism():
         "targets_T": [6, 7, 8, 9, 0, 0, 0, 0, 11, 12, 0, 0, 0, 0, 0, 0],
         "mask_T": [t in (1, 2, 3, 8, 9) for t in range(16)],
         "advantage_T": [1.5] * 5 + [0.0] * 3 + [-0.5] * 3 + [0.0] * 5,
+        "weight_T": [0.5] * 5 + [0.0] * 3 + [2.5] * 3 + [0.0] * 5,
+        "reward_T": [1.0] * 5 + [0.0] * 3 + [0.25] * 3 + [0.0] * 5,
         "phi_T": [0.75] * 5 + [1.0] * 3 + [0.5] * 3 + [1.0] * 5,
         "engine_logp_T": [0.0, -0.5, -0.25, -0.125, 0.0, 0.0, 0.0, 0.0, -2.0, -1.0] + [0.0] * 6,
         "sequence_T": [0] * 5 + [X] * 3 + [1] * 3 + [X] * 5,
@@ -139,6 +147,8 @@ def test_an_empty_micro_batch_is_one_sequence_of_filling(context, num_tokens):
         "targets_T": [0] * num_tokens,
         "mask_T": [False] * num_tokens,
         "advantage_T": [0.0] * num_tokens,
+        "weight_T": [0.0] * num_tokens,
+        "reward_T": [0.0] * num_tokens,
         "phi_T": [1.0] * num_tokens,
         "engine_logp_T": [0.0] * num_tokens,
         "sequence_T": [X] * num_tokens,
@@ -154,11 +164,40 @@ def test_dtypes():
         "targets_T": torch.int64,
         "mask_T": torch.bool,
         "advantage_T": torch.float32,
+        "weight_T": torch.float32,
+        "reward_T": torch.float32,
         "phi_T": torch.float32,
         "engine_logp_T": torch.float32,
         "sequence_T": torch.int64,
         "cu_seqlens": torch.int32,
     }
+
+
+def test_what_is_left_out_of_the_loss_is_packed_all_the_same():
+    """It is scored, and nothing but the mask says that it takes no part."""
+    whole, without = (fields(pack([FIRST, last], [0, 1], context=1, num_tokens=9)) for last in (SECOND, LEFT_OUT))
+    assert without.pop("mask_T") == [t in (1, 2, 3) for t in range(9)]
+    assert whole.pop("mask_T") == [t in (1, 2, 3, 5, 6) for t in range(9)]
+    assert without == whole
+
+
+@pytest.mark.parametrize(
+    ("middle", "high"),
+    [(0.0, "FSX"), (0.25, "FS"), (0.5, "F"), (1.0, "F"), (1.5, "")],  # F and S earned 1 and 0.25, filling X nothing
+)
+def test_tokens_by_reward(middle, high):
+    batch = pack([FIRST, SECOND], [0, 1], context=1, num_tokens=10)
+    masks = batch.by_reward(middle)
+    assert masks["high_reward"].tolist() == [owner in high for owner in "FFFFFSSSXX"]
+    assert torch.equal(masks["low_reward"], ~masks["high_reward"])
+
+
+def test_only_some_tokens():
+    """Those that are chosen and were in the loss before; nothing else changes, nor does the first batch."""
+    batch = pack([FIRST, SECOND], [0, 1], context=1, num_tokens=10)
+    before, chosen = fields(batch), batch.only(torch.arange(10) >= 3)
+    assert chosen.mask_T.tolist() == [t in (3, 5, 6) for t in range(10)]
+    assert fields(chosen) | {"mask_T": before["mask_T"]} == before == fields(batch)
 
 
 @pytest.mark.parametrize(("sequences", "num_tokens"), [([FIRST, SECOND], 7), ([], 0)])
@@ -217,7 +256,7 @@ def test_split_by_hand():
 @pytest.mark.parametrize("context", [2, 4])
 def test_split_takes_every_per_token_array(context):
     whole = pack([FIRST, SECOND, FIRST], [0, 1, 2], context=context, num_tokens=48)
-    whole = type(whole)(**vars(whole) | {"old_logp_T": torch.arange(48.0), "ref_logp_T": -torch.arange(48.0)})
+    whole = replace(whole, old_logp_T=torch.arange(48.0), ref_logp_T=-torch.arange(48.0))
     chunks = context_chunks(whole.cu_seqlens, context)
     parts = [split_context(whole, rank=rank, context=context) for rank in range(context)]
     for name, value in vars(whole).items():

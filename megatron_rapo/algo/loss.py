@@ -110,6 +110,7 @@ def rapo_loss(
         "surrogate": weight_T * to_old_T * surrogate_T,
         "divergence": weight_T * correction_T * penalty.value_T,
         "entropy_bonus": weight_T * beta * entropy_T,
+        "kl": correction_T * penalty.value_T,
         "entropy": entropy_T,
         "clipped": clipped_T,
         "log_ratio_capped": penalty.capped_T,

@@ -1,12 +1,16 @@
-"""The loss by hand, against a plain-Python copy of its formula, and in expectation."""
+"""The loss by hand, against a plain-Python copy of its formula, by finite differences and in expectation; fp64."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.distributions import Categorical
 
-from megatron_rapo.algo import DIVERGENCES, rapo_loss
+from megatron_rapo.algo import DIVERGENCES, QUANTITIES, rapo_loss
 from megatron_rapo.algo.loss import clipped_surrogate
+from megatron_rapo.output_head import ReferenceHead, token_scores
+from tests.algo.enumeration import V, make_world
 
 SETTINGS = {
     "divergence": "none",
@@ -17,30 +21,42 @@ SETTINGS = {
     "importance_cap": 2.0,
     "log_ratio_cap": 20.0,
 }
-INPUTS = ("old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T")
+GRADIENTS = ("logp_T", "entropy_T", "kl_T")
+CONSTANTS = ("old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T", "weight_T", "sequence_log_ratio_T")
+LOG2 = math.log(2.0)
 
 
 def f64(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def tokens(logp_T, entropy_T=None, **given):
-    """Arguments of rapo_loss: on-policy, at the reference, advantage 0 and all masked in, unless given otherwise."""
-    logp_T = logp_T.clone().requires_grad_()
-    entropy_T = (torch.ones_like(logp_T) if entropy_T is None else entropy_T.clone()).requires_grad_()
-    inputs = {"old_logp_T": logp_T, "ref_logp_T": logp_T, "engine_logp_T": logp_T, "advantage_T": 0 * logp_T}
-    inputs = {name: given.pop(name, value).detach().clone() for name, value in inputs.items()}
-    inputs["mask_T"] = given.pop("mask_T", torch.ones_like(logp_T).bool())
-    return logp_T, entropy_T, inputs, SETTINGS | given
+@dataclass
+class Run:
+    """What a call of the loss gave."""
+
+    loss: float
+    by: dict[str, torch.Tensor]  # gradients by the names in GRADIENTS
+    metrics: dict[str, float]
 
 
-def run(logp_T, entropy_T=None, **given):
-    """Value, gradients by logp_T and entropy_T, and metrics of the loss."""
-    logp_T, entropy_T, inputs, settings = tokens(logp_T, entropy_T, **given)
-    result = rapo_loss(logp_T, entropy_T, **inputs, **settings)
-    d_logp_T, d_entropy_T = torch.autograd.grad(result.loss, (logp_T, entropy_T))
-    return result.loss.item(), d_logp_T, d_entropy_T, {name: value.item() for name, value in result.metrics.items()}
+def run(logp_T, **given):
+    """On-policy, at the reference, advantage 0, weight 1 and all masked in, unless given otherwise."""
+    ones_T = torch.ones_like(logp_T)
+    tensors = {
+        **{"logp_T": logp_T, "entropy_T": ones_T, "kl_T": ones_T, "old_logp_T": logp_T, "ref_logp_T": logp_T},
+        **{"engine_logp_T": logp_T, "advantage_T": 0 * logp_T, "weight_T": ones_T, "mask_T": ones_T.bool()},
+        **{name: given.pop(name) for name in (*GRADIENTS, *CONSTANTS, "mask_T") if name in given},
+    }
+    tensors = {n: v if v is None else v.clone().requires_grad_(n in GRADIENTS) for n, v in tensors.items()}
+    leaves = [tensors[name] for name in GRADIENTS]
+    result = rapo_loss(**tensors, **SETTINGS | given)
+    gradients = torch.autograd.grad(result.loss, leaves, materialize_grads=True)
+    assert not any(value.requires_grad for value in result.metrics.values())
+    metrics = {name: value.item() for name, value in result.metrics.items()}
+    return Run(result.loss.item(), dict(zip(GRADIENTS, gradients, strict=True)), metrics)
 
+
+# --- by hand ---
 
 # w / A -> min(w A, clip(w, 0.8, 1.3) A) and whether the clip decided; then d/d log w is w A, and 0 where it did
 CLIP = [
@@ -58,59 +74,99 @@ CLIP = [
 
 @pytest.mark.parametrize(("ratio", "advantage", "expected", "clipped"), CLIP)
 def test_clip(ratio, advantage, expected, clipped):
-    logp_T = f64(-3.0 + math.log(ratio)).requires_grad_()
-    surrogate_T, clipped_T = clipped_surrogate(logp_T, f64(-3.0), f64(advantage), clip_low=0.2, clip_high=0.3)
+    log_ratio_T = f64(math.log(ratio)).requires_grad_()
+    surrogate_T, clipped_T = clipped_surrogate(log_ratio_T, f64(advantage), clip_low=0.2, clip_high=0.3)
     assert surrogate_T.item() == pytest.approx(expected, abs=1e-12)
     assert clipped_T.tolist() == [clipped]
-    gradient = torch.autograd.grad(surrogate_T.sum(), logp_T)[0].item()
+    gradient = torch.autograd.grad(surrogate_T.sum(), log_ratio_T)[0].item()
     assert gradient == pytest.approx(0.0 if clipped else ratio * advantage, abs=1e-12)
 
 
+@pytest.mark.parametrize("of_sequence", [False, True])
 @pytest.mark.parametrize(("ratio", "advantage", "expected", "clipped"), CLIP)
-def test_the_loss_is_minus_the_surrogate(ratio, advantage, expected, clipped):
-    loss, d_logp_T, _, metrics = run(
-        f64(-3.0 + math.log(ratio)), old_logp_T=f64(-3.0), engine_logp_T=f64(-3.0), advantage_T=f64(advantage)
-    )
-    assert loss == pytest.approx(-expected, abs=1e-12)
-    assert d_logp_T.item() == pytest.approx(0.0 if clipped else -ratio * advantage, abs=1e-12)
-    assert metrics["surrogate"] == pytest.approx(expected, abs=1e-12)
-    assert metrics["clipped"] == clipped
+def test_the_loss_is_minus_the_surrogate(ratio, advantage, expected, clipped, of_sequence):
+    """Of the token's own ratio, or of its sequence's, whatever the token's own is then."""
+    given = {"old_logp_T": f64(-3.0), "engine_logp_T": f64(-3.0), "advantage_T": f64(advantage)}
+    if of_sequence:
+        found = run(f64(-2.0), **given, sequence_log_ratio_T=f64(math.log(ratio)))
+    else:
+        found = run(f64(-3.0 + math.log(ratio)), **given)
+    assert found.loss == pytest.approx(-expected, abs=1e-12)
+    assert found.by["logp_T"].item() == pytest.approx(0.0 if clipped else -ratio * advantage, abs=1e-12)
+    assert found.metrics["surrogate"] == pytest.approx(expected, abs=1e-12)
+    assert found.metrics["clipped"] == clipped
 
 
 def test_sums_not_means():
-    loss, d_logp_T, _, metrics = run(f64(-1.0, -2.0, -3.0), advantage_T=f64(1.0, 2.0, -4.0))
-    assert loss == pytest.approx(-(1.0 + 2.0 - 4.0))
-    torch.testing.assert_close(d_logp_T, f64(-1.0, -2.0, 4.0))
-    assert metrics["surrogate"] == pytest.approx(-1.0) and metrics["entropy"] == pytest.approx(3.0)
+    found = run(f64(-1.0, -2.0, -3.0), advantage_T=f64(1.0, 2.0, -4.0))
+    assert found.loss == pytest.approx(-(1.0 + 2.0 - 4.0))
+    torch.testing.assert_close(found.by["logp_T"], f64(-1.0, -2.0, 4.0))
+    assert found.metrics["surrogate"] == pytest.approx(-1.0) and found.metrics["entropy"] == pytest.approx(3.0)
 
 
 def test_entropy_is_a_bonus():
-    loss, d_logp_T, d_entropy_T, metrics = run(f64(-1.0, -2.0), f64(0.5, 1.5), beta=0.25)
-    assert loss == pytest.approx(-0.25 * 2.0)
-    assert d_entropy_T.tolist() == [-0.25, -0.25]  # a step against the gradient raises the entropy
-    assert d_logp_T.tolist() == [0.0, 0.0]
-    assert metrics["entropy"] == pytest.approx(2.0)
+    found = run(f64(-1.0, -2.0), entropy_T=f64(0.5, 1.5), beta=0.25)
+    assert found.loss == pytest.approx(-0.25 * 2.0)
+    assert found.by["entropy_T"].tolist() == [-0.25, -0.25]  # a step against the gradient raises the entropy
+    assert found.by["logp_T"].tolist() == [0.0, 0.0]
+    assert found.metrics["entropy"] == pytest.approx(2.0) and found.metrics["entropy_bonus"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
     ("divergence", "loss_of_one", "value_of_one", "gradient"),
     [
         # pi = 1/4, pihat = 1/2: rho = 2 (tests/algo/test_divergences.py)
-        ("rapo_paper", 2 * math.log(2) - 1, 2 * math.log(2) - 1, -2 * math.log(2)),
-        ("forward_kl", 4 * math.log(2), 2 * math.log(2) - 1, -2.0),
-        ("reverse_kl", 0.5 * math.log(2) ** 2, 1 - math.log(2), -math.log(2)),
+        ("rapo_paper", 2 * LOG2 - 1, 2 * LOG2 - 1, -2 * LOG2),
+        ("forward_kl", 2 * LOG2, 2 * LOG2 - 1, -1.0),
+        ("forward_kl_k3", 1 - LOG2, 1 - LOG2, -1.0),
+        ("reverse_kl", 0.5 * LOG2**2, 1 - LOG2, -LOG2),
+        ("reverse_kl_k3", 1 - LOG2, 1 - LOG2, -LOG2),
         ("none", 0.0, 0.0, 0.0),
     ],
 )
 def test_divergence_is_a_penalty(divergence, loss_of_one, value_of_one, gradient):
-    """Its gradient raises log pi where the reference has more (rho > 1): d loss / d log pi < 0."""
-    loss, d_logp_T, d_entropy_T, metrics = run(
-        f64(math.log(0.25)), ref_logp_T=f64(math.log(0.5)), divergence=divergence, alpha=0.3
+    found = run(f64(math.log(0.25)), ref_logp_T=f64(math.log(0.5)), divergence=divergence, alpha=0.3)
+    assert found.loss == pytest.approx(0.3 * loss_of_one, abs=1e-14)
+    assert found.by["logp_T"].item() == pytest.approx(0.3 * gradient, abs=1e-14)
+    assert found.by["entropy_T"].item() == found.by["kl_T"].item() == 0.0
+    assert found.metrics["divergence"] == pytest.approx(value_of_one, abs=1e-14)  # alpha is not in it
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl_exact", "reverse_kl_exact"])
+def test_an_exact_divergence_is_the_output_heads(divergence):
+    """Neither rho = 2 nor pi / engine = 2 matters to it."""
+    given = {"ref_logp_T": f64(math.log(0.5)), "engine_logp_T": f64(math.log(0.125)), "divergence": divergence}
+    found = run(f64(math.log(0.25)), kl_T=f64(0.7), alpha=0.3, **given)
+    assert found.loss == pytest.approx(0.3 * 0.7) and found.metrics["divergence"] == pytest.approx(0.7)
+    assert found.by["kl_T"].item() == pytest.approx(0.3) and found.by["logp_T"].item() == 0.0
+    with pytest.raises(AssertionError, match=f"{divergence} is a sum over the vocabulary"):
+        rapo_loss(
+            *(f64(0.0), f64(0.0), None),
+            **{name: f64(0.0) for name in CONSTANTS},
+            mask_T=torch.tensor([True]),
+            **SETTINGS | {"divergence": divergence},
+        )
+
+
+def test_weights_by_hand():
+    """Tokens of weight 1/2 and 2, with rho = 2 as above; what is only watched is not weighted."""
+    found = run(
+        f64(0.25, 0.25).log(),
+        ref_logp_T=f64(0.5, 0.5).log(),
+        entropy_T=f64(0.5, 1.5),
+        advantage_T=f64(3.0, 1.0),
+        weight_T=f64(0.5, 2.0),
+        **{"divergence": "forward_kl", "alpha": 0.3, "beta": 0.25},
     )
-    assert loss == pytest.approx(0.3 * loss_of_one, abs=1e-14)
-    assert d_logp_T.item() == pytest.approx(0.3 * gradient, abs=1e-14)
-    assert d_entropy_T.item() == 0.0
-    assert metrics["divergence"] == pytest.approx(value_of_one, abs=1e-14)  # alpha is not in it
+    surrogate, penalty, entropy = 0.5 * 3.0 + 2.0 * 1.0, 2.5 * 2 * LOG2, 0.5 * 0.5 + 2.0 * 1.5
+    assert found.loss == pytest.approx(-(surrogate - 0.3 * penalty + 0.25 * entropy))
+    torch.testing.assert_close(found.by["logp_T"], f64(0.5 * (-3.0 - 0.3), 2.0 * (-1.0 - 0.3)))
+    torch.testing.assert_close(found.by["entropy_T"], f64(-0.125, -0.5))
+    assert found.metrics["surrogate"] == pytest.approx(surrogate)
+    assert found.metrics["divergence"] == pytest.approx(2.5 * (2 * LOG2 - 1))
+    assert found.metrics["kl"] == pytest.approx(2 * (2 * LOG2 - 1))  # the mean over tokens alike
+    assert found.metrics["entropy_bonus"] == pytest.approx(0.25 * entropy)
+    assert found.metrics["entropy"] == pytest.approx(2.0) and found.metrics["rho"] == pytest.approx(4.0)
 
 
 def test_importance_weights_by_hand():
@@ -120,55 +176,220 @@ def test_importance_weights_by_hand():
     0      1/4     3/8   3/8   3/4    3/2            3/2        1
     1      1/8     1/2   1/2   1      4 -> 2         4 -> 2     1
     """
-    loss, d_logp_T, _, metrics = run(
+    found = run(
         f64(0.375, 0.5).log(),
-        old_logp_T=f64(0.375, 0.5).log(),
         engine_logp_T=f64(0.25, 0.125).log(),
         ref_logp_T=f64(0.75, 1.0).log(),
         advantage_T=f64(1.0, -1.0),
-        divergence="forward_kl",
-        alpha=0.1,
+        **{"divergence": "forward_kl", "alpha": 0.1},
     )
     surrogate = 1.5 * 1.0 + 2.0 * -1.0
-    penalty = 1.5 * -2.0 * math.log(0.375) + 2.0 * -2.0 * math.log(0.5)  # rho = 2 for both
-    assert loss == pytest.approx(-surrogate + 0.1 * penalty)
-    # w A times the weight, and -rho times the weight; nothing from the weights themselves
-    torch.testing.assert_close(d_logp_T, f64(-1.5 - 0.1 * 2.0 * 1.5, 2.0 - 0.1 * 2.0 * 2.0))
-    assert metrics["surrogate"] == pytest.approx(surrogate)
-    assert metrics["divergence"] == pytest.approx((1.5 + 2.0) * (2 * math.log(2) - 1))
+    penalty = 1.5 * -math.log(0.375) + 2.0 * -math.log(0.5)  # rho - 1 = 1 for both
+    assert found.loss == pytest.approx(-surrogate + 0.1 * penalty)
+    # w A times the weight, and 1 - rho times the weight; nothing from the weights themselves
+    torch.testing.assert_close(found.by["logp_T"], f64(-1.5 - 0.1 * 1.5, 2.0 - 0.1 * 2.0))
+    assert found.metrics["surrogate"] == pytest.approx(surrogate)
+    assert found.metrics["divergence"] == pytest.approx((1.5 + 2.0) * (2 * LOG2 - 1))
 
 
 def test_the_penalty_is_weighted_by_the_current_policy_not_the_old_one():
-    """engine 1/4, old 1/4, pi 1/2, pihat 1/2: rho = 1, so the gradient is -alpha * pi/engine = -0.1 * 2."""
-    _, d_logp_T, _, _ = run(
-        f64(math.log(0.5)),
-        old_logp_T=f64(math.log(0.25)),
-        engine_logp_T=f64(math.log(0.25)),
-        divergence="forward_kl",
-        alpha=0.1,
-        importance_cap=10.0,
-    )
-    assert d_logp_T.item() == pytest.approx(-0.2)
+    """engine 1/4, old 1/4, pi 1/2, pihat 1: 1 - rho = -1, so the gradient is -alpha * pi/engine = -0.1 * 2."""
+    given = {"old_logp_T": f64(0.25).log(), "engine_logp_T": f64(0.25).log(), "ref_logp_T": f64(0.0)}
+    found = run(f64(0.5).log(), **given, divergence="forward_kl", alpha=0.1, importance_cap=10.0)
+    assert found.by["logp_T"].item() == pytest.approx(-0.2)
 
 
 @pytest.mark.parametrize(
-    ("engine", "old", "pi", "capped"),
+    ("engine", "old", "pi", "of_surrogate", "of_divergence"),
     [
-        (0.25, 0.25, 0.25, 0),
-        (0.25, 0.5, 0.5, 0),  # 2 is not beyond the cap of 2
-        (0.125, 0.5, 0.25, 1),  # only the surrogate's weight: 4
-        (0.125, 0.25, 0.5, 1),  # only the divergence's
-        (0.125, 0.5, 0.5, 1),  # both, and one token all the same
-        (0.5, 0.0625, 0.0625, 0),  # small weights are not truncated
+        (0.25, 0.25, 0.25, 0, 0),
+        (0.25, 0.5, 0.5, 0, 0),  # 2 is not beyond the cap of 2
+        (0.125, 0.5, 0.25, 1, 0),  # pi_old / engine = 4
+        (0.125, 0.25, 0.5, 0, 1),  # pi / engine = 4
+        (0.125, 0.5, 0.5, 1, 1),  # both, and one token all the same
+        (0.5, 0.0625, 0.0625, 0, 0),  # small weights are not truncated
     ],
 )
-def test_truncated_importance_weights_are_counted(engine, old, pi, capped):
-    logp, old, engine = f64(math.log(pi), -1.0), f64(math.log(old), -1.0), f64(math.log(engine), -1.0)
-    given = {"old_logp_T": old, "engine_logp_T": engine, "divergence": "forward_kl", "alpha": 0.1}
-    *_, metrics = run(logp, **given, importance_cap=2.0 + 1e-12)  # its logarithm and back is not exact
-    assert metrics["importance_capped"] == capped
-    *_, metrics = run(logp, **given, mask_T=torch.tensor([False, True]))
-    assert metrics["importance_capped"] == 0
+def test_truncated_importance_weights_are_counted(engine, old, pi, of_surrogate, of_divergence):
+    logp_T = f64(math.log(pi), -1.0)
+    given = {"old_logp_T": f64(math.log(old), -1.0), "engine_logp_T": f64(math.log(engine), -1.0), "alpha": 0.1}
+    for name, kind in DIVERGENCES.items():
+        found = run(logp_T, **given, divergence=name, importance_cap=2.0 + 1e-12)  # its logarithm and back is not exact
+        assert found.metrics["importance_capped"] == (of_surrogate or (of_divergence and kind.corrected)), name
+        found = run(logp_T, **given, divergence=name, mask_T=torch.tensor([False, True]))
+        assert found.metrics["importance_capped"] == 0, name
+
+
+def test_metrics_of_the_estimate_by_hand_and_by_split():
+    """Four tokens, the last masked out; rho = 2, 1/2, 8 -> 4 (the cap), pi / engine = 1, 3/2, 4 -> 2 (the cap)."""
+    pi, rho, weight = f64(0.25, 0.375, 0.125, 0.5), f64(2.0, 0.5, 8.0, 9.0), f64(1.0, 1.5, 4.0, 9.0)
+    found = run(
+        pi.log(),
+        ref_logp_T=(pi * rho).log(),
+        engine_logp_T=(pi / weight).log(),
+        advantage_T=f64(1.0, 1.0, 2.0, 5.0),
+        entropy_T=f64(0.5, 1.0, 2.0, 7.0),
+        mask_T=torch.tensor([True, True, True, False]),
+        splits={"low": torch.tensor([True, False, True, True]), "none": torch.zeros(4).bool()},
+        **{"divergence": "rapo_paper", "alpha": 0.1, "beta": 0.5, "log_ratio_cap": math.log(4.0)},
+    )
+    paper = [2 * LOG2 - 1, 0.5 * -LOG2 + 0.5, 4 * 2 * LOG2 - 3]  # rho log rho - rho + 1
+    each = {
+        "surrogate": [1.0, 1.5, 4.0],
+        "divergence": [paper[0], 1.5 * paper[1], 2.0 * paper[2]],
+        "entropy_bonus": [0.25, 0.5, 1.0],
+        "kl": [paper[0], 1.5 * paper[1], 2.0 * paper[2]],
+        "entropy": [0.5, 1.0, 2.0],
+        "clipped": [0, 0, 0],
+        "log_ratio_capped": [0, 0, 1],
+        "importance_capped": [0, 0, 1],
+        "rho": [2.0, 0.5, 4.0],
+        "rho_squared": [4.0, 0.25, 16.0],
+        "importance": [1.0, 1.5, 2.0],
+        "importance_squared": [1.0, 2.25, 4.0],
+    }
+    expected = {
+        **{name: sum(values) for name, values in each.items()},
+        **{f"{name}/low": values[0] + values[2] for name, values in each.items()},
+        **{f"{name}/none": 0.0 for name in each},
+        **{"tokens/low": 2, "tokens/none": 0},
+    }
+    assert found.metrics == {name: pytest.approx(value, abs=1e-12) for name, value in expected.items()}
+
+
+# --- GSPO ---
+
+
+def test_gspo_by_its_own_equation():
+    """1/S sum_i min(s_i A_i, clip(s_i) A_i), s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|): arXiv 2507.18071, equation 5.
+
+    With each token weighted by 1 / (S |y_i|), values and gradients are those of sequences differentiated as a whole.
+    """
+    lengths, advantages = [3, 2, 4, 1, 2], [1.0, -2.0, 0.5, -1.0, 2.0]
+    log_ratios = [0.05, 0.1, 0.5, -0.6, -0.7]  # free, free, clipped above, clipped below, pulled back
+    generator = torch.Generator().manual_seed(0)
+    logp_T = -1 - torch.rand(12, dtype=torch.float64, generator=generator)
+    noise_T = 0.3 * torch.randn(12, dtype=torch.float64, generator=generator)
+    pieces = [
+        piece - piece.mean() + log_ratio for piece, log_ratio in zip(noise_T.split(lengths), log_ratios, strict=True)
+    ]
+    old_logp_T = logp_T - torch.cat(pieces)
+    lengths_S, advantage_S = torch.tensor(lengths), f64(*advantages)
+
+    leaf_T = logp_T.clone().requires_grad_()
+    ratio_S = torch.stack([piece.mean() for piece in (leaf_T - old_logp_T).split(lengths)]).exp()
+    expected = -torch.minimum(ratio_S * advantage_S, ratio_S.clamp(0.8, 1.3) * advantage_S).mean()
+    gradient_T = torch.autograd.grad(expected, leaf_T)[0]
+
+    given = {"old_logp_T": old_logp_T, "engine_logp_T": old_logp_T}
+    given["advantage_T"] = advantage_S.repeat_interleave(lengths_S)
+    given["sequence_log_ratio_T"] = f64(*log_ratios).repeat_interleave(lengths_S)
+    found = run(logp_T, **given, weight_T=(1 / (5.0 * lengths_S.double())).repeat_interleave(lengths_S))
+    assert found.loss == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(found.by["logp_T"], gradient_T, rtol=0, atol=1e-14)
+
+    # Equation 14, the token form: sequences 0, 1 and 4 have -s A at each token, the clipped ones nothing.
+    of_sequences = [-math.exp(0.05), 2 * math.exp(0.1), 0.0, 0.0, -2 * math.exp(-0.7)]
+    found = run(logp_T, **given)
+    torch.testing.assert_close(found.by["logp_T"], f64(*of_sequences).repeat_interleave(lengths_S))
+    assert found.metrics["clipped"] == 4 + 1
+
+
+# --- finite differences ---
+
+AS_WRITTEN = ["rapo_paper", "forward_kl_k3", "reverse_kl", "forward_kl_exact", "reverse_kl_exact", "none"]
+"""Divergences that detach nothing but the importance weight."""
+
+
+@pytest.mark.parametrize("divergence", AS_WRITTEN)
+def test_finite_differences_of_the_loss_as_written(divergence):
+    """By the logits of eight tokens, through log-probability, entropy and exact KL of the output head.
+
+    Every importance weight is truncated and so constant. Advantages have both signs, ratios are clipped on both sides
+    and not at all, one token is masked out, and each has another weight.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    logits_TV, ref_logits_TV, targets_T = normal(8, V), normal(8, V), torch.randint(V, (8,), generator=generator)
+    eye, ones_T, phi_T = torch.eye(V, dtype=torch.float64), torch.ones(8, dtype=torch.float64), f64(0.4, 1.0).repeat(4)
+    direction = DIVERGENCES[divergence].exact
+    reference = direction and ReferenceHead(hidden_TD=ref_logits_TV, weight_VpD=eye, scale_T=phi_T, direction=direction)
+
+    def chosen(logits_TV):
+        return logits_TV.log_softmax(-1).gather(1, targets_T[:, None])[:, 0]
+
+    logp_T = chosen(logits_TV)
+    given = {
+        "old_logp_T": logp_T - f64(0.5, -0.5, 0.5, -0.5, 0.1, -0.1, 0.1, 0.5),
+        "ref_logp_T": chosen(phi_T[:, None] * ref_logits_TV),
+        "engine_logp_T": logp_T - 2.0,
+        "advantage_T": f64(1.0, 1.5, -0.5, -1.0, 2.0, -2.0, 1.0, 1.0),
+        "weight_T": f64(0.5, 1.0, 1.5, 2.0, 0.75, 1.25, 1.0, 1.0),
+        "mask_T": torch.tensor([True] * 6 + [False, True]),
+    }
+    settings = SETTINGS | {"divergence": divergence, "alpha": 0.7, "beta": 0.3, "importance_cap": 1.0}
+
+    def loss(logits_TV):
+        scores = token_scores(logits_TV, eye, targets_T, ones_T, vocab_size=V, reference=reference)
+        return rapo_loss(*scores, **given, **settings)
+
+    sums = loss(logits_TV)
+    assert sums.metrics["clipped"] == 3 and sums.metrics["importance_capped"] == 7  # tokens 0, 3, 7; all masked in
+    assert torch.autograd.gradcheck(lambda z_TV: loss(z_TV).loss, logits_TV.requires_grad_(), atol=1e-8, rtol=1e-6)
+    gradient_TV = torch.autograd.grad(loss(logits_TV).loss, logits_TV)[0]
+    assert not gradient_TV[6].any() and gradient_TV[[0, 1, 2, 3, 4, 5, 7]].abs().amax(-1).min() > 0.01
+
+
+REGIMES = {
+    "on-policy": {},
+    "an engine of its own": {"engine_noise": 0.5},
+    "an older policy": {"old_noise": 0.5},
+    "both": {"old_noise": 0.5, "engine_noise": 0.5},
+}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_finite_differences_of_the_objective(divergence, regime):
+    """The whole loss's expected gradient is that of the objective with the quantity that the divergence names, and its
+    expected metrics are the objective's terms. k3 is uncorrected: where the policy is not the engine, neither holds.
+
+    The surrogate's expectation is sum_v pi_old(v) min(w A, clip(w) A), whatever the engine is.
+    """
+    world, alpha, beta = make_world(3, 0.4, **REGIMES[regime]), 0.3, 0.2
+    kind = DIVERGENCES[divergence]
+
+    def terms(logits_V, quantity):
+        logp_V = logits_V.log_softmax(0)
+        ratio_V = (logp_V - world.old_logp_V).exp()
+        free_V, clipped_V = ratio_V * world.advantage_V, ratio_V.clamp(0.8, 1.3) * world.advantage_V
+        surrogate = (world.old_logp_V.exp() * torch.minimum(free_V, clipped_V)).sum()
+        penalty = QUANTITIES[quantity](logp_V, world.ref_logp_V) if quantity else f64(0.0).sum()
+        return {
+            "surrogate": surrogate,
+            "divergence": penalty,
+            "entropy_bonus": beta * Categorical(logits=logits_V).entropy(),
+        }
+
+    def loss(logits_V):
+        now = terms(logits_V, kind.gradient)
+        return -(now["surrogate"] - alpha * now["divergence"] + now["entropy_bonus"])
+
+    h = 1e-5
+    steps = h * torch.eye(V, dtype=torch.float64)
+    expected = torch.stack([(loss(world.logits_V + s) - loss(world.logits_V - s)) / (2 * h) for s in steps])
+    found = world.expected_gradient(divergence, alpha=alpha, beta=beta)
+    metrics = world.expected_loss(world.logits_V, divergence, alpha=alpha, beta=beta).metrics
+    values = {name: metrics[name] - value for name, value in terms(world.logits_V, kind.value).items()}
+    if divergence == "forward_kl_k3" and regime != "on-policy":
+        assert (found - expected).abs().max() > 1e-2 and values.pop("divergence").abs() > 1e-2
+    else:
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+    assert all(abs(difference) < 1e-12 for difference in values.values())
+    assert (metrics["clipped"] > 0) == ("old_noise" in REGIMES[regime])
 
 
 def random_tokens(count=64, seed=0):
@@ -179,136 +400,98 @@ def random_tokens(count=64, seed=0):
         return scale * torch.randn(count, dtype=torch.float64, generator=generator)
 
     logp_T = -3 + normal(1.0)
-    given = {
+    return {
+        "logp_T": logp_T,
+        "entropy_T": 1 + normal(0.2).abs(),
+        "kl_T": normal(0.5).abs(),
         "old_logp_T": logp_T + normal(0.3),
         "ref_logp_T": logp_T + normal(1.5),
         "engine_logp_T": logp_T + normal(0.5),
         "advantage_T": normal(1.0),
+        "weight_T": 0.5 + normal(0.5).abs(),
+        "sequence_log_ratio_T": normal(0.3),
         "mask_T": torch.rand(count, generator=generator) < 0.75,
     }
-    return logp_T, 1 + normal(0.2).abs(), given
 
 
-def plain_loss(logp, entropy, frozen_logp, old, ref, engine, advantage, *, divergence, settings):
-    """One token's loss as the paper writes it; `frozen_logp` is the policy wherever it is detached."""
+def plain_loss(token, frozen_logp, *, divergence, ratio, settings):
+    """One token's loss as the formulas have it; `frozen_logp` is the policy wherever it is detached."""
     low, high, cap = 1 - settings["clip_low"], 1 + settings["clip_high"], settings["log_ratio_cap"]
-    ratio = math.exp(logp - old)
-    surrogate = min(ratio * advantage, min(max(ratio, low), high) * advantage)
-    frozen = ref - frozen_logp
-    held = min(max(frozen, -cap), cap)  # log rho within the cap ...
+    logp, advantage = token["logp_T"], token["advantage_T"]
+    log_ratio = logp - token["old_logp_T"] if ratio == "token" else token["sequence_log_ratio_T"] + logp - frozen_logp
+    surrogate = min(math.exp(log_ratio) * advantage, min(max(math.exp(log_ratio), low), high) * advantage)
+    held = min(max(token["ref_logp_T"] - frozen_logp, -cap), cap)  # log rho within the cap ...
     log_rho = held + (frozen_logp - logp)  # ... and moving with the policy all the same
+    k3 = math.exp(log_rho) - 1 - log_rho
     penalty = {
+        "forward_kl": (math.exp(held) - 1) * -logp,
+        "forward_kl_exact": token["kl_T"],
+        "forward_kl_k3": k3,
         "rapo_paper": math.exp(log_rho) * log_rho - math.exp(log_rho) + 1,
-        "forward_kl": -math.exp(held) * logp,
         "reverse_kl": 0.5 * log_rho**2,
+        "reverse_kl_exact": token["kl_T"],
+        "reverse_kl_k3": k3 * math.exp(logp - frozen_logp),
         "none": 0.0,
     }[divergence]
-    to_old = min(math.exp(old - engine), settings["importance_cap"])
-    to_policy = min(math.exp(frozen_logp - engine), settings["importance_cap"])
-    return -(to_old * surrogate - settings["alpha"] * to_policy * penalty + settings["beta"] * entropy)
+    to_old = min(math.exp(token["old_logp_T"] - token["engine_logp_T"]), settings["importance_cap"])
+    to_policy = min(math.exp(frozen_logp - token["engine_logp_T"]), settings["importance_cap"])
+    if divergence in ("forward_kl_k3", "forward_kl_exact", "reverse_kl_exact"):
+        to_policy = 1.0
+    objective = to_old * surrogate - settings["alpha"] * to_policy * penalty + settings["beta"] * token["entropy_T"]
+    return -token["weight_T"] * objective
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_against_the_formula_and_its_finite_differences(divergence, ratio):
+    tensors = random_tokens()
+    changed = {"divergence": divergence, "alpha": 0.4, "beta": 0.05, "importance_cap": 1.5, "log_ratio_cap": 2.0}
+    found = run(**tensors | ({} if ratio == "sequence" else {"sequence_log_ratio_T": None}), **changed)
+    columns = {name: values.tolist() for name, values in tensors.items()}
+    chosen = [t for t, selected in enumerate(columns["mask_T"]) if selected]
+
+    def one(t, name="logp_T", change=0.0):
+        token = {each: column[t] for each, column in columns.items()}
+        moved = token | {name: token[name] + change}
+        return plain_loss(moved, token["logp_T"], divergence=divergence, ratio=ratio, settings=SETTINGS | changed)
+
+    h = 1e-5
+    assert found.loss == pytest.approx(sum(one(t) for t in chosen), rel=1e-12)
+    for name in GRADIENTS:
+        expected = torch.zeros(64, dtype=torch.float64)
+        expected[chosen] = f64(*((one(t, name, h) - one(t, name, -h)) / (2 * h) for t in chosen))
+        torch.testing.assert_close(found.by[name], expected, rtol=1e-6, atol=1e-8)
+    kind, logp_T, mask_T = DIVERGENCES[divergence], tensors["logp_T"], tensors["mask_T"]
+    capped = ((tensors["ref_logp_T"] - logp_T).abs() > 2.0)[mask_T].sum()
+    assert capped > 0 and found.metrics["log_ratio_capped"] == (0 if divergence == "none" or kind.exact else capped)
+    assert 0 < found.metrics["clipped"] < len(chosen)
+    sampled_from = torch.maximum(tensors["old_logp_T"], logp_T) if kind.corrected else tensors["old_logp_T"]
+    beyond = (sampled_from - tensors["engine_logp_T"] > math.log(1.5))[mask_T].sum()
+    assert 0 < found.metrics["importance_capped"] == beyond < len(chosen)
+
+
+# --- masks ---
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_against_the_formula_and_its_finite_differences(divergence):
-    logp_T, entropy_T, given = random_tokens()
-    changed = {"alpha": 0.4, "beta": 0.05, "importance_cap": 1.5, "log_ratio_cap": 2.0}
-    settings = SETTINGS | changed
-    loss, d_logp_T, d_entropy_T, metrics = run(logp_T, entropy_T, divergence=divergence, **changed, **given)
-    columns = [given[name].tolist() for name in INPUTS]
-    chosen = given["mask_T"].tolist()
-
-    def one(t, d_logp=0.0, d_entropy=0.0):
-        logp, rest = logp_T[t].item(), [column[t] for column in columns]
-        entropy = entropy_T[t].item() + d_entropy
-        return plain_loss(logp + d_logp, entropy, logp, *rest, divergence=divergence, settings=settings)
-
-    indices, h = range(len(chosen)), 1e-5
-    assert loss == pytest.approx(sum(one(t) for t in indices if chosen[t]), rel=1e-12)
-    by_logp = f64(*((one(t, h) - one(t, -h)) / (2 * h) * chosen[t] for t in indices))
-    by_entropy = f64(*((one(t, 0.0, h) - one(t, 0.0, -h)) / (2 * h) * chosen[t] for t in indices))
-    torch.testing.assert_close(d_logp_T, by_logp, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(d_entropy_T, by_entropy, rtol=1e-6, atol=1e-8)
-    capped = sum(abs(given["ref_logp_T"][t] - logp_T[t]).item() > 2.0 for t in indices if chosen[t])
-    assert capped > 0 and metrics["log_ratio_capped"] == (0 if divergence == "none" else capped)
-    assert 0 < metrics["clipped"] < sum(chosen)
-    beyond = (torch.maximum(given["old_logp_T"], logp_T) - given["engine_logp_T"]) > math.log(1.5)
-    assert 0 < metrics["importance_capped"] == (beyond & given["mask_T"]).sum() < sum(chosen)
-
-
-@pytest.mark.parametrize("divergence", ["rapo_paper", "forward_kl", "reverse_kl"])
-def test_expectation_off_policy(divergence):
-    """Tokens drawn by the engine, weights not truncated: the mean gradient is the one that the name promises.
-
-    Of the surrogate, with ratios inside the clip: grad sum_v pi(v) A(v), whatever the engine and the old policy are.
-    """
-    generator = torch.Generator().manual_seed(1)
-    logits_V, ref_V, advantage_V, *noise = (torch.randn(6, dtype=torch.float64, generator=generator) for _ in range(5))
-    logits_V.requires_grad_()
-    logp_V, ref_logp_V = logits_V.log_softmax(0), ref_V.log_softmax(0)
-    old_V, engine_V = ((logits_V.detach() + 0.5 * each).log_softmax(0) for each in noise)
-    loss = 0.0
-    for v in range(6):  # one sampled token at a time, each as likely as the engine says
-        token = {"old_logp_T": old_V, "ref_logp_T": ref_logp_V, "engine_logp_T": engine_V, "advantage_T": advantage_V}
-        token = {name: values[v : v + 1].detach() for name, values in token.items()}
-        settings = SETTINGS | {"clip_low": 0.999, "clip_high": 1e9, "importance_cap": 1e9, "alpha": 0.3}
-        sums = rapo_loss(
-            logp_V[v : v + 1],
-            torch.zeros(1, dtype=torch.float64),
-            mask_T=torch.tensor([True]),
-            **token,
-            **settings | {"divergence": divergence},
-        )
-        loss = loss + engine_V[v].exp().detach() * sums.loss
-    found = torch.autograd.grad(loss, logits_V, retain_graph=True)[0]
-    quantity = {
-        "rapo_paper": 0.5 * (ref_logp_V.exp() * (ref_logp_V - logp_V) ** 2).sum(),
-        "forward_kl": (ref_logp_V.exp() * (ref_logp_V - logp_V)).sum(),
-        "reverse_kl": (logp_V.exp() * (logp_V - ref_logp_V)).sum(),
-    }[divergence]
-    expected = torch.autograd.grad(-(logp_V.exp() * advantage_V).sum() + 0.3 * quantity, logits_V)[0]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
-def with_and_without(divergence, name):
-    """The loss of a few tokens, and again with something not finite in a token that is masked out."""
-    logp_T, entropy_T, given = random_tokens(count=8, seed=2)
-    given["mask_T"][:2] = torch.tensor([False, True])
-    inputs = {"logp_T": logp_T, "entropy_T": entropy_T, **given}
-    settings = {"divergence": divergence, "alpha": 0.4, "beta": 0.05}
-    expected = run(**inputs, **settings)
+@pytest.mark.parametrize("name", [*GRADIENTS, *CONSTANTS])
+def test_what_is_masked_out_leaves_no_trace(name, divergence):
+    """Not in values, nor in metrics or gradients, even where it is not finite."""
+    tensors = random_tokens(count=8, seed=2)
+    tensors["mask_T"][:2] = torch.tensor([False, True])
+    settings = {"divergence": divergence, "alpha": 0.4, "beta": 0.05, "splits": {"all": torch.ones(8).bool()}}
+    expected = run(**tensors, **settings)
+    assert all(not gradient_T[0] for gradient_T in expected.by.values())
     for value in (math.inf, -math.inf, math.nan):
-        changed = inputs[name].clone()
+        changed = tensors[name].clone()
         changed[0] = value
-        yield expected, run(**inputs | {name: changed}, **settings)
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("name", ["logp_T", "entropy_T", *INPUTS])
-def test_what_is_masked_out_is_not_in_the_sums(name, divergence):
-    for expected, found in with_and_without(divergence, name):
-        assert found[0] == expected[0] and found[3] == expected[3]
-        assert torch.equal(found[1][1:], expected[1][1:])  # nor in the gradients of the others
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_what_is_masked_out_has_no_gradient(divergence):
-    for name in ("logp_T", "entropy_T", *INPUTS):
-        for _, found in with_and_without(divergence, name):
-            assert found[1][0] == 0.0 and found[2][0] == 0.0, name
+        found = run(**tensors | {name: changed}, **settings)
+        assert found.loss == expected.loss and found.metrics == expected.metrics
+        assert all(torch.equal(found.by[each], expected.by[each]) for each in GRADIENTS)
 
 
 def test_nothing_masked_in():
-    logp_T, entropy_T, given = random_tokens(count=8)
-    given["mask_T"] = torch.zeros(8).bool()
-    loss, d_logp_T, d_entropy_T, metrics = run(logp_T, entropy_T, divergence="rapo_paper", alpha=1.0, **given)
-    assert loss == 0.0 and set(metrics.values()) == {0.0}
-    assert not d_logp_T.any() and not d_entropy_T.any()
-
-
-def test_metrics_are_detached_and_named():
-    logp_T, entropy_T, inputs, settings = tokens(f64(-1.0), divergence="forward_kl", alpha=0.1)
-    result = rapo_loss(logp_T, entropy_T, **inputs, **settings)
-    assert list(result.metrics) == [
-        *("surrogate", "divergence", "entropy", "clipped", "log_ratio_capped", "importance_capped")
-    ]
-    assert not any(value.requires_grad for value in result.metrics.values())
+    tensors = random_tokens(count=8) | {"mask_T": torch.zeros(8).bool()}
+    found = run(**tensors, divergence="rapo_paper", alpha=1.0, beta=1.0)
+    assert found.loss == 0.0 and set(found.metrics.values()) == {0.0}
+    assert not any(gradient_T.any() for gradient_T in found.by.values())

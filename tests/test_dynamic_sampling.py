@@ -1,0 +1,105 @@
+"""Which groups a step trains on, where those whose rewards are all equal are replaced (DAPO's dynamic sampling)."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from megatron_rapo.data import EpochOrder
+from megatron_rapo.sampling import sampling_seed
+from megatron_rapo.trainer import Trainer
+from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
+
+STEP, RUN_SEED = 3, 11
+
+
+class Sampler:
+    """Engines and verifiers that only write down what they are asked; draw i has signal where signals[i] is S."""
+
+    def __init__(self, num_engines, signals):
+        self.engine = SimpleNamespace(num_replicas=num_engines)
+        self.signals = list(signals)
+        self.rounds, self.seeds = [], []  # prompts of each call; seeds of each draw
+
+    def complete(self, prompts, n, sampling, seed):
+        self.rounds.append([prompt.problem.id for prompt in prompts])
+        self.seeds += [[seed(i, j) for j in range(n)] for i in range(len(prompts))]
+        return {i: (completion(),) * n for i in range(len(prompts))}
+
+    def judge(self, prompts, completions):
+        verdict = Verdict(outcome=Outcome.WRONG, formatted=True)
+        return [
+            Group(
+                prompt=prompt,
+                completions=completions[i],
+                verdicts=(verdict,) * len(completions[i]),
+                rewards=(0.0, 0.0, 1.0) if self.signals.pop(0) == "S" else (1.0, 1.0, 1.0),
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+
+def completion():
+    return Completion(token_ids=np.zeros(1, np.int32), logprobs=np.zeros(1, np.float32), text="", truncated=False)
+
+
+def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100):
+    """A step's rollout of four groups of three, the sampler that was asked for it, and where the data order stands."""
+    prompts = [
+        Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(i,)) for i in range(num_problems)
+    ]
+    config = load(
+        *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", f"batch.refill_rounds={refill_rounds}"),
+        f"run.seed={RUN_SEED}",
+    )
+    sampler = Sampler(num_engines, signals)
+    trainer = Trainer(
+        config,
+        policy=SimpleNamespace(sequence_mean=None),
+        sampler=sampler,
+        monitor=SimpleNamespace(phase=lambda name: nullcontext()),
+        train_prompts=prompts,
+    )
+    rollout = trainer._rollout(STEP)
+    assert not sampler.signals  # nothing was drawn that the case does not list, and all of it was
+    return rollout, sampler, trainer._order.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("refill_rounds", "num_engines", "rounds", "chosen"),
+    [
+        (0, 1, ["S..S"], [0, 1, 2, 3]),  # as they were sampled
+        (0, 2, ["...."], [0, 1, 2, 3]),
+        (2, 1, ["SSSS"], [0, 1, 2, 3]),  # nothing is missing
+        (1, 1, ["S..S", "SS"], [0, 3, 4, 5]),
+        (2, 1, ["SS..", ".S", "S"], [0, 1, 5, 6]),  # until there are enough
+        (1, 1, ["SS..", ".S"], [0, 1, 2, 5]),  # or no more rounds: then the first without signal fill up, in place
+        (3, 1, ["....", "....", "....", "...."], [0, 1, 2, 3]),
+        (1, 2, ["SS.S", "SS"], [0, 1, 3, 4]),  # one for each engine: one too many, the last
+        (1, 2, ["SS.S", ".S"], [0, 1, 3, 5]),
+        (1, 4, ["S.S.", "...S"], [0, 1, 2, 7]),
+        (2, 4, ["S.S.", "...S", "S..."], [0, 2, 7, 8]),
+    ],
+)
+def test_groups_without_signal_are_replaced(load, refill_rounds, num_engines, rounds, chosen):
+    signals = "".join(rounds)
+    rollout, sampler, order = roll_out(load, signals, refill_rounds=refill_rounds, num_engines=num_engines)
+    drawn = [str(i) for i in EpochOrder(100, RUN_SEED).take(len(signals))]
+    assert [len(asked) for asked in sampler.rounds] == [len(each) for each in rounds]
+    assert [i for asked in sampler.rounds for i in asked] == drawn  # the next problems, each once
+    assert [group.prompt.problem.id for group in rollout.sampled] == drawn
+    assert [group.prompt.problem.id for group in rollout.groups] == [drawn[i] for i in chosen]
+    assert [group.has_signal for group in rollout.groups] == [signals[i] == "S" for i in chosen]
+    assert order["position"] == len(signals)  # where the next step goes on
+    # Every draw has seeds of its own: they go on counting from round to round.
+    expected = [[sampling_seed(RUN_SEED, STEP, i, j) for j in range(3)] for i in range(len(signals))]
+    assert sampler.seeds == expected and len({s for seeds in expected for s in seeds}) == 3 * len(signals)
+
+
+def test_a_problem_that_comes_again_is_sampled_anew(load):
+    """Three problems, drawn eleven times in one step."""
+    rollout, sampler, order = roll_out(load, "....S.....S", refill_rounds=2, num_problems=3)
+    assert [len(asked) for asked in sampler.rounds] == [4, 4, 3]
+    assert len({tuple(seeds) for seeds in sampler.seeds}) == len(rollout.sampled) == 11
+    assert (order["epoch"], order["position"]) == (3, 2)
