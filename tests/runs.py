@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,20 @@ def tiny_config(model: Path, folder: Path, /, **sections: dict[str, Any]) -> Con
     return Config.model_validate(settings)
 
 
-def recorded_rollout(model: Path, count: int = 12, seed: int = 0) -> list[TrainingSequence]:
-    """`count` random sequences with the log-probabilities that transformers gives their tokens, slightly disturbed."""
+def recorded_rollout(
+    model: Path, count: int = 12, seed: int = 0, *, temperature: float = 1.0, by_sequence: bool = False
+) -> list[TrainingSequence]:
+    """`count` random sequences with the log-probabilities that transformers gives their tokens, slightly disturbed.
+
+    The third takes no part in the loss. `by_sequence` weighs tokens such that all others count alike.
+    """
     rng, reference = np.random.default_rng(seed), load_reference(model)
     sequences = []
-    for _ in range(count):
+    for index in range(count):
         length = int(rng.integers(8, 48))
         prompt_length = int(rng.integers(1, 7))
         token_ids = rng.integers(3, reference.config.vocab_size, length).astype(np.int32)
-        logp = token_log_probs(reference, token_ids)[prompt_length - 1 :]
+        logp = token_log_probs(reference, token_ids, 1 / temperature)[prompt_length - 1 :]
         sequences.append(
             TrainingSequence(
                 token_ids=token_ids,
@@ -46,15 +52,23 @@ def recorded_rollout(model: Path, count: int = 12, seed: int = 0) -> list[Traini
                 engine_logprobs=(logp + rng.normal(0, 0.05, len(logp))).astype(np.float32),
                 advantage=float(rng.normal(1.0, 0.5)),
                 phi=float(rng.uniform(0.5, 1.0)),
-                reward=0.0,
+                reward=float(rng.integers(2)),
+                in_loss=index != 2,
             )
         )
-    return sequences
+    lengths = [len(s.engine_logprobs) for s in sequences if s.in_loss]
+    mean = sum(lengths) / len(lengths)
+    return [replace(s, weight=mean / len(s.engine_logprobs)) for s in sequences] if by_sequence else sequences
 
 
-@torch.no_grad()
 def token_log_probs(reference: torch.nn.Module, token_ids: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """[N - 1] log softmax(scale * logits) of each next token by transformers."""
     ids = torch.from_numpy(token_ids.astype(np.int64))
-    logp = (scale * reference(ids[None]).logits[0, :-1]).log_softmax(-1)
-    return logp.gather(1, ids[1:, None])[:, 0].numpy()
+    return log_probs(reference, token_ids, scale).gather(1, ids[1:, None])[:, 0].numpy()
+
+
+@torch.no_grad()
+def log_probs(reference: torch.nn.Module, token_ids: np.ndarray, scale: float = 1.0) -> torch.Tensor:
+    """[N - 1, V] log softmax(scale * logits) that transformers predicts the next tokens with."""
+    ids = torch.from_numpy(token_ids.astype(np.int64))
+    return (scale * reference(ids[None]).logits[0, :-1]).log_softmax(-1)

@@ -50,6 +50,12 @@ RULES = {
     ),
     "mcore/ does not know rollout/": Rule(inside=("mcore",), forbidden=(f"{PACKAGE}.rollout", "vllm"), deep=True),
     "rollout/ does not know mcore/": Rule(inside=("rollout",), forbidden=(f"{PACKAGE}.mcore", "megatron"), deep=True),
+    "the output head needs neither framework": Rule(
+        inside=("output_head",), forbidden=("megatron", "vllm", f"{PACKAGE}.mcore", f"{PACKAGE}.rollout"), deep=True
+    ),
+    "the objective knows neither mcore/ nor rollout/": Rule(
+        inside=("objective",), forbidden=(f"{PACKAGE}.mcore", f"{PACKAGE}.rollout", "megatron", "vllm"), deep=True
+    ),
     "algo/ is pure": Rule(inside=("algo",), forbidden=(PACKAGE, "torch.distributed"), allowed=(f"{PACKAGE}.algo",)),
     "only run imports trainer": Rule(outside=("run",), forbidden=(f"{PACKAGE}.trainer",)),
 }
@@ -202,6 +208,18 @@ SINS = {
     "rollout/ does not know mcore/": (
         {"rollout/engine.py": "from ..mcore import groups\n", "mcore/groups.py": ""},
         "megatron_rapo/rollout/engine.py:1: imports megatron_rapo.mcore",
+    ),
+    "the output head needs neither framework": (
+        {"output_head.py": "from megatron_rapo.sums import f\n", "sums.py": "import megatron.core\n"},
+        "megatron_rapo/output_head.py:1: imports megatron_rapo.sums -> megatron.core",
+    ),
+    "the objective knows neither mcore/ nor rollout/": (
+        {
+            "objective.py": "def f():\n    from megatron_rapo.packing import pack\n",
+            "packing.py": "from megatron_rapo.mcore.step import total\n",
+            "mcore/step.py": "",
+        },
+        "megatron_rapo/objective.py:2: imports megatron_rapo.packing -> megatron_rapo.mcore.step",
     ),
     "algo/ is pure": (
         {"algo/loss.py": "import torch\n\ndef f(x):\n    torch.distributed.all_reduce(x)\n"},

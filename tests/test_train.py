@@ -34,9 +34,11 @@ prompts_per_step = 4
 completions_per_prompt = 4
 optimizer_steps_per_rollout = 2
 tokens_per_microbatch = 1024
+refill_rounds = 2
 [algorithm]
-divergence = "rapo_paper"
+divergence = "forward_kl_exact"
 alpha = 0.02
+ratio = "sequence"
 [parallel]
 tensor = 2
 [rollout]
@@ -48,6 +50,8 @@ lr = 2e-4
 dtype = "float32"
 [checkpoint]
 every_steps = 1
+[monitor]
+gradient_share_every_steps = 1
 [evaluation]
 data = "{heldout}"
 samples_per_problem = 4
@@ -126,21 +130,66 @@ def test_metrics_are_complete_and_mean_something(whole: tuple[Path, str]) -> Non
         assert all(isinstance(value, (int, float)) for value in row.values())  # null would be a number not finite
         assert row["rollout/logprob_gap_max"] < 1e-4  # float32: the engine's weights are the trainer's, every step
         assert 0.9 <= row["reference/phi_mean"] <= 1.0
-        assert row["reference/phi_mean"] == pytest.approx(0.9 + 0.1 * row["reward/mean"], abs=1e-6)
+        trained_on = (row["reference/phi_mean"] - 0.9) / 0.1  # the mean reward of the 4 groups
+        left_out = 4 * row["rollout/groups_replaced"]
+        right = 4 * ((4 + left_out) * row["reward/mean"] - 4 * trained_on)  # among the 4 completions of each left out
+        assert right == pytest.approx(round(right), abs=1e-3) and 0 <= round(right) <= 4 * left_out
         assert row["optimizer/grad_norm"] > 0 and row["optimizer/lr"] == 2e-4
         phases = sum(value for name, value in row.items() if name.startswith("seconds/") and name != "seconds/step")
         assert phases <= row["seconds/step"] * 1.01
         objective = row["policy/surrogate"] - row["policy/kl_cost"] + row["policy/entropy_bonus"]
-        assert row["policy/loss"] == pytest.approx(-objective, abs=1e-6)  # rapo_paper: value is what is differentiated
+        assert row["policy/loss"] == pytest.approx(-objective, abs=1e-6)  # an exact KL: value is what is differentiated
         assert row["policy/kl_cost"] == pytest.approx(0.02 * row["policy/kl"]) and row["policy/kl"] > 0
+
+
+@pytest.mark.parametrize("split", ["", "/low_reward", "/high_reward"])
+def test_estimators_are_watched_in_all_and_by_reward(whole: tuple[Path, str], split: str) -> None:
+    for row in metrics(whole[0])[1:]:
+        found = {
+            name.removeprefix("estimator/").removesuffix(split): value
+            for name, value in row.items()
+            if name.startswith("estimator/") and name.count("/") == 1 + bool(split) and name.endswith(split)
+        }
+        assert found["log_rho_p01"] <= found["log_rho_p50"] <= found["log_rho_p99"]
+        assert found["log_rho_p01"] < found["log_rho_p99"]
+        assert found["log_rho_capped"] == 0  # an exact KL has no ratio to cap
+        assert 0 < found["rho_ess"] <= 1 and 0.9 < found["importance_ess"] <= 1 + 1e-6
+        assert found["importance_capped"] <= 0.01
+        assert found["kl"] > 0
+        if row["step"] == 1 and split == "/high_reward":  # phi = 1, before training: the reference is the policy
+            assert found["kl_gradient_share"] < 1e-4
+        else:
+            assert 0 < found["kl_gradient_share"] < 1
+
+
+def test_the_divergence_is_the_mean_of_its_parts(whole: tuple[Path, str]) -> None:
+    """All of it is of low or of high rewards."""
+    for row in metrics(whole[0])[1:]:
+        low, high = row["estimator/kl/low_reward"], row["estimator/kl/high_reward"]
+        assert min(low, high) <= row["estimator/kl"] <= max(low, high)
+        assert row["estimator/kl"] == pytest.approx(row["policy/kl"], rel=1e-6)
+
+
+def test_groups_without_signal_are_replaced_by_those_of_the_next_prompts(whole: tuple[Path, str]) -> None:
+    """4 prompts a step; what is missing is sampled by 2 engines, each of which takes as many prompts."""
+    rows = metrics(whole[0])[1:]
+    sampled = [round(4 * (1 + row["rollout/groups_replaced"])) for row in rows]
+    without_signal = [round(n * row["reward/groups_without_signal"]) for n, row in zip(sampled, rows, strict=True)]
+    assert sum(sampled[:2]) > 2 * 4  # the resumed run goes on beyond that
+    for n, without in zip(sampled, without_signal, strict=True):
+        assert n in (4, 6, 8, 10, 12) and (n == 4) == (without == 0)
+    state = torch.load(whole[0] / "run/checkpoints/step-000002/common.pt", weights_only=False)["trainer"]
+    assert (state["order"]["epoch"], state["order"]["position"]) == (0, sum(sampled[:2]))
 
 
 def test_tensorboard_shows_the_same(whole: tuple[Path, str]) -> None:
     events = EventAccumulator(str(whole[0] / "run/tensorboard"))
     events.Reload()
     for row in metrics(whole[0])[1:]:
-        (found,) = [e.value for e in events.Scalars("policy/entropy") if e.step == row["step"]]
-        assert found == pytest.approx(row["policy/entropy"])
+        for name, value in row.items():
+            if name.startswith(("policy/", "estimator/", "rollout/")):
+                (found,) = [e.value for e in events.Scalars(name) if e.step == row["step"]]
+                assert found == pytest.approx(value, rel=1e-6), name
     assert len(events.Tensors("samples/0")) == 3
 
 

@@ -150,14 +150,16 @@ class Passes:
 def sequence_mean(values_T: Tensor, batch: PackedBatch, group: dist.ProcessGroup) -> Tensor:
     """At each token the mean of `values_T` over the selected tokens of its sequence, [T]; 0 where it has none.
 
-    Collective over the context-parallel `group`, each of whose ranks has a part of every sequence.
+    Collective over the context-parallel `group`, each of whose ranks has an equal part of every sequence (and not
+    always one of its own tokens: that of a short one may be alignment only).
     """
-    _, place_T = torch.unique(batch.sequence_T, return_inverse=True)
+    lengths_S = batch.cu_seqlens.diff() // group.size()
+    sequence_T = torch.repeat_interleave(lengths_S, output_size=len(values_T))
     selected_T = batch.mask_T.to(values_T.dtype)
-    sums_2S = values_T.new_zeros(2, int(place_T.max()) + 1)
-    sums_2S.index_add_(1, place_T, torch.stack([values_T.masked_fill(~batch.mask_T, 0.0), selected_T]))
+    sums_2S = values_T.new_zeros(2, len(lengths_S))
+    sums_2S.index_add_(1, sequence_T, torch.stack([values_T.masked_fill(~batch.mask_T, 0.0), selected_T]))
     dist.all_reduce(sums_2S, group=group)
-    return (sums_2S[0] / sums_2S[1].clamp(min=1))[place_T]
+    return (sums_2S[0] / sums_2S[1].clamp(min=1))[sequence_T]
 
 
 def gather_over_data(mine: Sequence[Mapping[str, Tensor]], parallel: Parallel) -> list[dict[str, float]]:

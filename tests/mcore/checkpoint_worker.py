@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.checkpoint import load_checkpoint, save_checkpoint
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.trainer import batch_loss
+from megatron_rapo.objective import loss_function
 from tests.launch import write_result
 from tests.runs import recorded_rollout, tiny_config
 
@@ -77,7 +76,7 @@ def build(model: Path, folder: Path, layout: str) -> tuple[Policy, Config]:
 
 def step(policy: Policy, config: Config, rollout: list[Any]) -> dict[str, float]:
     (scored,) = policy.score([policy.pack(rollout)])
-    return policy.train_step(scored, partial(batch_loss, settings=config.algorithm))
+    return policy.train_step(scored, loss_function(config, policy.sequence_mean))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Started on several processes: `layout_worker.py FOLDER LAYOUT...`; what each layout computes of the same things."""
+"""Started on several processes: `layout_worker.py MODELS`; what each layout of that many makes of the same rollout."""
 
 from __future__ import annotations
 
-import json
+import functools
+import hashlib
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +16,183 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import load_file, save_file
 
+from megatron_rapo.config import Config
 from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.mcore.step import LossFunction
+from megatron_rapo.objective import loss_function
 from megatron_rapo.packing import PackedBatch, context_chunks
-from megatron_rapo.trainer import batch_loss
+from megatron_rapo.trainer import Trainer
 from megatron_rapo.types import TrainingSequence
+from tests import models, runs
 from tests.launch import write_result
-from tests.models import load_reference
-from tests.runs import recorded_rollout, tiny_config, token_log_probs
+from tests.mcore.layouts import ALL, MEASURED, MEASURED_LAYOUTS, SAMPLED, SETTINGS, Layout
+from tests.runs import tiny_config, token_log_probs
 
 # Adam's first update is lr * g / (|g| + eps). With the usual eps it is lr * sign(g): blind to a gradient that is wrong
 # by a factor, and a coin toss where rounding decides the sign of a gradient near 0. With an eps of the size of the
 # gradients it is a smooth function of their values, which layouts must agree on.
-OPTIMIZER = {"eps": 1e-3}
+OPTIMIZER = {"eps": 1e-3, "lr": 1.25e-3, "schedule": "linear"}  # rates from 1e-3 on, which tell the steps apart
+load_reference = functools.cache(models.load_reference)
+recorded_rollout = functools.cache(runs.recorded_rollout)
 
 
 def main() -> None:
-    folder, layouts = Path(sys.argv[1]), json.loads(sys.argv[2])
+    folder = Path(sys.argv[1])
     init_process_group(timeout_s=60.0)
-    results: dict[str, Any] = {}
-    for name, (model_name, sections) in layouts.items():
-        model = folder / model_name
-        config = tiny_config(model, folder, **sections | {"optimizer": OPTIMIZER | sections.get("optimizer", {})})
-        parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
-        policy = Policy(config, read_shape(model), parallel)
-        rollout, reference = recorded_rollout(model), load_reference(model)
-        batches = policy.pack(rollout)
-        logits = over_all_ranks(compare_logits(policy, batches, rollout, reference))
-        round_trip = bitwise_equal(policy, model)
-        parts = [rollout[:5], rollout[5:]]  # as optimizer steps of their own
-        scored, *scored_parts = policy.score([batches, *(policy.pack(part) for part in parts)])
-        old, ref = Comparison(), Comparison()
-        for sequences, of_step in zip([rollout, *parts], [scored, *scored_parts], strict=True):
-            compare_log_probs(policy, of_step, sequences, reference, old, ref)
-        loss = partial(batch_loss, settings=config.algorithm)
-        steps = [policy.train_step(scored, loss)]
-        errors = update_errors(policy, model, save=name.startswith("TP1 "))
-        steps += [policy.train_step(scored, loss) for _ in range(2)]
-        results[name] = {
-            "logits": logits,
-            "round_trip": round_trip,
-            "policy": over_all_ranks(old),
-            "reference": over_all_ranks(ref),
-            "steps": steps,
-            "update_errors": errors,
-        }
-        parallel_state.destroy_model_parallel()
+    results = {
+        name: of_layout(folder, name, layout) for name, layout in ALL.items() if layout.nproc == dist.get_world_size()
+    }
     if dist.get_rank() == 0:
         write_result(results)
     dist.destroy_process_group()
+
+
+def of_layout(folder: Path, name: str, layout: Layout) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for setting, sections in SETTINGS.items():
+        config, policy, rollout = build(folder, layout, sections)
+        if setting == SAMPLED:
+            results |= compare(policy, rollout, folder / layout.model)
+        results[setting] = train(policy, config, rollout, save=name.startswith("TP1 "), name=setting)
+        parallel_state.destroy_model_parallel()
+    if name in MEASURED_LAYOUTS:
+        config, policy, rollout = build(folder, layout, SETTINGS[SAMPLED])
+        results[MEASURED] = train_with_measurements(policy, config, rollout)
+        parallel_state.destroy_model_parallel()
+    return results
+
+
+def build(
+    folder: Path, layout: Layout, sections: dict[str, dict[str, Any]]
+) -> tuple[Config, Policy, Sequence[TrainingSequence]]:
+    model, of_layout = folder / layout.model, dict(layout.sections)
+    of_layout["optimizer"] = OPTIMIZER | of_layout.get("optimizer", {})
+    config = tiny_config(model, folder, **of_layout, **sections)
+    rollout = recorded_rollout(
+        model, temperature=config.rollout.temperature, by_sequence=config.algorithm.aggregation == "sequence"
+    )
+    parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
+    return config, Policy(config, read_shape(model), parallel), rollout
+
+
+def compare(policy: Policy, rollout: Sequence[TrainingSequence], model: Path) -> dict[str, Any]:
+    """Everything before the first update, with transformers and by hand."""
+    batches, reference = policy.pack(rollout), load_reference(model)
+    logits = over_all_ranks(compare_logits(policy, batches, rollout, reference))
+    parts = [rollout[:5], rollout[5:]]  # as optimizer steps of their own
+    scored, *scored_parts = policy.score([batches, *(policy.pack(part) for part in parts)])
+    old, ref = Comparison(), Comparison()
+    for sequences, of_step in zip([rollout, *parts], [scored, *scored_parts], strict=True):
+        compare_log_probs(policy, of_step, sequences, reference, old, ref)
+    return {
+        "logits": logits,
+        "round_trip": bitwise_equal(policy, model),
+        "policy": over_all_ranks(old),
+        "reference": over_all_ranks(ref),
+        "sequence_mean": over_all_ranks(compare_sequence_means(policy, batches, rollout)),
+        "diagnostics": diagnose(policy, scored),
+        "no_sequence_earned_enough": diagnose(policy, [replace(b, reward_T=0 * b.reward_T) for b in scored]),
+        "beyond_the_histogram": diagnose(policy, [spread(b) for b in scored]),
+    }
+
+
+def train(
+    policy: Policy, config: Config, rollout: Sequence[TrainingSequence], *, save: bool, name: str
+) -> dict[str, Any]:
+    """Three steps on the rollout."""
+    (scored,) = policy.score([policy.pack(rollout)])
+    loss = loss_function(config, policy.sequence_mean)
+    steps = [policy.train_step(scored, loss)]
+    errors = update_errors(policy, config.model.path, f"{name}.safetensors", save=save)
+    steps += [policy.train_step(scored, loss) for _ in range(2)]
+    return {"steps": steps, "update_errors": errors, "weights": digest(policy)}
+
+
+def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[TrainingSequence]) -> dict[str, Any]:
+    """The same, with gradient norms before each step."""
+    (scored,) = policy.score([policy.pack(rollout)])
+    alpha = config.algorithm.alpha
+
+    def norm(batches: Sequence[PackedBatch], **settings: float) -> float:
+        return policy.gradient_norm(batches, loss_with(policy, config, **settings))
+
+    def norms(batches: Sequence[PackedBatch]) -> dict[str, float]:
+        unrewarded = [replace(b, advantage_T=torch.zeros_like(b.advantage_T)) for b in batches]
+        return {
+            "whole": norm(batches),
+            "divergence": norm(unrewarded, beta=0.0),
+            "divergence, alpha doubled": norm(unrewarded, alpha=2 * alpha, beta=0.0),
+            "rest": norm(batches, alpha=0.0),
+            "nothing": norm(unrewarded, alpha=0.0, beta=0.0),
+        }
+
+    trainer = Trainer(config, policy=policy, sampler=None, monitor=None, train_prompts=[None])
+    first = scored[: config.parallel.pipeline]  # what the trainer measures
+    measured = {
+        "norms": norms(scored),
+        "shares": trainer._gradient_shares(scored),
+        "norms_of_shares": {
+            "": norms(first),
+            "/low_reward": norms([b.only(b.reward_T < 0.5) for b in first]),
+            "/high_reward": norms([b.only(b.reward_T >= 0.5) for b in first]),
+        },
+    }
+    steps, whole = [], []
+    for _ in range(3):
+        whole.append(norm(scored))
+        steps.append(policy.train_step(scored, loss_with(policy, config)))
+    return measured | {"steps": steps, "norms_before_steps": whole, "weights": digest(policy)}
+
+
+def loss_with(policy: Policy, config: Config, **settings: float) -> LossFunction:
+    algorithm = config.algorithm.model_copy(update=settings)
+    return loss_function(config.model_copy(update={"algorithm": algorithm}), policy.sequence_mean)
+
+
+def digest(policy: Policy) -> str:
+    """Of every bit of the weights."""
+    content = hashlib.sha256()
+    for name, tensor in policy.hf_tensors():
+        content.update(name.encode())
+        content.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+def spread(batch: PackedBatch) -> PackedBatch:
+    """With log-ratios of up to 30 nats, which depend on the token alone."""
+    if batch.old_logp_T is None:
+        return batch
+    return replace(batch, ref_logp_T=batch.old_logp_T + 30 * torch.sin(batch.targets_T.float()))
+
+
+def diagnose(policy: Policy, scored: Sequence[PackedBatch]) -> dict[str, Any]:
+    """The scalars, and the log-ratios behind them of all ranks with their rewards."""
+    mine = []
+    if policy.parallel.is_last_stage and policy.parallel.tensor_group.rank() == 0:
+        for batch in scored:
+            chosen_2T = torch.stack([batch.ref_logp_T - batch.old_logp_T, batch.reward_T])
+            mine += chosen_2T[:, batch.mask_T].T.tolist()
+    everyone: list[list[list[float]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    scalars = policy.diagnostics(scored)
+    return {"scalars": scalars, "log_rho_and_reward": [row for rows in everyone for row in rows]}
+
+
+def compare_sequence_means(
+    policy: Policy, batches: Sequence[PackedBatch], rollout: Sequence[TrainingSequence]
+) -> Comparison:
+    """Of each token's place in its sequence: halfway between the first and the last that the loss counts."""
+    comparison = Comparison()
+    for batch in batches:
+        found_T = policy.sequence_mean(places_in_sequences(policy, batch).float(), batch)
+        halfway = [(s.prompt_length + len(s.token_ids) - 3) / 2 if s.in_loss else 0.0 for s in rollout]
+        real_T = batch.sequence_T >= 0
+        if policy.parallel.is_last_stage:
+            comparison.add(found_T[real_T], torch.tensor(halfway)[batch.sequence_T[real_T]])
+    return comparison
 
 
 @dataclass
@@ -104,7 +230,7 @@ def places_in_sequences(policy: Policy, batch: PackedBatch) -> torch.Tensor:
 
 @torch.no_grad()
 def compare_logits(
-    policy: Policy, batches: list[PackedBatch], rollout: list[TrainingSequence], reference: torch.nn.Module
+    policy: Policy, batches: Sequence[PackedBatch], rollout: Sequence[TrainingSequence], reference: torch.nn.Module
 ) -> Comparison:
     """Megatron's logits of every token of the rollout, on the last pipeline stage."""
 
@@ -135,7 +261,7 @@ def compare_logits(
 def compare_log_probs(
     policy: Policy,
     scored: list[PackedBatch],
-    rollout: list[TrainingSequence],
+    rollout: Sequence[TrainingSequence],
     reference: torch.nn.Module,
     old: Comparison,
     ref: Comparison,
@@ -163,16 +289,16 @@ def bitwise_equal(policy: Policy, model: Path) -> bool:
     return bool(verdict)
 
 
-def update_errors(policy: Policy, model: Path, *, save: bool) -> dict[str, float]:
+def update_errors(policy: Policy, model: Path, file: str, *, save: bool) -> dict[str, float]:
     """By HF tensor: |this layout's update - one process's| / |one process's|, L2 norms; the latter is kept in a file.
 
     The worst of all ranks.
     """
-    before, file = load_file(model / "model.safetensors"), model / "update.safetensors"
+    before = load_file(model / "model.safetensors")
     update = {name: tensor.float() - before[name] for name, tensor in policy.hf_tensors()}
     if save:
-        save_file(update, file)
-    expected = load_file(file)
+        save_file(update, model / file)
+    expected = load_file(model / file)
     assert update.keys() == expected.keys()
     errors = torch.stack([(update[name] - u).norm() / u.norm() for name, u in expected.items()])
     dist.all_reduce(errors, op=dist.ReduceOp.MAX)

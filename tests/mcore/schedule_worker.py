@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.trainer import batch_loss
+from megatron_rapo.objective import loss_function
 from tests.launch import write_result
 from tests.runs import recorded_rollout, tiny_config
 
@@ -34,7 +33,7 @@ def main() -> None:
         )
         policy = Policy(config, read_shape(folder), init_parallel(config.parallel, timeout_s=60.0, seed=0))
         (scored,) = policy.score([policy.pack(rollout)])
-        loss = partial(batch_loss, settings=config.algorithm)
+        loss = loss_function(config, policy.sequence_mean)
         rates[name] = [policy.train_step(scored, loss)["lr"] for _ in range(3 * 2)]
         parallel_state.destroy_model_parallel()
     write_result(rates)

@@ -2,108 +2,133 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from megatron_rapo.config import Config
 from megatron_rapo.types import TrainingSequence
-from tests.launch import run_distributed
-from tests.models import save_tiny_qwen2
-from tests.runs import recorded_rollout
+from tests.mcore.layouts import BF16, LAYOUTS, SAMPLED, SETTINGS, one_process
+from tests.models import load_reference
+from tests.runs import log_probs, recorded_rollout, tiny_config
 
-WORKER = Path(__file__).with_name("layout_worker.py")
-TENSOR, PIPELINE, CONTEXT = {"tensor": 2}, {"pipeline": 2}, {"context": 2}
-# name -> (processes, model, sections of the configuration)
-LAYOUTS: dict[str, tuple[int, str, dict[str, dict[str, Any]]]] = {
-    "TP1 untied": (1, "untied", {}),
-    "TP1 tied": (1, "tied", {}),
-    "TP2 untied": (2, "untied", {"parallel": TENSOR}),
-    "TP2 tied": (2, "tied", {"parallel": TENSOR}),
-    "TP2 SP tied": (2, "tied", {"parallel": TENSOR | {"sequence": True}}),
-    "PP2 untied": (2, "untied", {"parallel": PIPELINE}),
-    "PP2 tied": (2, "tied", {"parallel": PIPELINE}),
-    "PP2 VPP2 tied": (2, "tied", {"parallel": PIPELINE | {"virtual_pipeline": 2}}),
-    "DP2 untied": (2, "untied", {}),
-    "DP2 distributed optimizer tied": (2, "tied", {"optimizer": {"distributed": True}}),
-    "CP2 untied": (2, "untied", {"parallel": CONTEXT}),
-    "TP2 recompute full tied": (2, "tied", {"parallel": TENSOR, "model": {"recompute": "full"}}),
-    "TP2 recompute selective tied": (2, "tied", {"parallel": TENSOR, "model": {"recompute": "selective"}}),
-    "TP2 PP2 untied": (4, "untied", {"parallel": TENSOR | PIPELINE}),
-    "TP2 PP2 tied": (4, "tied", {"parallel": TENSOR | PIPELINE}),
-    "TP2 CP2 SP tied": (4, "tied", {"parallel": TENSOR | CONTEXT | {"sequence": True}}),
-    "PP2 CP2 untied": (4, "untied", {"parallel": PIPELINE | CONTEXT}),
-    "TP2 DP2 distributed optimizer untied": (4, "untied", {"parallel": TENSOR, "optimizer": {"distributed": True}}),
-}
-BF16 = {"precision": {"dtype": "bfloat16"}, "parallel": TENSOR, "optimizer": {"distributed": True}}
+SEVERAL_PROCESSES = [name for name, layout in LAYOUTS.items() if layout.nproc > 1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    shape = {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "gain": 0.7}
-    save_tiny_qwen2(folder / "untied", tied=False, vocab_size=131, seed=1, **shape)  # not divisible by 2
-    save_tiny_qwen2(folder / "tied", tied=True, vocab_size=128, seed=2, **shape)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rollouts(folder: Path) -> dict[str, list[TrainingSequence]]:
-    return {name: recorded_rollout(folder / name) for name in ("untied", "tied")}
-
-
-@pytest.fixture(scope="module")
-def results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for nproc in (1, 2, 4):
-        layouts = {name: rest for name, (n, *rest) in LAYOUTS.items() if n == nproc}
-        if nproc == 4:
-            layouts["TP2 DP2 bf16 tied"] = ["tied", BF16]
-        found |= run_distributed(WORKER, nproc, folder, json.dumps(layouts), timeout_s=240) or {}
-    return found
+def rollouts(models: Path) -> dict[str, list[TrainingSequence]]:
+    return {name: recorded_rollout(models / name) for name in ("untied", "tied")}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_logits_equal_transformers(results: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
-    found, rollout = results[layout]["logits"], rollouts[LAYOUTS[layout][1]]
-    assert found["error"] < 1e-5
-    assert found["tokens"] == sum(len(sequence.token_ids) for sequence in rollout)  # each once
+def test_logits_equal_transformers(found: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
+    logits, rollout = found[layout]["logits"], rollouts[LAYOUTS[layout].model]
+    assert logits["error"] < 1e-5
+    assert logits["tokens"] == sum(len(sequence.token_ids) for sequence in rollout)  # each once
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_log_probs_equal_transformers(results: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
-    sampled = sum(len(sequence.engine_logprobs) for sequence in rollouts[LAYOUTS[layout][1]])
+def test_log_probs_equal_transformers(found: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
+    sampled = sum(len(s.engine_logprobs) for s in rollouts[LAYOUTS[layout].model] if s.in_loss)
     for whose in ("policy", "reference"):
-        assert results[layout][whose]["error"] < 1e-5
-        assert results[layout][whose]["tokens"] == 2 * sampled  # the whole rollout, and again in two parts
+        assert found[layout][whose]["error"] < 1e-5
+        assert found[layout][whose]["tokens"] == 2 * sampled  # the whole rollout, and again in two parts
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_hf_weights_survive_the_round_trip_bit_by_bit(results: dict[str, Any], layout: str) -> None:
-    assert results[layout]["round_trip"] is True
+def test_sequence_means_by_hand(found: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
+    """The mean place of the tokens that the loss counts, on every rank that has some of the sequence."""
+    assert found[layout]["sequence_mean"]["error"] < 1e-5
+    assert found[layout]["sequence_mean"]["tokens"] == found[layout]["logits"]["tokens"]
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if not name.startswith("TP1")])
-def test_training_is_the_same(results: dict[str, Any], layout: str) -> None:
-    expected = results["TP1 tied" if layout.endswith(" tied") else "TP1 untied"]["steps"]
-    found = results[layout]["steps"]
-    for name in ("loss", "grad_norm", "entropy", "divergence", "surrogate"):
-        assert found[0][name] == pytest.approx(expected[0][name], rel=1e-5), name
-    for name in ("loss", "entropy"):
-        assert found[1][name] == pytest.approx(expected[1][name], rel=1e-5), f"{name} after one update"
-    assert expected[1]["loss"] < expected[0]["loss"] - 1e-3  # the update did something
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hf_weights_survive_the_round_trip_bit_by_bit(found: dict[str, Any], layout: str) -> None:
+    assert found[layout]["round_trip"] is True
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if not name.startswith("TP1")])
-def test_the_updated_weights_are_the_same(results: dict[str, Any], layout: str) -> None:
-    errors = results[layout]["update_errors"]
-    assert len(errors) == 4 * 12 + (2 if layout.endswith(" tied") else 3)  # layers, embedding, norm, output
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("layout", SEVERAL_PROCESSES)
+def test_training_is_the_same(found: dict[str, Any], layout: str, setting: str) -> None:
+    expected, steps = found[one_process(layout)][setting]["steps"], found[layout][setting]["steps"]
+    for name in ("loss", "grad_norm", "entropy", "divergence", "divergence/low_reward", "surrogate"):
+        assert steps[0][name] == pytest.approx(expected[0][name], rel=1e-5), name
+    for name in ("loss", "entropy", "divergence"):
+        assert steps[1][name] == pytest.approx(expected[1][name], rel=1e-5), f"{name} after one update"
+    assert abs(expected[1]["loss"] - expected[0]["loss"]) > 1e-2  # the update did something
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("layout", SEVERAL_PROCESSES)
+def test_the_updated_weights_are_the_same(found: dict[str, Any], layout: str, setting: str) -> None:
+    errors = found[layout][setting]["update_errors"]
+    assert len(errors) == 4 * 12 + (2 if LAYOUTS[layout].model == "tied" else 3)  # layers, embedding, norm, output
     assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda item: item[1])
 
 
-def test_bf16_is_near_float32(results: dict[str, Any]) -> None:
-    expected, found = results["TP1 tied"]["steps"], results["TP2 DP2 bf16 tied"]["steps"]
-    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.02)
-    assert found[0]["grad_norm"] == pytest.approx(expected[0]["grad_norm"], rel=0.05)
-    assert found[2]["loss"] < found[0]["loss"]
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_bf16_is_near_float32(found: dict[str, Any], setting: str) -> None:
+    expected, steps = found[one_process(BF16)][setting]["steps"], found[BF16][setting]["steps"]
+    assert steps[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.02)
+    assert steps[0]["divergence"] == pytest.approx(expected[0]["divergence"], rel=0.02)
+    assert steps[0]["grad_norm"] == pytest.approx(expected[0]["grad_norm"], rel=0.05)
+    assert steps[2]["loss"] == pytest.approx(expected[2]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != SAMPLED])
+@pytest.mark.parametrize("model", ["tied", "untied"])
+def test_loss_over_the_vocabulary_equals_transformers(
+    found: dict[str, Any], models: Path, model: str, setting: str
+) -> None:
+    """After one update, so that policy, policy of the rollout and reference are different distributions."""
+    config, steps = tiny_config(models / model, models, **SETTINGS[setting]), found[f"TP1 {model}"][setting]["steps"]
+    base, policy = load_reference(models / model), load_reference(models / model)
+    update = load_file(models / model / f"{setting}.safetensors")
+    state = policy.state_dict()
+    for name, difference in update.items():
+        state[name] += difference
+    rollout = recorded_rollout(models / model, temperature=config.rollout.temperature)
+    divergence, loss = by_definition(config, policy, base, rollout)
+    assert steps[1]["divergence"] == pytest.approx(divergence, rel=1e-5)
+    assert steps[1]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def by_definition(
+    config: Config, policy: torch.nn.Module, base: torch.nn.Module, rollout: Sequence[TrainingSequence]
+) -> tuple[float, float]:
+    """Divergence and loss: means over tokens, or over sequences of their means."""
+    settings, scale = config.algorithm, 1 / config.rollout.temperature
+    of_sequences = []  # [sequence][divergence or loss, token]
+    for sequence in (s for s in rollout if s.in_loss):
+        sampled = slice(sequence.prompt_length - 1, None)
+        logp_TV, old_logp_TV, ref_logp_TV = (
+            log_probs(model, sequence.token_ids, scale_of)[sampled].double()
+            for model, scale_of in ((policy, scale), (base, scale), (base, scale * sequence.phi))
+        )
+        targets_T1 = torch.from_numpy(sequence.token_ids).long()[sequence.prompt_length :, None]
+        logp_T, old_logp_T = (values_TV.gather(1, targets_T1)[:, 0] for values_TV in (logp_TV, old_logp_TV))
+        log_ratio_T = logp_T - old_logp_T
+        if settings.ratio == "sequence":
+            log_ratio_T = log_ratio_T.mean().expand_as(log_ratio_T)
+        ratio_T = log_ratio_T.exp()
+        clipped_T = ratio_T.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+        surrogate_T = torch.minimum(ratio_T * sequence.advantage, clipped_T * sequence.advantage)
+        importance_T = (
+            (old_logp_T - torch.from_numpy(sequence.engine_logprobs)).exp().clamp(max=settings.importance_cap)
+        )
+        forward = settings.divergence == "forward_kl_exact"
+        p_TV, q_TV = (ref_logp_TV, logp_TV) if forward else (logp_TV, ref_logp_TV)
+        kl_T = (p_TV.exp() * (p_TV - q_TV)).sum(-1)
+        entropy_T = -(logp_TV.exp() * logp_TV).sum(-1)
+        loss_T = -(importance_T.clamp(max=2.0) * surrogate_T - settings.alpha * kl_T + settings.beta * entropy_T)
+        of_sequences.append(torch.stack([kl_T, loss_T]))
+    if settings.aggregation == "sequence":
+        means = torch.stack([values_2T.mean(-1) for values_2T in of_sequences]).mean(0)
+    else:
+        means = torch.cat(of_sequences, dim=-1).mean(-1)
+    divergence, loss = means.tolist()
+    return divergence, loss

@@ -15,10 +15,10 @@ from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.rewards import VerifierPool
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
-from megatron_rapo.trainer import batch_loss, to_sequences
 from megatron_rapo.types import Group, Problem, Prompt
 from tests.launch import write_result
 from tests.runs import tiny_config
@@ -56,7 +56,7 @@ def follow(sampler: Sampler, config: Config) -> dict[str, Any]:
     policy = Policy(config, read_shape(config.model.path), parallel)
     sampler.engine.load_weights(policy.hf_tensors(), version=0)
     found: dict[str, Any] = {"before": gap(sampler, policy, config)}
-    policy.train_step(scored(sampler, policy, config), partial(batch_loss, settings=config.algorithm))
+    policy.train_step(scored(sampler, policy, config), loss_function(config, policy.sequence_mean))
     found["stale"] = gap(sampler, policy, config)
     sampler.engine.load_weights(policy.hf_tensors(), version=1)
     found["after"] = gap(sampler, policy, config)
@@ -86,7 +86,7 @@ def scored(sampler: Sampler, policy: Policy, config: Config) -> list[Any]:
 
 
 def gap(sampler: Sampler, policy: Policy, config: Config) -> float:
-    return policy.logprob_gap(scored(sampler, policy, config))["rollout/logprob_gap_max"]
+    return policy.diagnostics(scored(sampler, policy, config))["rollout/logprob_gap_max"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""The recorded rollout under every layout, run once for all tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch import run_distributed
+from tests.mcore.layouts import ALL
+from tests.models import save_tiny_qwen2
+
+WORKER = Path(__file__).with_name("layout_worker.py")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the models that LAYOUTS names."""
+    folder = tmp_path_factory.mktemp("models")
+    shape = {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "gain": 0.7}
+    save_tiny_qwen2(folder / "untied", tied=False, vocab_size=131, seed=1, **shape)  # not divisible by 2
+    save_tiny_qwen2(folder / "tied", tied=True, vocab_size=128, seed=2, **shape)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def found(models: Path) -> dict[str, Any]:
+    """What layout_worker.py says of each layout."""
+    results: dict[str, Any] = {}
+    for nproc in sorted({layout.nproc for layout in ALL.values()}):
+        results |= run_distributed(WORKER, nproc, models, timeout_s=280) or {}
+    return results

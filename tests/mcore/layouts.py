@@ -1,0 +1,71 @@
+"""Every layout and every setting that `layout_worker.py` runs the recorded rollout with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Layout:
+    nproc: int
+    model: str
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the configuration
+
+
+TENSOR, PIPELINE, CONTEXT = {"tensor": 2}, {"pipeline": 2}, {"context": 2}
+DISTRIBUTED = {"distributed": True}
+LAYOUTS = {
+    "TP1 untied": Layout(1, "untied"),
+    "TP1 tied": Layout(1, "tied"),
+    "TP2 untied": Layout(2, "untied", {"parallel": TENSOR}),
+    "TP2 tied": Layout(2, "tied", {"parallel": TENSOR}),
+    "TP2 SP tied": Layout(2, "tied", {"parallel": TENSOR | {"sequence": True}}),
+    "PP2 untied": Layout(2, "untied", {"parallel": PIPELINE}),
+    "PP2 tied": Layout(2, "tied", {"parallel": PIPELINE}),
+    "PP2 VPP2 tied": Layout(2, "tied", {"parallel": PIPELINE | {"virtual_pipeline": 2}}),
+    "DP2 untied": Layout(2, "untied"),
+    "DP2 distributed optimizer tied": Layout(2, "tied", {"optimizer": DISTRIBUTED}),
+    "CP2 untied": Layout(2, "untied", {"parallel": CONTEXT}),
+    "TP2 recompute full tied": Layout(2, "tied", {"parallel": TENSOR, "model": {"recompute": "full"}}),
+    "TP2 recompute selective tied": Layout(2, "tied", {"parallel": TENSOR, "model": {"recompute": "selective"}}),
+    "TP2 PP2 untied": Layout(4, "untied", {"parallel": TENSOR | PIPELINE}),
+    "TP2 PP2 tied": Layout(4, "tied", {"parallel": TENSOR | PIPELINE}),
+    "TP2 CP2 SP tied": Layout(4, "tied", {"parallel": TENSOR | CONTEXT | {"sequence": True}}),
+    "PP2 CP2 untied": Layout(4, "untied", {"parallel": PIPELINE | CONTEXT}),
+    "TP2 DP2 distributed optimizer untied": Layout(4, "untied", {"parallel": TENSOR, "optimizer": DISTRIBUTED}),
+}
+BF16 = "TP2 DP2 bf16 tied"
+ALL = LAYOUTS | {
+    BF16: Layout(4, "tied", {"precision": {"dtype": "bfloat16"}, "parallel": TENSOR, "optimizer": DISTRIBUTED})
+}
+
+SAMPLED = "forward_kl"
+MEASURED = "forward_kl, with measurements of the gradient in between"
+MEASURED_LAYOUTS = (
+    "TP1 untied",
+    "TP1 tied",
+    "TP2 SP tied",
+    "PP2 VPP2 tied",
+    "DP2 distributed optimizer tied",
+    "CP2 untied",
+    "TP2 PP2 untied",
+    BF16,
+)
+# alpha: the exact divergences count in the loss and its gradient
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    SAMPLED: {},
+    "forward_kl_exact, ratio of sequences": {
+        "algorithm": {"divergence": "forward_kl_exact", "alpha": 1.0, "ratio": "sequence"},
+        "rollout": {"temperature": 0.7},
+    },
+    "reverse_kl_exact, mean over sequences": {
+        "algorithm": {"divergence": "reverse_kl_exact", "alpha": 1.0, "aggregation": "sequence"},
+        "rollout": {"temperature": 1.4},
+    },
+}
+
+
+def one_process(layout: str) -> str:
+    """The layout whose results this one's must equal."""
+    return f"TP1 {ALL[layout].model}"
