@@ -1,9 +1,10 @@
 import logging
 
 import pytest
+from math_verify import verify
 
 from megatron_rapo.rewards import judge
-from megatron_rapo.rewards.verify import MAX_ANSWER_CHARS
+from megatron_rapo.rewards.verify import MAX_ANSWER_CHARS, _parse
 from megatron_rapo.types import Outcome, Verdict
 
 
@@ -87,3 +88,13 @@ def test_is_quiet(caplog, capfd):
         judge(r"\boxed{\frac{}{}}", "42")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "reference"),
+    [("42", "042"), ("-3", "-03"), ("0", "-0"), ("7", "-7"), ("100", "1000"), ("9" * 18, "9" * 17 + "8"), ("00", "0")],
+)
+def test_whole_numbers_get_the_parsers_verdict(given, reference):
+    """They never reach it."""
+    right = verify(_parse(reference), _parse(given), timeout_seconds=None)
+    assert outcome_of(given, reference) is (Outcome.CORRECT if right else Outcome.WRONG)
