@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
-"""Float32 logits of one chunk; at most six such tensors live at a time, four without a reference."""
+CHUNK_BYTES = 128 * 2**20
+"""Float32 logits of one chunk; two such tensors live at a time, three with a reference (benchmarks/README.md)."""
 
 
 class TokenScores(NamedTuple):
@@ -36,9 +36,8 @@ class ReferenceHead:
     scale_T: Tensor  # phi / temperature
     direction: Literal["forward", "reverse"]  # KL(pihat || pi) or KL(pi || pihat)
 
-    def logits(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        """[C, Vp] of the rows, scaled."""
-        return _scaled_logits(self.hidden_TD, self.weight_VpD, self.scale_T, rows, dtype)
+    def logits(self, rows: slice, out_CVp: Tensor) -> _Logits:
+        return _Logits.of(self.hidden_TD, self.weight_VpD, self.scale_T, rows, out_CVp)
 
 
 def token_scores(
@@ -54,7 +53,7 @@ def token_scores(
 ) -> TokenScores:
     """Scores of softmax(scale * hidden W^T), whose vocabulary is split over `group` (None: this process has it all).
 
-    `scale_T` is 1 / temperature for the policy, phi / temperature for the reference: softmax(phi * z) is
+    `scale_T` (>= 0) is 1 / temperature for the policy, phi / temperature for the reference: softmax(phi * z) is
     pi_ref^phi / Z, so the reweighting's normaliser is this log-sum-exp. Rows of padding beyond `vocab_size` take no
     probability. Gradients flow to `hidden_TD` (this rank's part of the sum over the vocabulary: the caller adds up the
     tensor ranks) and to `weight_VpD`, and not to the reference. Memory is O(chunk * Vp), by default of CHUNK_BYTES.
@@ -98,20 +97,45 @@ class _Shard:
             dist.all_reduce(stacked, op=dist.ReduceOp.MAX, group=self.group)
         return stacked
 
-    def chunks(self, targets_T: Tensor) -> Iterator[_Chunk]:
+    def chunks(self, targets_T: Tensor, num_buffers: int, dtype: torch.dtype) -> Iterator[_Chunk]:
+        """All chunks get the same memory: on a CPU, pages new to the process cost more than the arithmetic in them."""
         local_T = targets_T - self.first
+        most_tokens = min(self.chunk_tokens, len(local_T))
+        buffers = [targets_T.new_empty(most_tokens, self.columns, dtype=dtype) for _ in range(num_buffers)]
         for start in range(0, len(local_T), self.chunk_tokens):
             rows = slice(start, start + self.chunk_tokens)
             mine_C = (local_T[rows] >= 0) & (local_T[rows] < self.columns)
-            yield _Chunk(rows, mine_C, local_T[rows].masked_fill(~mine_C, 0)[:, None])
+            column_C1 = local_T[rows].masked_fill(~mine_C, 0)[:, None]
+            yield _Chunk(rows, mine_C, column_C1, [buffer[: len(mine_C)] for buffer in buffers])
 
 
 class _Chunk(NamedTuple):
-    """Which tokens, and where their targets are in this rank's part of the vocabulary."""
+    """Which tokens, where their targets are in this rank's part of the vocabulary, and memory for the logits."""
 
     rows: slice
     mine_C: Tensor  # bool: the target is on this rank
     column_C1: Tensor  # its column, 0 where it is not
+    buffers: list[Tensor]  # [C, Vp], with what the last chunk left there
+
+
+class _Logits(NamedTuple):
+    """scale * product, [C, Vp], not multiplied yet: that is done in one pass with the subtraction that follows."""
+
+    product_CVp: Tensor  # hidden W^T in the weight's dtype, as the engine has it; in out's memory where that has it too
+    scale_C: Tensor
+    out_CVp: Tensor
+
+    @classmethod
+    def of(cls, hidden_TD: Tensor, weight_VpD: Tensor, scale_T: Tensor, rows: slice, out_CVp: Tensor) -> _Logits:
+        out = out_CVp if out_CVp.dtype == weight_VpD.dtype else None
+        return cls(torch.matmul(hidden_TD[rows], weight_VpD.T, out=out), scale_T[rows], out_CVp)
+
+    def max(self) -> Tensor:
+        return self.product_CVp.amax(-1) * self.scale_C
+
+    def minus(self, shift_C: Tensor) -> Tensor:
+        """In the memory and the dtype of `out`."""
+        return torch.addcmul(-shift_C[:, None], self.product_CVp, self.scale_C[:, None], out=self.out_CVp)
 
 
 class _Head(torch.autograd.Function):
@@ -127,20 +151,18 @@ class _Head(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         exact = torch.promote_types(hidden_TD.dtype, torch.float32)
         logp_T, entropy_T, lse_T, kl_T, ref_lse_T = (scale_T.new_empty(scale_T.shape, dtype=exact) for _ in range(5))
-        for chunk in shard.chunks(targets_T):
-            rows = chunk.rows
-            logits = [_scaled_logits(hidden_TD, weight_VpD, scale_T, rows, exact)]
+        for chunk in shard.chunks(targets_T, 2 if reference is None else 3, exact):
+            rows, (free_CVp, *buffers) = chunk.rows, chunk.buffers
+            logits = [_Logits.of(hidden_TD, weight_VpD, scale_T, rows, buffers[0])]
             if reference is not None:
-                logits.append(reference.logits(rows, exact))
-            highest = shard.max(*(z_CVp.amax(-1) for z_CVp in logits))
-            for z_CVp, highest_C in zip(logits, highest, strict=True):
-                z_CVp -= highest_C[:, None]
-            z_CVp, e_CVp = logits[0], logits[0].exp()
+                logits.append(reference.logits(rows, buffers[1]))
+            highest = shard.max(*(each.max() for each in logits))
+            z_CVp, *ref_z = (each.minus(highest_C) for each, highest_C in zip(logits, highest, strict=True))
             target_C = z_CVp.gather(1, chunk.column_C1)[:, 0].masked_fill(~chunk.mine_C, 0.0)
-            kl_sums = [] if reference is None else _kl_sums(z_CVp, e_CVp, logits[1], reference.direction)
-            sum_C, target_C, weighted_C, *kl_sums = shard.sum(
-                e_CVp.sum(-1), target_C, z_CVp.mul_(e_CVp).sum(-1), *kl_sums
-            )
+            sum_C = torch.exp(z_CVp, out=free_CVp).sum(-1)
+            weighted_C = free_CVp.mul_(z_CVp).sum(-1)
+            kl_sums = [] if reference is None else _kl_sums(z_CVp, ref_z[0], free_CVp, reference.direction)
+            sum_C, target_C, weighted_C, *kl_sums = shard.sum(sum_C, target_C, weighted_C, *kl_sums)
             log_sum_C = sum_C.log()
             logp_T[rows] = target_C - log_sum_C
             entropy_T[rows] = log_sum_C - weighted_C / sum_C
@@ -154,28 +176,50 @@ class _Head(torch.autograd.Function):
                 kl_T[rows] = forward_C if reference.direction == "forward" else reverse_C
         ctx.save_for_backward(hidden_TD, weight_VpD, targets_T, scale_T, lse_T, entropy_T, kl_T, ref_lse_T)
         ctx.reference, ctx.shard = reference, shard
+        ctx.set_materialize_grads(False)  # what the loss does not use comes without a gradient, and costs nothing
         return logp_T, entropy_T, None if reference is None else kl_T
 
     @staticmethod
-    def backward(ctx: Any, d_logp_T: Tensor, d_entropy_T: Tensor, d_kl_T: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *d_outputs_T: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Of the logits z, with their softmax p:
+
+        d logp / dz = 1[target] - p               d KL(pihat || pi) / dz = p - pihat
+        d H / dz = -p (log p + H)                 d KL(pi || pihat) / dz = p (log p - log pihat - KL)
+        """
         hidden_TD, weight_VpD, targets_T, scale_T, lse_T, entropy_T, kl_T, ref_lse_T = ctx.saved_tensors
         reference, exact = ctx.reference, lse_T.dtype
+        # Times scale here, by token, for the gradient by hidden W^T: not in the end, by logit.
+        d_logp_T, d_entropy_T, d_kl_T = (None if d_T is None else d_T * scale_T for d_T in d_outputs_T)
+        is_forward = reference is not None and reference.direction == "forward"
+        d_forward_T, d_reverse_T = (d_kl_T, None) if is_forward else (None, d_kl_T)
+        of_p_T = torch.zeros_like(lse_T)  # what p is multiplied with, but for logarithms
+        if d_logp_T is not None:
+            of_p_T -= d_logp_T
+        if d_entropy_T is not None:
+            of_p_T -= d_entropy_T * entropy_T
+        if d_forward_T is not None:
+            of_p_T += d_forward_T
+        if d_reverse_T is not None:
+            of_p_T -= d_reverse_T * kl_T
         d_hidden_TD = torch.empty_like(hidden_TD)
         d_weight_VpD = torch.zeros_like(weight_VpD, dtype=exact)  # summed over chunks: not in bfloat16
-        for chunk in ctx.shard.chunks(targets_T):
-            rows = chunk.rows
-            logp_CVp = _scaled_logits(hidden_TD, weight_VpD, scale_T, rows, exact).sub_(lse_T[rows, None])
-            if reference is None:
-                grad_CVp = _gradient(logp_CVp, entropy_T[rows], d_logp_T[rows], d_entropy_T[rows])
-            else:
-                assert d_kl_T is not None
-                ref_logp_CVp = reference.logits(rows, exact).sub_(ref_lse_T[rows, None])
-                add_kl = _with_forward_kl if reference.direction == "forward" else _with_reverse_kl
-                grad_CVp = add_kl(
-                    logp_CVp, ref_logp_CVp, entropy_T[rows], kl_T[rows], d_logp_T[rows], d_entropy_T[rows], d_kl_T[rows]
-                )
-            grad_CVp.scatter_add_(1, chunk.column_C1, (d_logp_T[rows] * chunk.mine_C)[:, None])
-            grad_CVp = grad_CVp.mul_(scale_T[rows, None]).to(hidden_TD.dtype)
+        for chunk in ctx.shard.chunks(targets_T, 2, exact):
+            rows, (z_CVp, free_CVp) = chunk.rows, chunk.buffers
+            logp_CVp = _Logits.of(hidden_TD, weight_VpD, scale_T, rows, z_CVp).minus(lse_T[rows])
+            factor_CVp = of_p_T[rows, None]
+            if d_reverse_T is not None:
+                ref_logp_CVp = reference.logits(rows, free_CVp).minus(ref_lse_T[rows])
+                log_ratio_CVp = torch.sub(logp_CVp, ref_logp_CVp, out=free_CVp)
+                factor_CVp = log_ratio_CVp.mul_(d_reverse_T[rows, None]).add_(factor_CVp)
+            if d_entropy_T is not None:
+                factor_CVp = torch.addcmul(factor_CVp, logp_CVp, d_entropy_T[rows, None], value=-1, out=free_CVp)
+            grad_CVp = logp_CVp.exp_().mul_(factor_CVp)
+            if d_forward_T is not None:
+                pihat_CVp = reference.logits(rows, free_CVp).minus(ref_lse_T[rows]).exp_()
+                grad_CVp.sub_(pihat_CVp.mul_(d_forward_T[rows, None]))  # rounded as p was: 0 at the reference
+            if d_logp_T is not None:
+                grad_CVp.scatter_add_(1, chunk.column_C1, (d_logp_T[rows] * chunk.mine_C)[:, None])
+            grad_CVp = grad_CVp.to(hidden_TD.dtype)
             torch.matmul(grad_CVp, weight_VpD, out=d_hidden_TD[rows])
             if exact == weight_VpD.dtype:
                 d_weight_VpD.addmm_(grad_CVp.T, hidden_TD[rows])
@@ -184,59 +228,16 @@ class _Head(torch.autograd.Function):
         return d_hidden_TD, d_weight_VpD.to(weight_VpD.dtype), None, None, None, None
 
 
-# Gradients by the scaled logits but for the 1 at each target, which is added afterwards; all [C, Vp], in the memory of
-# their first arguments.   d logp / dz = 1[target] - p     d H / dz = -p (log p + H)
-
-
-def _gradient(logp_CVp: Tensor, entropy_C: Tensor, d_logp_C: Tensor, d_entropy_C: Tensor) -> Tensor:
-    p_CVp = logp_CVp.exp()
-    of_one_C = d_logp_C + d_entropy_C * entropy_C
-    return logp_CVp.mul_(-d_entropy_C[:, None]).sub_(of_one_C[:, None]).mul_(p_CVp)
-
-
-def _with_forward_kl(
-    logp_CVp: Tensor,
-    ref_logp_CVp: Tensor,
-    entropy_C: Tensor,
-    kl_C: Tensor,
-    d_logp_C: Tensor,
-    d_entropy_C: Tensor,
-    d_kl_C: Tensor,
-) -> Tensor:
-    """d KL(pihat || pi) / dz = p - pihat."""
-    grad_CVp = _gradient(logp_CVp, entropy_C, d_logp_C - d_kl_C, d_entropy_C)
-    return grad_CVp.sub_(ref_logp_CVp.exp_().mul_(d_kl_C[:, None]))
-
-
-def _with_reverse_kl(
-    logp_CVp: Tensor,
-    ref_logp_CVp: Tensor,
-    entropy_C: Tensor,
-    kl_C: Tensor,
-    d_logp_C: Tensor,
-    d_entropy_C: Tensor,
-    d_kl_C: Tensor,
-) -> Tensor:
-    """d KL(pi || pihat) / dz = p (log p - log pihat - KL)."""
-    p_CVp = logp_CVp.exp()
-    of_one_C = d_logp_C + d_entropy_C * entropy_C + d_kl_C * kl_C
-    grad_CVp = logp_CVp.mul_((d_kl_C - d_entropy_C)[:, None]).sub_(of_one_C[:, None])
-    return grad_CVp.sub_(ref_logp_CVp.mul_(d_kl_C[:, None])).mul_(p_CVp)
-
-
-def _kl_sums(z_CVp: Tensor, e_CVp: Tensor, ref_z_CVp: Tensor, direction: str) -> list[Tensor]:
+def _kl_sums(z_CVp: Tensor, ref_z_CVp: Tensor, free_CVp: Tensor, direction: str) -> list[Tensor]:
     """This rank's sum of exp(ref_z) and of the log-ratio under the distribution that the KL averages over, each [C].
 
-    Logits are given up to a constant of each row, e = exp(z). Takes ref_z's memory. Differences are taken before sums:
+    Logits are given up to a constant of each row. Takes the memory of all three. Differences are taken before sums:
     near the reference they are small, and what they add up to is exact.
     """
-    ref_e_CVp = ref_z_CVp.exp()
-    ref_sum_C = ref_e_CVp.sum(-1)
     if direction == "forward":
-        return [ref_sum_C, ref_z_CVp.sub_(z_CVp).mul_(ref_e_CVp).sum(-1)]
-    return [ref_sum_C, ref_z_CVp.neg_().add_(z_CVp).mul_(e_CVp).sum(-1)]
-
-
-def _scaled_logits(hidden_TD: Tensor, weight_VpD: Tensor, scale_T: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
-    """scale * hidden W^T of the rows, [C, Vp]: multiplied in the weights' dtype, as the engine does, then exact."""
-    return (hidden_TD[rows] @ weight_VpD.T).to(dtype).mul_(scale_T[rows, None])
+        log_ratio_CVp, e_CVp = torch.sub(ref_z_CVp, z_CVp, out=free_CVp), ref_z_CVp.exp_()
+        ref_sum_C = e_CVp.sum(-1)
+    else:
+        log_ratio_CVp, e_CVp = torch.sub(z_CVp, ref_z_CVp, out=free_CVp), z_CVp.exp_()
+        ref_sum_C = ref_z_CVp.exp_().sum(-1)
+    return [ref_sum_C, log_ratio_CVp.mul_(e_CVp).sum(-1)]
