@@ -264,7 +264,7 @@ def why_not(case: Case, name: str) -> str | None:
     needed_gib = side.whole_logits * case.tokens * case.vocab_size * 4 / 2**30
     available_gib = int(fields_of("/proc/meminfo")["MemAvailable"].removesuffix("kB")) / 2**20
     if case.device == "cpu" and needed_gib > 0.8 * available_gib:  # others grow, too
-        return f"needs about {needed_gib:.0f} GiB, of which {available_gib:.0f} are available"
+        return f"needs about {needed_gib:.0f} GiB, and a fifth of the {available_gib:.0f} available is left to others"
     return None
 
 

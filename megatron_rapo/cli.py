@@ -78,6 +78,8 @@ def _audit(arguments: argparse.Namespace) -> int:
             raise InputError(
                 f"audit: {option} shows all divergences side by side; pass --all instead of a CONFIG.toml."
             )
+    if arguments.all and arguments.set:
+        raise InputError("audit: --all shows the default settings; pass a CONFIG.toml instead of --all to use --set.")
     config = None if arguments.all else load_config(arguments.config, arguments.set)
     from megatron_rapo.audit.command import audit_all, audit_config
 

@@ -171,8 +171,8 @@ class AlgorithmConfig(_Section):
     overlong: Literal["keep", "mask"] = "keep"
     """Completions that the length limit cut off: trained on as wrong, or left out of the loss (not of the group)."""
     importance_cap: float = Field(default=2.0, ge=1)
-    """Truncation of the detached importance weights (engine to trainer, old to current policy)."""
-    log_ratio_cap: float = Field(default=10.0, gt=0)
+    """Truncation of the detached importance weights: old policy over engine, current policy over engine."""
+    log_rho_cap: float = Field(default=10.0, gt=0)
     """Bound of |log rho| before it is exponentiated, nats; hits are counted, their gradient is kept."""
 
     @model_validator(mode="before")
@@ -217,7 +217,7 @@ class AlgorithmConfig(_Section):
         self._refuse_idle("phi_exponent", self.phi != "power", f"algorithm.phi={self.phi}")
         self._refuse_idle("phi_sharpness", self.phi != "sigmoid", f"algorithm.phi={self.phi}")
         without_ratio = self.divergence == "none" or self.divergence.endswith("_exact")
-        self._refuse_idle("log_ratio_cap", without_ratio, f"algorithm.divergence={self.divergence}")
+        self._refuse_idle("log_rho_cap", without_ratio, f"algorithm.divergence={self.divergence}")
         return self
 
     def _refuse_idle(self, field: str, idle: bool, because: str) -> None:

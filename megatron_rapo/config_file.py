@@ -45,7 +45,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
         settings = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file; check the path.") from None
+        named_by = f" ({BASE} of {above[-1]})" if above else ""
+        raise ConfigError(f"{path}: no such configuration file{named_by}; check the path.") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

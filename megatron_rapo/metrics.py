@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from megatron_rapo.config import AlgorithmConfig
+from megatron_rapo.packing import REWARD_SPLITS
 from megatron_rapo.types import Group, Outcome, TrainingSequence
 
 
@@ -34,58 +35,51 @@ def reference_scalars(sequences: Sequence[TrainingSequence]) -> dict[str, float]
 
 
 def training_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmConfig) -> dict[str, float]:
-    """Means over the optimizer steps of a rollout; the learning rate is the last one's.
+    """Of the optimizer steps of a rollout: means over all their tokens; of the gradient norm over steps.
 
     policy/loss is the objective's value and not the mean of what was differentiated: that has the penalty's gradient,
     which for an estimate is not the gradient of its value (algo/divergences.py).
     """
-
-    def mean(name: str) -> float:
-        return sum(step[name] for step in steps) / len(steps)
-
-    surrogate, kl_cost, entropy_bonus = mean("surrogate"), algorithm.alpha * mean("divergence"), mean("entropy_bonus")
+    surrogate, entropy_bonus = _mean(steps, "surrogate"), _mean(steps, "entropy_bonus")
+    kl_cost = algorithm.alpha * _mean(steps, "divergence")
     return {
         "policy/loss": -surrogate + kl_cost - entropy_bonus,
         "policy/surrogate": surrogate,
         "policy/kl_cost": kl_cost,
         "policy/entropy_bonus": entropy_bonus,
-        "policy/kl": mean("kl"),
-        "policy/entropy": mean("entropy"),
-        "policy/clip_fraction": mean("clipped"),
-        "optimizer/grad_norm": mean("grad_norm"),
+        "policy/kl": _mean(steps, "kl"),
+        "policy/entropy": _mean(steps, "entropy"),
+        "policy/clip_fraction": _mean(steps, "clipped"),
+        "policy/ratio_capped": _mean(steps, "ratio_capped"),
+        "optimizer/grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
         "optimizer/lr": steps[-1]["lr"],
     }
 
 
 def estimator_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmConfig) -> dict[str, float]:
-    """How well sampled tokens estimate what the divergence is about: in all, and by reward. None without a divergence.
+    """How well sampled tokens estimate what the objective is about: in all, and by reward.
 
-    The effective sample size of weights w is (sum w)^2 / sum w^2; here as a share of the number of tokens.
+    The effective sample size of weights w is (sum w)^2 / sum w^2; here as a share of the number of tokens. Without a
+    divergence there is no rho to say anything of.
     """
-    if algorithm.divergence == "none":
-        return {}
     scalars: dict[str, float] = {}
-    for split in ("", "/low_reward", "/high_reward"):
-        sums = {name: sum(step[name + split] for step in steps) for name in _ESTIMATOR_SUMS}
-        tokens = sum(step["tokens" + split] if split else 1.0 for step in steps)
-        if tokens == 0:  # no completion of this kind
+    for split in ("", *(f"/{name}" for name in REWARD_SPLITS)):
+        share = _mean(steps, f"tokens{split}") if split else 1.0
+        if share == 0 or not sum(step["num_tokens"] for step in steps):  # no token of this kind
             continue
-        scalars |= {
-            f"estimator/kl{split}": sums["kl"] / tokens,
-            f"estimator/rho_ess{split}": sums["rho"] ** 2 / (sums["rho_squared"] * tokens),
-            f"estimator/importance_ess{split}": sums["importance"] ** 2 / (sums["importance_squared"] * tokens),
-            f"estimator/log_rho_capped{split}": sums["log_ratio_capped"] / tokens,
-            f"estimator/importance_capped{split}": sums["importance_capped"] / tokens,
-        }
+
+        def mean(name: str, split: str = split, share: float = share) -> float:
+            return _mean(steps, name + split) / share
+
+        scalars[f"estimator/importance_ess{split}"] = mean("importance") ** 2 / mean("importance_squared")
+        scalars[f"estimator/importance_capped{split}"] = mean("importance_capped")
+        if algorithm.divergence != "none":
+            scalars[f"estimator/kl{split}"] = mean("kl")
+            scalars[f"estimator/rho_ess{split}"] = mean("rho") ** 2 / mean("rho_squared")
+            scalars[f"estimator/log_rho_capped{split}"] = mean("log_rho_capped")
     return scalars
 
 
-_ESTIMATOR_SUMS = (
-    "kl",
-    "rho",
-    "rho_squared",
-    "importance",
-    "importance_squared",
-    "log_ratio_capped",
-    "importance_capped",
-)
+def _mean(steps: Sequence[Mapping[str, float]], name: str) -> float:
+    """Over the tokens of all optimizer steps, each of which gives its own tokens' mean; 0 where there are none."""
+    return sum(step[name] * step["num_tokens"] for step in steps) / max(1.0, sum(step["num_tokens"] for step in steps))

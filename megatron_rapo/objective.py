@@ -95,6 +95,6 @@ def batch_loss(
         clip_low=settings.clip_low,
         clip_high=settings.clip_high,
         importance_cap=settings.importance_cap,
-        log_ratio_cap=settings.log_ratio_cap,
+        log_rho_cap=settings.log_rho_cap,
         splits=batch.by_reward(middle_reward),
     )

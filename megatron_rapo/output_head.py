@@ -56,7 +56,8 @@ def token_scores(
     `scale_T` (>= 0) is 1 / temperature for the policy, phi / temperature for the reference: softmax(phi * z) is
     pi_ref^phi / Z, so the reweighting's normaliser is this log-sum-exp. Rows of padding beyond `vocab_size` take no
     probability. Gradients flow to `hidden_TD` (this rank's part of the sum over the vocabulary: the caller adds up the
-    tensor ranks) and to `weight_VpD`, and not to the reference. Memory is O(chunk * Vp), by default of CHUNK_BYTES.
+    tensor ranks) and to `weight_VpD`, and not to the reference. Memory is O(chunk * Vp), by default of CHUNK_BYTES,
+    and in the backward pass the weight's gradient in float32.
     The forward pass has two all-reduces a chunk over `group`, in which every rank must take part.
     """
     columns, rank = weight_VpD.shape[0], group.rank() if group else 0
@@ -149,9 +150,9 @@ class _Head(torch.autograd.Function):
         reference: ReferenceHead | None,
         shard: _Shard,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        exact = torch.promote_types(hidden_TD.dtype, torch.float32)
-        logp_T, entropy_T, lse_T, kl_T, ref_lse_T = (scale_T.new_empty(scale_T.shape, dtype=exact) for _ in range(5))
-        for chunk in shard.chunks(targets_T, 2 if reference is None else 3, exact):
+        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
+        logp_T, entropy_T, lse_T, kl_T, ref_lse_T = (scale_T.new_empty(scale_T.shape, dtype=wide) for _ in range(5))
+        for chunk in shard.chunks(targets_T, 2 if reference is None else 3, wide):
             rows, (free_CVp, *buffers) = chunk.rows, chunk.buffers
             logits = [_Logits.of(hidden_TD, weight_VpD, scale_T, rows, buffers[0])]
             if reference is not None:
@@ -187,7 +188,7 @@ class _Head(torch.autograd.Function):
         d H / dz = -p (log p + H)                 d KL(pi || pihat) / dz = p (log p - log pihat - KL)
         """
         hidden_TD, weight_VpD, targets_T, scale_T, lse_T, entropy_T, kl_T, ref_lse_T = ctx.saved_tensors
-        reference, exact = ctx.reference, lse_T.dtype
+        reference, wide = ctx.reference, lse_T.dtype
         # Times scale here, by token, for the gradient by hidden W^T: not in the end, by logit.
         d_logp_T, d_entropy_T, d_kl_T = (None if d_T is None else d_T * scale_T for d_T in d_outputs_T)
         is_forward = reference is not None and reference.direction == "forward"
@@ -202,8 +203,8 @@ class _Head(torch.autograd.Function):
         if d_reverse_T is not None:
             of_p_T -= d_reverse_T * kl_T
         d_hidden_TD = torch.empty_like(hidden_TD)
-        d_weight_VpD = torch.zeros_like(weight_VpD, dtype=exact)  # summed over chunks: not in bfloat16
-        for chunk in ctx.shard.chunks(targets_T, 2, exact):
+        d_weight_VpD = torch.zeros_like(weight_VpD, dtype=wide)  # summed over chunks: not in bfloat16
+        for chunk in ctx.shard.chunks(targets_T, 2, wide):
             rows, (z_CVp, free_CVp) = chunk.rows, chunk.buffers
             logp_CVp = _Logits.of(hidden_TD, weight_VpD, scale_T, rows, z_CVp).minus(lse_T[rows])
             factor_CVp = of_p_T[rows, None]
@@ -221,7 +222,7 @@ class _Head(torch.autograd.Function):
                 grad_CVp.scatter_add_(1, chunk.column_C1, (d_logp_T[rows] * chunk.mine_C)[:, None])
             grad_CVp = grad_CVp.to(hidden_TD.dtype)
             torch.matmul(grad_CVp, weight_VpD, out=d_hidden_TD[rows])
-            if exact == weight_VpD.dtype:
+            if wide == weight_VpD.dtype:
                 d_weight_VpD.addmm_(grad_CVp.T, hidden_TD[rows])
             else:
                 d_weight_VpD += grad_CVp.T @ hidden_TD[rows]

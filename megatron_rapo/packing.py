@@ -16,6 +16,9 @@ from torch import Tensor
 
 from megatron_rapo.types import TrainingSequence
 
+REWARD_SPLITS = ("low_reward", "high_reward")
+"""Sequences below the middle of the reward's range, and the others: how what is watched is split."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
@@ -33,7 +36,7 @@ class PackedBatch:
     cu_seqlens: Tensor  # [S + 1] int32: borders of the sequences in the *unsplit* micro-batch
     old_logp_T: Tensor | None = None  # float32: from the scoring pass
     ref_logp_T: Tensor | None = None  # float32: reweighted reference's, from the scoring pass
-    ref_hidden_TD: Tensor | None = None  # the reference's last hidden states, in host memory, where the KL is exact
+    ref_hidden_RD: Tensor | None = None  # a tensor rank's share of the reference's last hidden states, on the host
 
     @property
     def max_seqlen(self) -> int:
@@ -41,9 +44,9 @@ class PackedBatch:
         return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
 
     def by_reward(self, middle: float) -> dict[str, Tensor]:
-        """Masks [T] of the tokens whose sequence earned less than `middle`, and of the others."""
+        """Masks [T], by REWARD_SPLITS, of the tokens whose sequence earned less than `middle`, and of the others."""
         high_T = self.reward_T >= middle
-        return {"low_reward": ~high_T, "high_reward": high_T}
+        return dict(zip(REWARD_SPLITS, (~high_T, high_T), strict=True))
 
     def only(self, chosen_T: Tensor) -> PackedBatch:
         """The same batch with those tokens alone counted by the loss."""

@@ -41,10 +41,12 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> None:
     check_rollout(config, shape, world_size())
     train_set = _prompts(config, config.data.train)
     heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
-    if config.batch.prompts_per_step > len(train_set.prompts):
+    most_prompts = config.batch.prompts_per_step * (1 + config.batch.refill_rounds)
+    if most_prompts > len(train_set.prompts):
         raise ConfigError(
             f"batch.prompts_per_step={config.batch.prompts_per_step}: {config.data.train} has {len(train_set.prompts)} "
-            "problems, some of which would be in a step twice; lower it."
+            f"problems, and with batch.refill_rounds={config.batch.refill_rounds} one could be in a step twice; "
+            "lower one of the two."
         )
     folder = config.run.folder
     checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None

@@ -76,7 +76,7 @@ REFUSALS = [
         for field, becauses in {
             "phi_exponent": ["phi=linear", "phi=sigmoid", "phi=constant"],
             "phi_sharpness": ["phi=linear", "phi=power", "phi=constant"],
-            "log_ratio_cap": ["divergence=forward_kl_exact", "divergence=reverse_kl_exact", "divergence=none"],
+            "log_rho_cap": ["divergence=forward_kl_exact", "divergence=reverse_kl_exact", "divergence=none"],
         }.items()
         for because in becauses
     ),
@@ -172,7 +172,7 @@ def test_refusals(load, overrides, message):
         ["algorithm.phi=constant", "algorithm.phi_min=0.75", "algorithm.phi_max=0.75"],
         ["algorithm.phi=power", "algorithm.phi_exponent=3.0"],
         ["algorithm.phi=sigmoid", "algorithm.phi_sharpness=3.0"],
-        *([f"algorithm.divergence={name}", "algorithm.log_ratio_cap=3.0"] for name in WITH_RATIO),
+        *([f"algorithm.divergence={name}", "algorithm.log_rho_cap=3.0"] for name in WITH_RATIO),
         ["parallel.sequence=true", "parallel.tensor=2"],
         ["parallel.virtual_pipeline=2", "parallel.pipeline=2"],
         ["optimizer.min_lr=1e-7", "optimizer.schedule=cosine"],
@@ -433,7 +433,7 @@ def test_a_file_changes_its_base(tmp_path):
         ),
         (
             {"run": 'base = "sub/one.toml"', "sub__one": 'base = "two.toml"'},
-            "{folder}/sub/two.toml: no such configuration file; check the path.",
+            "{folder}/sub/two.toml: no such configuration file (base of {folder}/sub/one.toml); check the path.",
         ),
         ({"run": "base = 3"}, '{folder}/run.toml: base=3: not the name of a file; write base = "other.toml".'),
         (
@@ -446,7 +446,7 @@ def test_a_file_changes_its_base(tmp_path):
         ),
         (
             {"run": 'base = "one.toml"', "one": 'base = "run"'},
-            "{folder}/run: no such configuration file; check the path.",
+            "{folder}/run: no such configuration file (base of {folder}/one.toml); check the path.",
         ),
     ],
 )
@@ -505,7 +505,7 @@ def test_defaults_are_written_out(load, tmp_path):
         "clip_high": 0.2,
         "overlong": "keep",
         "importance_cap": 2.0,
-        "log_ratio_cap": 10.0,
+        "log_rho_cap": 10.0,
     }
     assert written["run"] == {"folder": "runs/one", "steps": 3, "seed": 0, "timeout_s": 600.0}
     assert written["evaluation"] is None and written["batch"]["completions_per_prompt"] == 8

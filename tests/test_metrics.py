@@ -71,22 +71,22 @@ ALGORITHM = AlgorithmConfig(alpha=0.1, beta=0.02)
 STEPS = [
     {
         **{"loss": 1.0, "surrogate": 9.0, "divergence": 0.2, "entropy_bonus": 0.04, "entropy": 2.0, "clipped": 0.0},
-        **{"kl": 0.3},
+        **{"kl": 0.3, "ratio_capped": 0.0, "num_tokens": 100.0},
         **{"grad_norm": 3.0, "lr": 1e-6, "rho": 0.5, "rho_squared": 0.5, "importance": 1.0, "importance_squared": 2.0},
-        **{"log_ratio_capped": 0.5, "importance_capped": 0.75},
+        **{"log_rho_capped": 0.5, "importance_capped": 0.75},
         # a quarter of the tokens; none of the others is among the low rewards
         **{"kl/high_reward": 0.1, "rho/high_reward": 0.25, "rho_squared/high_reward": 0.5},
         **{"importance/high_reward": 0.25, "importance_squared/high_reward": 0.25},
-        **{"log_ratio_capped/high_reward": 0.125, "importance_capped/high_reward": 0.25, "tokens/high_reward": 0.25},
+        **{"log_rho_capped/high_reward": 0.125, "importance_capped/high_reward": 0.25, "tokens/high_reward": 0.25},
     },
     {
         **{"loss": -2.0, "surrogate": 4.0, "divergence": 0.4, "entropy_bonus": 0.02, "entropy": 1.0, "clipped": 0.25},
-        **{"kl": 0.5},
+        **{"kl": 0.5, "ratio_capped": 0.5, "num_tokens": 100.0},
         **{"grad_norm": 5.0, "lr": 3e-6, "rho": 1.5, "rho_squared": 4.5, "importance": 2.0, "importance_squared": 6.0},
-        **{"log_ratio_capped": 0.0, "importance_capped": 0.0},
+        **{"log_rho_capped": 0.0, "importance_capped": 0.0},
         **{"kl/high_reward": 0.2, "rho/high_reward": 0.5, "rho_squared/high_reward": 1.0},
         **{"importance/high_reward": 0.5, "importance_squared/high_reward": 1.0},
-        **{"log_ratio_capped/high_reward": 0.0, "importance_capped/high_reward": 0.0, "tokens/high_reward": 0.5},
+        **{"log_rho_capped/high_reward": 0.0, "importance_capped/high_reward": 0.0, "tokens/high_reward": 0.5},
     },
 ]
 STEPS = [step | {name.replace("high", "low"): 0.0 for name in step if "/" in name} for step in STEPS]
@@ -101,6 +101,7 @@ def test_training_by_hand():
         "policy/entropy_bonus": pytest.approx(0.03),
         "policy/entropy": 1.5,
         "policy/clip_fraction": 0.125,
+        "policy/ratio_capped": 0.25,
         "optimizer/grad_norm": 4.0,
         "optimizer/lr": 3e-6,  # the last step's
     }
@@ -128,7 +129,7 @@ def test_estimator_by_hand():
 def test_equal_weights_have_the_best_effective_sample_size():
     """5 of 8 tokens earned much: whatever their common weight is, all of them count."""
     whole = {"kl": 1.0, "rho": 0.3, "rho_squared": 0.09, "importance": 2.0, "importance_squared": 4.0}
-    step = whole | {"log_ratio_capped": 0.0, "importance_capped": 0.0}
+    step = whole | {"log_rho_capped": 0.0, "importance_capped": 0.0, "num_tokens": 8.0}
     of_high = {f"{name}/high_reward": 5 / 8 * value for name, value in step.items()} | {"tokens/high_reward": 5 / 8}
     of_low = {f"{name}/low_reward": 3 / 8 * value for name, value in step.items()} | {"tokens/low_reward": 3 / 8}
     found = estimator_scalars([step | of_high | of_low] * 3, ALGORITHM)
@@ -140,15 +141,28 @@ def test_equal_weights_have_the_best_effective_sample_size():
     assert found["estimator/kl/low_reward"] == pytest.approx(1.0)
 
 
-def test_without_a_divergence_there_is_no_estimator():
-    assert estimator_scalars(STEPS, AlgorithmConfig(divergence="none")) == {}
+def test_without_a_divergence_only_the_engines_weights_are_estimates():
+    found = estimator_scalars(STEPS, AlgorithmConfig(divergence="none"))
+    of_all = estimator_scalars(STEPS, ALGORITHM)
+    assert found == {name: value for name, value in of_all.items() if name.startswith("estimator/importance_")}
+    assert len(found) == 4
+
+
+def test_steps_count_by_their_tokens():
+    """A step all of whose completions are left out of the loss has no say; alone it says nothing, and does not fail."""
+    empty = dict.fromkeys(STEPS[0], 0.0) | {"grad_norm": 0.0, "lr": 1e-6}
+    assert estimator_scalars([*STEPS, empty], ALGORITHM) == estimator_scalars(STEPS, ALGORITHM)
+    assert estimator_scalars([empty], ALGORITHM) == {}
+    assert training_scalars([empty], ALGORITHM)["policy/kl"] == 0.0
+    thrice = [STEPS[0] | {"num_tokens": 300.0}, STEPS[1]]
+    assert training_scalars(thrice, ALGORITHM)["policy/kl"] == pytest.approx((3 * 0.3 + 0.5) / 4)
 
 
 def test_every_scalar_is_declared_and_every_sum_is_the_losses():
     """From the metrics of a real loss, with tokens of low and of high reward."""
     ones_T = torch.ones(2)
     names = ("old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T", "weight_T")
-    settings = {"clip_low": 0.2, "clip_high": 0.2, "importance_cap": 2.0, "log_ratio_cap": 10.0}
+    settings = {"clip_low": 0.2, "clip_high": 0.2, "importance_cap": 2.0, "log_rho_cap": 10.0}
     sums = rapo_loss(
         *(ones_T, ones_T),
         **dict.fromkeys(names, ones_T),
@@ -156,7 +170,9 @@ def test_every_scalar_is_declared_and_every_sum_is_the_losses():
         **{"divergence": "forward_kl", "alpha": 0.1, "beta": 0.02, **settings},
         splits={"low_reward": torch.tensor([True, False]), "high_reward": torch.tensor([False, True])},
     )
-    step = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0} | {name: value.item() / 2 for name, value in sums.metrics.items()}
+    step = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "num_tokens": 2.0} | {
+        name: value.item() / 2 for name, value in sums.metrics.items()
+    }
     training, estimator = training_scalars([step], ALGORITHM), estimator_scalars([step], ALGORITHM)
     assert len(estimator) == 15 and estimator["estimator/rho_ess/low_reward"] == 1.0
     rollout = rollout_scalars([group((Outcome.WRONG, True, 0.0, 1, False))])

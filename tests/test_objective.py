@@ -143,16 +143,16 @@ def scored_batch(load):
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize(
-    ("divergence", "log_ratio_cap"),
+    ("divergence", "log_rho_cap"),
     [("rapo_paper", 0.5), ("reverse_kl", 0.5), ("forward_kl_exact", 10.0), ("none", 10.0)],
 )
-def test_the_loss_is_given_every_setting(load, divergence, log_ratio_cap, ratio):
+def test_the_loss_is_given_every_setting(load, divergence, log_rho_cap, ratio):
     scores, batch = scored_batch(load)
     overrides = [f"algorithm.divergence={divergence}", f"algorithm.ratio={ratio}", *SETTINGS]
     if divergence == "none":
         overrides.append("algorithm.alpha=0")
-    if log_ratio_cap != 10.0:
-        overrides.append(f"algorithm.log_ratio_cap={log_ratio_cap}")
+    if log_rho_cap != 10.0:
+        overrides.append(f"algorithm.log_rho_cap={log_rho_cap}")
     asked = []
 
     def sequence_mean(values_T, of_batch):
@@ -173,14 +173,14 @@ def test_the_loss_is_given_every_setting(load, divergence, log_ratio_cap, ratio)
         clip_low=0.1,
         clip_high=0.4,
         importance_cap=1.25,
-        log_ratio_cap=log_ratio_cap,
+        log_rho_cap=log_rho_cap,
         splits={"low_reward": batch.reward_T < 0.25, "high_reward": batch.reward_T >= 0.25},
     )
     assert found.loss.item() == expected.loss.item() and found.metrics == expected.metrics
     gradients = [torch.autograd.grad(sums.loss, scores, materialize_grads=True) for sums in (found, expected)]
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
     assert found.metrics["clipped"] > 0 and found.metrics["importance_capped"] > 0  # so these settings mattered
-    assert (found.metrics["log_ratio_capped"] > 0) == (log_ratio_cap != 10.0)
+    assert (found.metrics["log_rho_capped"] > 0) == (log_rho_cap != 10.0)
     assert len(asked) == (ratio == "sequence") and all(torch.equal(each, log_ratio_T) for each in asked)
 
 

@@ -173,9 +173,20 @@ def test_more_prompts_in_a_step_than_problems(tmp_path: Path, model: Path) -> No
     with pytest.raises(ConfigError) as refused:
         run.train(config, resume=False, overwrite=False)
     assert str(refused.value) == (
-        f"batch.prompts_per_step=4: {train} has 3 problems, some of which would be in a step twice; lower it."
+        f"batch.prompts_per_step=4: {train} has 3 problems, and with batch.refill_rounds=0 one could be in a "
+        "step twice; lower one of the two."
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("alone")
+def test_more_prompts_in_refill_rounds_than_problems(tmp_path: Path, model: Path) -> None:
+    train = problems(tmp_path / "train.jsonl", 11)
+    batch = {"prompts_per_step": 4, "refill_rounds": 2}
+    with pytest.raises(ConfigError, match=r"with batch\.refill_rounds=2 one could be in a step twice"):
+        run.train(
+            tiny_config(model, tmp_path / "run", data={"train": train}, batch=batch), resume=False, overwrite=False
+        )
 
 
 @pytest.mark.usefixtures("alone")

@@ -1,4 +1,4 @@
-"""Penalties that keep the policy near the reweighted reference, each named by the gradient that it has.
+"""Penalties that keep the policy near the reweighted reference, named by their gradients (the paper's by its source).
 
 T tokens, sampled from pi = pi_theta; V the vocabulary. p^ = pihat_ref, rho_t = p^(y_t|s_t) / pi(y_t|s_t). What a loss
 optimises is its expected gradient, not its value: the two are kept apart, here and in what a run records.
@@ -36,64 +36,66 @@ class Penalty(NamedTuple):
     capped_T: Tensor  # bool: |log rho| was beyond the cap
 
 
-def _capped_log_rho(logp_T: Tensor, ref_logp_T: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """log rho with its value held within +-cap (exp must not overflow) and its gradient kept as if it were not."""
-    log_rho_T = ref_logp_T - logp_T
-    excess_T = (log_rho_T - log_rho_T.clamp(-cap, cap)).detach()
-    return log_rho_T - excess_T, excess_T != 0
+def held(log_ratio_T: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """The logarithm with its value held within +-cap, lest exp overflow, and its gradient as if it were not.
+
+    And where it was beyond (bool).
+    """
+    excess_T = (log_ratio_T - log_ratio_T.clamp(-cap, cap)).detach()
+    return log_ratio_T - excess_T, excess_T != 0
 
 
-def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
     """Unbiased gradient -E_pi[rho * grad log pi] of the forward KL.
 
     Subtracting 1 from rho changes nothing in expectation, E_pi[grad log pi] = 0, and takes away the noise of a policy
     that is still near the reference. It is what the paper's estimator gives with its score-function term added.
     """
-    log_rho_T, capped_T = _capped_log_rho(logp_T.detach(), ref_logp_T, log_ratio_cap)
+    log_rho_T, capped_T = held(ref_logp_T - logp_T.detach(), log_rho_cap)
     rho_T = log_rho_T.exp()
     return Penalty((rho_T - 1) * -logp_T, rho_T * log_rho_T - rho_T + 1, capped_T)
 
 
-def forward_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+def forward_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
     """The popular k3 (Schulman; verl's low_var_kl, TRL's without use_bias_correction_kl), labelled reverse KL there.
 
     That is its value. Differentiated as written its gradient is (1 - rho) * grad log pi, the forward KL's.
     """
-    log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
+    log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
     loss_T = log_rho_T.exp() - 1 - log_rho_T
     return Penalty(loss_T, loss_T.detach(), capped_T)
 
 
-def rapo_paper(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+def rapo_paper(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
     """The estimator of arXiv 2510.03865, differentiated as written.
 
     d/dtheta (rho log rho - rho + 1) = -rho log rho * grad log pi, whose mean under pi_theta is
     -E_pihat[log rho * grad log pi] = grad 1/2 E_pihat[(log rho)^2].
     """
-    log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
+    log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
     rho_T = log_rho_T.exp()
     loss_T = rho_T * log_rho_T - rho_T + 1
     return Penalty(loss_T, loss_T.detach(), capped_T)
 
 
-def reverse_kl(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+def reverse_kl(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
     """k2: unbiased gradient -E_pi[log rho * grad log pi] of the reverse KL; reported by k3, whose value varies less."""
-    log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
+    log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
     detached_T = log_rho_T.detach()
     return Penalty(0.5 * log_rho_T**2, detached_T.exp() - 1 - detached_T, capped_T)
 
 
-def reverse_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+def reverse_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
     """k3 with its score-function term: (1 - rho) + (rho - 1 - log rho) = -log rho, so token by token k2's gradient.
 
     What TRL 1.16 does by default (use_bias_correction_kl).
     """
-    log_rho_T, capped_T = _capped_log_rho(logp_T, ref_logp_T, log_ratio_cap)
+    log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
     k3_T = log_rho_T.exp() - 1 - log_rho_T
     return Penalty(k3_T * (logp_T - logp_T.detach()).exp(), k3_T.detach(), capped_T)
 
 
-def none(logp_T: Tensor, ref_logp_T: Tensor, log_ratio_cap: float) -> Penalty:
+def none(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
     """No penalty; for runs without a reference."""
     zero_T = torch.zeros_like(logp_T)
     return Penalty(zero_T, zero_T, zero_T.bool())
@@ -133,7 +135,7 @@ class Divergence:
 
     gradient: Quantity | None  # whose gradient is the expected one
     value: Quantity | None  # what is reported
-    estimate: Callable[[Tensor, Tensor, float], Penalty] = none  # from (logp_T, ref_logp_T, log_ratio_cap)
+    estimate: Callable[[Tensor, Tensor, float], Penalty] = none  # from (logp_T, ref_logp_T, log_rho_cap)
     exact: Literal["forward", "reverse"] | None = None  # summed over the vocabulary instead
     corrected: bool = False  # by an importance weight where the token was sampled from another policy
 

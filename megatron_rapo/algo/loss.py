@@ -15,8 +15,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo.divergences import DIVERGENCES, exact
+from megatron_rapo.algo.divergences import DIVERGENCES, exact, held
 
+MAX_LOG_RATIO = 20.0
+"""Of policies that should be near each other, nats: held there before exp (float32 overflows at 88), and counted."""
 NO_SPLITS: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -38,11 +40,9 @@ def clipped_surrogate(
     return torch.minimum(free_T, clipped_T), clipped_T < free_T
 
 
-def truncated_importance(logp_T: Tensor, engine_logp_T: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """min(pi / pi_engine, cap), detached, for an expectation under pi of tokens that the engine sampled; and where the
-    cap decided (bool)."""
-    weight_T = (logp_T.detach() - engine_logp_T).exp()
-    return weight_T.clamp(max=cap), weight_T > cap
+def importance(logp_T: Tensor, engine_logp_T: Tensor) -> Tensor:
+    """pi / pi_engine, detached: the weight of a token that the engine sampled in an expectation under pi."""
+    return held(logp_T.detach() - engine_logp_T, MAX_LOG_RATIO)[0].exp()
 
 
 def rapo_loss(
@@ -63,7 +63,7 @@ def rapo_loss(
     clip_low: float,
     clip_high: float,
     importance_cap: float,
-    log_ratio_cap: float,
+    log_rho_cap: float,
     splits: Mapping[str, Tensor] = NO_SPLITS,
 ) -> LossSums:
     """The loss of one micro-batch, summed over tokens.
@@ -89,32 +89,35 @@ def rapo_loss(
         values_T.masked_fill(~mask_T, 0.0)
         for values_T in (logp_T, entropy_T, old_logp_T, ref_logp_T, engine_logp_T, advantage_T, weight_T)
     )
-    to_old_T, to_old_capped_T = truncated_importance(old_logp_T, engine_logp_T, importance_cap)
+    to_old_T, to_policy_T = importance(old_logp_T, engine_logp_T), importance(logp_T, engine_logp_T)
     log_ratio_T = logp_T - old_logp_T
     if sequence_log_ratio_T is not None:  # the sequence's value, the token's gradient
         log_ratio_T = sequence_log_ratio_T.masked_fill(~mask_T, 0.0) + logp_T - logp_T.detach()
+    log_ratio_T, ratio_capped_T = held(log_ratio_T, MAX_LOG_RATIO)
     surrogate_T, clipped_T = clipped_surrogate(log_ratio_T, advantage_T, clip_low=clip_low, clip_high=clip_high)
+    surrogate_T = to_old_T.clamp(max=importance_cap) * surrogate_T
 
-    to_policy_T, to_policy_capped_T = truncated_importance(logp_T, engine_logp_T, importance_cap)
     kind = DIVERGENCES[divergence]
     if kind.exact:
         assert kl_T is not None, f"{divergence} is a sum over the vocabulary, which the output head must give"
         penalty = exact(kl_T.masked_fill(~mask_T, 0.0))
     else:
-        penalty = kind.estimate(logp_T, ref_logp_T, log_ratio_cap)
-    correction_T = to_policy_T if kind.corrected else torch.ones_like(to_policy_T)
-    objective_T = to_old_T * surrogate_T - alpha * correction_T * penalty.loss_T + beta * entropy_T
+        penalty = kind.estimate(logp_T, ref_logp_T, log_rho_cap)
+    correction_T = to_policy_T.clamp(max=importance_cap) if kind.corrected else torch.ones_like(to_policy_T)
+    bonus_T = beta * entropy_T if beta else torch.zeros_like(entropy_T)  # unused, the entropy's gradient costs nothing
+    objective_T = surrogate_T - alpha * correction_T * penalty.loss_T + bonus_T
 
-    rho_T = (ref_logp_T - logp_T.detach()).clamp(-log_ratio_cap, log_ratio_cap).exp()
+    rho_T = (ref_logp_T - logp_T.detach()).clamp(-log_rho_cap, log_rho_cap).exp()
     metrics_T = {
-        "surrogate": weight_T * to_old_T * surrogate_T,
+        "surrogate": weight_T * surrogate_T,
         "divergence": weight_T * correction_T * penalty.value_T,
-        "entropy_bonus": weight_T * beta * entropy_T,
+        "entropy_bonus": weight_T * bonus_T,
         "kl": correction_T * penalty.value_T,
         "entropy": entropy_T,
         "clipped": clipped_T,
-        "log_ratio_capped": penalty.capped_T,
-        "importance_capped": to_old_capped_T | (to_policy_capped_T & kind.corrected),
+        "log_rho_capped": penalty.capped_T,
+        "ratio_capped": ratio_capped_T,
+        "importance_capped": (to_old_T > importance_cap) | ((to_policy_T > importance_cap) & kind.corrected),
         "rho": rho_T,
         "rho_squared": rho_T**2,
         "importance": to_policy_T,

@@ -51,7 +51,7 @@ class Audit:
     agrees: bool
     terms: dict[str, dict[str, TermAudit]]  # by regime: surrogate, divergence, entropy
     capped: dict[str, float]  # share of sampled tokens beyond each cap, off-policy
-    coupling: float  # |difference that phi's dependence on the sampled token makes| / |gradient|, on-policy
+    coupling: float  # |difference that phi by reward makes, instead of one phi for all| / |gradient|, on-policy
 
 
 def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float = 1.0) -> Audit:
@@ -76,7 +76,7 @@ def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float =
         agrees=all(penalties[regime].bias <= TOLERANCE for regime in promised),
         terms=terms,
         capped=lab.capped(worlds["off-policy"]),
-        coupling=_mean([lab.coupling(world) for world in worlds["on-policy"]]),
+        coupling=max(lab.coupling(world) for world in worlds["on-policy"]),
     )
 
 
@@ -222,7 +222,7 @@ class _Lab:
         )
 
 
-_CAPPED = ("log_ratio_capped", "importance_capped")
+_CAPPED = ("log_rho_capped", "importance_capped")
 
 
 @dataclass(frozen=True)

@@ -28,24 +28,30 @@ def verdict(audit: Audit) -> str:
     """One line: which divergence it is, or that it is not the one that it is called."""
     if audit.named is None or audit.nearest is None:
         return "none: no divergence; nothing keeps the policy near the reference."
-    penalties = [audit.terms[regime]["divergence"] for regime in REGIMES]
-    off = " and ".join(f"{_percent(p.bias)} {regime}" for p, regime in zip(penalties, REGIMES, strict=True))
+    on, off = (audit.terms[regime]["divergence"].bias for regime in REGIMES)
+    biases = f"{_percent(on)} on-policy and {_percent(off)} off-policy"
+    coupled = ""
+    if audit.coupling > 1e-9:
+        coupled = f"; with phi by reward, each sampled token at its own, off by up to {audit.coupling:.1%}"
     if audit.agrees:
         corrected = DIVERGENCES[audit.divergence].corrected or DIVERGENCES[audit.divergence].exact
         caveat = "" if corrected else "; it has no importance weight, so off-policy it goes by its name no longer"
-        return f"{audit.divergence}: its gradient is that of {_IN_FULL[audit.named]} (off by {off}){caveat}."
+        return (
+            f"{audit.divergence}: its gradient is that of {_IN_FULL[audit.named]} (off by {biases}{coupled}){caveat}."
+        )
     capped = ", ".join(f"{name} {share:.1%}" for name, share in audit.capped.items() if share)
-    because = f"; sampled tokens beyond the caps: {capped}" if capped else ""
+    because = f"; sampled tokens beyond the caps, off-policy: {capped}" if capped else ""
+    direction = "" if audit.nearest == audit.named else f", and nearest to that of {_IN_FULL[audit.nearest]}"
     return (
-        f"{audit.divergence} is NOT what it is called: its gradient is off from that of {_IN_FULL[audit.named]}, by "
-        f"{off} (at most {TOLERANCE:.0%} goes by the name), and nearest to that of {_IN_FULL[audit.nearest]}{because}."
+        f"{audit.divergence} is NOT what it is called: its gradient is off from that of {_IN_FULL[audit.named]} by "
+        f"{biases} (at most {TOLERANCE:.0%} goes by the name){direction}{because}."
     )
 
 
 def show(audit: Audit) -> None:
     """Print everything about one loss."""
     with Console(0) as console:
-        columns = ["", "coefficient", "value", "true value", "|gradient|", "bias", "noise"]
+        columns = ["", "coefficient", "value", "true value", "|gradient|", "largest bias", "noise"]
         for regime, terms in audit.terms.items():
             rows = [[name, *_cells(term)] for name, term in terms.items()]
             console.table(f"terms of the objective, {regime}, per token", columns, rows)
@@ -55,11 +61,10 @@ def show(audit: Audit) -> None:
                 for quantity, name in QUANTITY_NAMES.items()
             ]
             console.table("cosine of the divergence's gradient with that of", ["", *REGIMES], by_quantity)
-            if audit.coupling > 1e-9:
-                console.message(
-                    f"phi is the sampled completion's own: that turns the estimate's gradient by {audit.coupling:.1%} "
-                    "of its size from the exact divergence's."
-                )
+        console.message(
+            "bias: |measured - true gradient| / |true gradient|, the largest of some random worlds. The surrogate's is "
+            "that of clipping and of token-level ratios, off-policy; the verdict is on the divergence."
+        )
         console.message(verdict(audit))
 
 
@@ -157,5 +162,11 @@ def plot(audits: Sequence[Audit], path: Path) -> None:
     for axes in (direction, bias, noise):
         axes.grid(axis="both", alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    try:
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--plot {path}: cannot be written ({error}); name a .png file in a folder that is there."
+        ) from None
+    finally:
+        plt.close(figure)

@@ -98,7 +98,8 @@ def make_world(seed: int, reward: RewardConfig, temperature: float, *, off_polic
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale: float) -> Tensor:
-        return scale * torch.randn(1 + VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
+        # Times the temperature, which the probabilities are divided by: the world is the same at all of them.
+        return scale * temperature * torch.randn(1 + VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
 
     policy_SV = normal(1.0)
     reference_SV = policy_SV + normal(REFERENCE_DISTANCE)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.step import gather_over_data, total
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.packing import REWARD_SPLITS, PackedBatch
 
 QUANTILES = {"p01": 0.01, "p50": 0.50, "p99": 0.99}
 _WIDTH, _BINS_A_SIDE = 0.01, 2000  # of the histogram: nats, and bins below and above 0
@@ -38,7 +38,8 @@ def log_rho_quantiles(batches: Sequence[PackedBatch], parallel: Parallel, *, mid
 
     From a histogram of +-20 nats with bins of 0.01, which all ranks add up: what lies beyond counts in the last bins.
     """
-    counts = {name: torch.zeros(2 * _BINS_A_SIDE, dtype=torch.int64) for name in ("", "/low_reward", "/high_reward")}
+    names = ("", *(f"/{name}" for name in REWARD_SPLITS))
+    counts = {name: torch.zeros(2 * _BINS_A_SIDE, dtype=torch.int64) for name in names}
     for batch in batches:
         if batch.old_logp_T is None or batch.ref_logp_T is None or parallel.tensor_group.rank():
             continue

@@ -108,7 +108,7 @@ class Policy:
             return [list(batches) for batches in steps]
         return [
             [
-                replace(b, old_logp_T=o.logp_T, ref_logp_T=r.logp_T, ref_hidden_TD=r.hidden_TD)
+                replace(b, old_logp_T=o.logp_T, ref_logp_T=r.logp_T, ref_hidden_RD=r.hidden_RD)
                 for b, o, r in zip(*of_step, strict=True)
             ]
             for of_step in zip(steps, old, ref, strict=True)

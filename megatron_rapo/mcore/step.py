@@ -28,7 +28,7 @@ class Scored(NamedTuple):
     """What a scoring pass says of a micro-batch."""
 
     logp_T: Tensor  # float32: of each target
-    hidden_TD: Tensor | None  # last hidden states, in host memory, where they were asked for
+    hidden_RD: Tensor | None  # this tensor rank's rows of the last hidden states, in host memory, where asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Passes:
             def collect(hidden_TD: Tensor, non_loss_data: bool) -> Scored:
                 assert non_loss_data
                 logp_T = self._token_scores(hidden_TD, batch, scale_T).logp_T
-                return Scored(logp_T, hidden_TD.cpu() if reference and self.exact else None)
+                return Scored(logp_T, self._share(hidden_TD).cpu() if reference and self.exact else None)
 
             return self._hidden(chunk, batch), collect
 
@@ -77,7 +77,7 @@ class Passes:
 
         Gradients are summed over micro-batches, data- and context-parallel ranks and divided by the number of tokens
         that the masks select in all of them. Returns the means, by the same denominator, of the loss and its metrics,
-        on every rank. Collective over the world.
+        and the denominator (`num_tokens`), on every rank. Collective over the world.
         """
 
         def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
@@ -92,8 +92,9 @@ class Passes:
 
         collected = self._run(forward, batches, forward_only=False)
         items = gather_over_data(collected, self.parallel)
-        num_tokens = max(1, total(items, "num_tokens"))  # none where every completion is left out of the loss
-        return {name: total(items, name) / num_tokens for name in items[0] if name != "num_tokens"}
+        num_tokens = total(items, "num_tokens")  # none where every completion is left out of the loss
+        means = {name: total(items, name) / max(1, num_tokens) for name in items[0] if name != "num_tokens"}
+        return {**means, "num_tokens": num_tokens}
 
     def _run(self, forward: Callable[..., Any], batches: Sequence[PackedBatch], **kwargs: Any) -> Any:
         chunks = list(self.chunks)
@@ -135,12 +136,24 @@ class Passes:
             reference=reference,
         )
 
+    @property
+    def _tensor_size(self) -> int:
+        return self.parallel.tensor_group.size()
+
+    def _share(self, hidden_TD: Tensor) -> Tensor:
+        """This tensor rank's rows: all ranks have all of them, and a rollout's are many. As many rows on every rank."""
+        rows = -(-len(hidden_TD) // self._tensor_size)
+        padded_TD = torch.nn.functional.pad(hidden_TD, (0, 0, 0, rows * self._tensor_size - len(hidden_TD)))
+        return padded_TD[self.parallel.tensor_group.rank() * rows :][:rows]
+
     def _reference(self, batch: PackedBatch) -> ReferenceHead | None:
         if self.exact is None:
             return None
-        assert batch.ref_hidden_TD is not None, "the micro-batch was not scored by the reference"
+        assert batch.ref_hidden_RD is not None, "the micro-batch was not scored by the reference"
+        shares = [torch.empty_like(batch.ref_hidden_RD, device=self.parallel.device) for _ in range(self._tensor_size)]
+        dist.all_gather(shares, batch.ref_hidden_RD.to(self.parallel.device), group=self.parallel.tensor_group)
         return ReferenceHead(
-            hidden_TD=batch.ref_hidden_TD.to(self.parallel.device),
+            hidden_TD=torch.cat(shares)[: len(batch.phi_T)],
             weight_VpD=self.exact.head_weight,
             scale_T=batch.phi_T / self.temperature,
             direction=self.exact.direction,

@@ -17,7 +17,8 @@ SCALARS: dict[str, str] = {
     "policy/kl_cost": "Of the objective: algorithm.alpha times the divergence, mean as algorithm.aggregation says.",
     "policy/entropy_bonus": "Of the objective: algorithm.beta times the entropy, mean as algorithm.aggregation says.",
     "policy/entropy": "True entropy of the policy over the whole vocabulary, mean over completion tokens, nats.",
-    "policy/kl": "The divergence penalty between policy and reweighted reference, mean over completion tokens, nats.",
+    "policy/kl": "What algorithm.divergence reports (docs/estimators.md: value of), mean over completion tokens, nats.",
+    "policy/ratio_capped": "Tokens whose |log pi / pi_old| was beyond 20 nats, where it is held, fraction.",
     "policy/clip_fraction": "Completion tokens whose surrogate was clipped and so has no gradient, fraction.",
     "reference/phi_mean": "Mean exponent of the reference distribution; 1 leaves it as it is, 0 makes it uniform.",
     "reference/phi_min": "Lowest exponent of the reference distribution in the step.",
@@ -33,15 +34,15 @@ SCALARS: dict[str, str] = {
 }
 
 _ESTIMATOR = {
-    "kl": "The divergence penalty, mean over completion tokens, nats.",
+    "kl": "What algorithm.divergence reports (docs/estimators.md: value of), mean over completion tokens, nats.",
     "log_rho_p01": "First percentile of log rho = log pihat_ref - log pi over sampled tokens, before training, nats.",
     "log_rho_p50": "Median of log rho over sampled tokens, before training, nats.",
     "log_rho_p99": "99th percentile of log rho over sampled tokens, before training, nats.",
     "rho_ess": "Effective sample size of rho = pihat_ref / pi over the number of tokens; 1 is best.",
-    "importance_ess": "Effective sample size of the weights from engine to current policy over the number of tokens.",
-    "log_rho_capped": "Tokens whose |log rho| was beyond algorithm.log_ratio_cap, fraction.",
+    "importance_ess": "Effective sample size of pi / engine, not truncated, over the number of tokens; 1 is best.",
+    "log_rho_capped": "Tokens whose |log rho| was beyond algorithm.log_rho_cap, fraction.",
     "importance_capped": "Tokens whose importance weight was truncated at algorithm.importance_cap, fraction.",
-    "kl_gradient_share": "|gradient of the penalty| / (that + |gradient of surrogate and entropy|), before training.",
+    "kl_gradient_share": "|gradient of the penalty| / (that + |gradient of the rest|), a micro-batch of each rank.",
 }
 _SPLITS = {
     "": "",

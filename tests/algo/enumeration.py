@@ -17,7 +17,7 @@ from megatron_rapo.output_head import ReferenceHead, TokenScores, token_scores
 
 V = 6
 NO_CAP = 1e9
-UNTRUNCATED: dict[str, Any] = {"importance_cap": NO_CAP, "log_ratio_cap": NO_CAP, "clip_low": 0.2, "clip_high": 0.3}
+UNTRUNCATED: dict[str, Any] = {"importance_cap": NO_CAP, "log_rho_cap": NO_CAP, "clip_low": 0.2, "clip_high": 0.3}
 
 
 @dataclass(frozen=True, kw_only=True)

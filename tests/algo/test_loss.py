@@ -19,7 +19,7 @@ SETTINGS = {
     "clip_low": 0.2,
     "clip_high": 0.3,
     "importance_cap": 2.0,
-    "log_ratio_cap": 20.0,
+    "log_rho_cap": 20.0,
 }
 GRADIENTS = ("logp_T", "entropy_T", "kl_T")
 CONSTANTS = ("old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T", "weight_T", "sequence_log_ratio_T")
@@ -231,7 +231,7 @@ def test_metrics_of_the_estimate_by_hand_and_by_split():
         entropy_T=f64(0.5, 1.0, 2.0, 7.0),
         mask_T=torch.tensor([True, True, True, False]),
         splits={"low": torch.tensor([True, False, True, True]), "none": torch.zeros(4).bool()},
-        **{"divergence": "rapo_paper", "alpha": 0.1, "beta": 0.5, "log_ratio_cap": math.log(4.0)},
+        **{"divergence": "rapo_paper", "alpha": 0.1, "beta": 0.5, "log_rho_cap": math.log(4.0)},
     )
     paper = [2 * LOG2 - 1, 0.5 * -LOG2 + 0.5, 4 * 2 * LOG2 - 3]  # rho log rho - rho + 1
     each = {
@@ -241,12 +241,13 @@ def test_metrics_of_the_estimate_by_hand_and_by_split():
         "kl": [paper[0], 1.5 * paper[1], 2.0 * paper[2]],
         "entropy": [0.5, 1.0, 2.0],
         "clipped": [0, 0, 0],
-        "log_ratio_capped": [0, 0, 1],
+        "ratio_capped": [0, 0, 0],
+        "log_rho_capped": [0, 0, 1],
         "importance_capped": [0, 0, 1],
         "rho": [2.0, 0.5, 4.0],
         "rho_squared": [4.0, 0.25, 16.0],
-        "importance": [1.0, 1.5, 2.0],
-        "importance_squared": [1.0, 2.25, 4.0],
+        "importance": [1.0, 1.5, 4.0],  # not truncated: its effective sample size is to show the tail
+        "importance_squared": [1.0, 2.25, 16.0],
     }
     expected = {
         **{name: sum(values) for name, values in each.items()},
@@ -255,6 +256,27 @@ def test_metrics_of_the_estimate_by_hand_and_by_split():
         **{"tokens/low": 2, "tokens/none": 0},
     }
     assert found.metrics == {name: pytest.approx(value, abs=1e-12) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+@pytest.mark.parametrize("log_ratio", [90.0, -90.0])
+def test_policies_far_apart_stay_finite_and_are_counted(advantage, log_ratio):
+    """Without a guard exp(90) is infinite in float32, and 0 * inf the gradient of the token that was clipped."""
+    logp_T = torch.tensor([-1.0 - max(0.0, -log_ratio)], requires_grad=True)
+    found = rapo_loss(
+        *(logp_T, torch.zeros(1)),
+        **dict.fromkeys(("old_logp_T", "engine_logp_T"), logp_T.detach() - log_ratio),
+        ref_logp_T=logp_T.detach(),
+        advantage_T=torch.tensor([advantage]),
+        weight_T=torch.ones(1),
+        mask_T=torch.ones(1).bool(),
+        **{"divergence": "none", "alpha": 0.0, "beta": 0.0, "clip_low": 0.2, "clip_high": 0.2},
+        **{"importance_cap": 2.0, "log_rho_cap": 10.0},
+    )
+    (gradient,) = torch.autograd.grad(found.loss, logp_T)
+    assert found.loss.isfinite() and gradient.isfinite().all() and found.metrics["ratio_capped"] == 1
+    unclipped = advantage * log_ratio < 0  # the side on which the surrogate keeps its gradient
+    assert (gradient != 0).all() == unclipped
 
 
 # --- GSPO ---
@@ -416,7 +438,7 @@ def random_tokens(count=64, seed=0):
 
 def plain_loss(token, frozen_logp, *, divergence, ratio, settings):
     """One token's loss as the formulas have it; `frozen_logp` is the policy wherever it is detached."""
-    low, high, cap = 1 - settings["clip_low"], 1 + settings["clip_high"], settings["log_ratio_cap"]
+    low, high, cap = 1 - settings["clip_low"], 1 + settings["clip_high"], settings["log_rho_cap"]
     logp, advantage = token["logp_T"], token["advantage_T"]
     log_ratio = logp - token["old_logp_T"] if ratio == "token" else token["sequence_log_ratio_T"] + logp - frozen_logp
     surrogate = min(math.exp(log_ratio) * advantage, min(max(math.exp(log_ratio), low), high) * advantage)
@@ -445,7 +467,7 @@ def plain_loss(token, frozen_logp, *, divergence, ratio, settings):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_against_the_formula_and_its_finite_differences(divergence, ratio):
     tensors = random_tokens()
-    changed = {"divergence": divergence, "alpha": 0.4, "beta": 0.05, "importance_cap": 1.5, "log_ratio_cap": 2.0}
+    changed = {"divergence": divergence, "alpha": 0.4, "beta": 0.05, "importance_cap": 1.5, "log_rho_cap": 2.0}
     found = run(**tensors | ({} if ratio == "sequence" else {"sequence_log_ratio_T": None}), **changed)
     columns = {name: values.tolist() for name, values in tensors.items()}
     chosen = [t for t, selected in enumerate(columns["mask_T"]) if selected]
@@ -463,7 +485,7 @@ def test_against_the_formula_and_its_finite_differences(divergence, ratio):
         torch.testing.assert_close(found.by[name], expected, rtol=1e-6, atol=1e-8)
     kind, logp_T, mask_T = DIVERGENCES[divergence], tensors["logp_T"], tensors["mask_T"]
     capped = ((tensors["ref_logp_T"] - logp_T).abs() > 2.0)[mask_T].sum()
-    assert capped > 0 and found.metrics["log_ratio_capped"] == (0 if divergence == "none" or kind.exact else capped)
+    assert capped > 0 and found.metrics["log_rho_capped"] == (0 if divergence == "none" or kind.exact else capped)
     assert 0 < found.metrics["clipped"] < len(chosen)
     sampled_from = torch.maximum(tensors["old_logp_T"], logp_T) if kind.corrected else tensors["old_logp_T"]
     beyond = (sampled_from - tensors["engine_logp_T"] > math.log(1.5))[mask_T].sum()

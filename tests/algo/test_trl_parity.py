@@ -202,7 +202,7 @@ def run_ours(folder, batch):
         def flat(values: Tensor) -> Tensor:
             return values.expand(B, C).flatten()
 
-        defaults = {"divergence": "none", "alpha": 0.0, "beta": 0.0, "importance_cap": UNCAPPED, "log_ratio_cap": 20.0}
+        defaults = {"divergence": "none", "alpha": 0.0, "beta": 0.0, "importance_cap": UNCAPPED, "log_rho_cap": 20.0}
         sums = rapo_loss(
             flat(logp_BC),
             flat(entropy_BC),

@@ -23,7 +23,7 @@ def test_says_what_a_configuration_optimises(capsys):
 
 
 def test_ends_with_1_where_name_and_gradient_disagree(capsys):
-    cap = ["--set", "algorithm.log_ratio_cap=0.3"]
+    cap = ["--set", "algorithm.log_rho_cap=0.3"]
     assert main(["audit", str(ROOT / "examples/quickstart.toml"), *cap]) == 1
     assert "forward_kl is NOT what it is called" in capsys.readouterr().out
 

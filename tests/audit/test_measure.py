@@ -84,9 +84,9 @@ def test_coupling_is_of_estimates_with_a_phi_that_varies(audits):
 
 
 def test_a_cap_too_tight_is_found_out():
-    found = audit(AlgorithmConfig(divergence="forward_kl", log_ratio_cap=0.3), RewardConfig())
+    found = audit(AlgorithmConfig(divergence="forward_kl", log_rho_cap=0.3), RewardConfig())
     assert not found.agrees
-    assert found.capped["log_ratio_capped"] > 0.5
+    assert found.capped["log_rho_capped"] > 0.5
     truncated = audit(AlgorithmConfig(divergence="forward_kl", importance_cap=1.0), RewardConfig())
     assert not truncated.agrees
     assert truncated.terms["on-policy"]["divergence"].bias < 1e-9  # off-policy alone weights exceed 1

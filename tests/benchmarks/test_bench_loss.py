@@ -70,7 +70,7 @@ def test_what_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     result = bench_loss.measure_sides(huge, [BASE, "liger-logp"], repeats=1)
     assert result["sides"] == {}
     assert result["not_measured"]["liger-logp"] == "no_such_package is not installed"
-    assert result["not_measured"][BASE].startswith("needs about 18626 GiB, of which ")
+    assert result["not_measured"][BASE].startswith("needs about 18626 GiB, and a fifth of the ")
 
 
 def case_with(peak: float, sampled: float, exact: float, size: tuple[int, int, int] = SIZES[0]) -> dict[str, Any]:
