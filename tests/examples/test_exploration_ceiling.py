@@ -106,6 +106,9 @@ def test_written_problems_are_told_apart_by_their_ids(tmp_path) -> None:
 
 def test_every_method_has_a_configuration_that_differs_in_its_algorithm_only() -> None:
     configs = {method: load_config(study.HERE / "methods" / f"{method}.toml") for method in study.METHODS}
+    slow = configs.pop("none_slow").model_dump()
+    assert slow["optimizer"].pop("lr") == configs["none"].optimizer.lr / 2
+    assert slow == {**configs["none"].model_dump(), "optimizer": slow["optimizer"]}
     common = [config.model_dump(exclude={"algorithm"}) for config in configs.values()]
     assert all(each == common[0] for each in common)
     assert [c.algorithm.divergence for c in configs.values()] == [
