@@ -37,6 +37,7 @@ LABELS = {
     "forward_kl": "forward KL",
     "rapo_paper": "RAPO, paper",
     "rapo_exact": "RAPO, exact",
+    "rapo_exact_half": "RAPO, exact, phi from 0.5",
 }
 COLOURS = {
     BASE: "#000000",
@@ -48,6 +49,7 @@ COLOURS = {
     "forward_kl": "#009E73",
     "rapo_paper": "#56B4E9",
     "rapo_exact": "#0072B2",
+    "rapo_exact_half": "#5B3A8E",
 }  # Okabe and Ito's, which the colour-blind can tell apart
 NEVER = "never solved by the base"
 

@@ -40,7 +40,7 @@ from examples.exploration_ceiling.records import (
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-METHODS = ("none", "none_slow", "reverse_kl", "k3", "forward_kl", "rapo_paper", "rapo_exact")
+METHODS = ("none", "none_slow", "reverse_kl", "k3", "forward_kl", "rapo_paper", "rapo_exact", "rapo_exact_half")
 QUICK_METHODS = ("none", "rapo_exact")
 ANOTHER_SEED = 1_000_000
 """Added to the seed of the base model's second evaluation: other samples of the same problems."""
