@@ -56,16 +56,27 @@ def build_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def build_model(vocab_size: int) -> Qwen2ForCausalLM:
-    """An untrained model, fp32; its weights come from torch's global generator."""
+def build_model(
+    vocab_size: int,
+    *,
+    hidden_size: int = 128,
+    num_layers: int = 4,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    max_positions: int = MAX_POSITIONS,
+) -> Qwen2ForCausalLM:
+    """An untrained model, fp32; its weights come from torch's global generator.
+
+    hidden_size / num_heads is at least 32, the smallest head that vLLM's CPU attention has.
+    """
     config = Qwen2Config(
         vocab_size=vocab_size,
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,  # head_dim 32, the smallest that vLLM's CPU attention has
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_POSITIONS,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        max_position_embeddings=max_positions,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=EOS_ID,

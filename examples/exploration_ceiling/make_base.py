@@ -12,10 +12,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AddedToken, GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import AddedToken, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from examples.exploration_ceiling.problems import make_splits, student_attempts, write_problems
-from make_tiny_model import EOS_ID, PAD_ID, build_tokenizer, encode_corpus, pretrain
+from make_tiny_model import build_model as build_tiny_model
+from make_tiny_model import build_tokenizer, encode_corpus, pretrain
 
 SHARES = {"tiny": 0.15, "easy": 0.75, "hard": 0.1}
 """Of the student's attempts. Hard problems are rare: the base model's idea of them is vague."""
@@ -35,23 +36,9 @@ def build_box_tokenizer() -> Qwen2Tokenizer:
 
 def build_model(vocab_size: int) -> Qwen2ForCausalLM:
     """An untrained model of 0.45M parameters, fp32; its weights come from torch's global generator."""
-    config = Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=3,  # head_dim 32, the smallest that vLLM's CPU attention has
-        num_key_value_heads=3,
-        max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=EOS_ID,
-        pad_token_id=PAD_ID,
-        dtype="float32",
+    return build_tiny_model(
+        vocab_size, hidden_size=96, num_layers=3, num_heads=3, num_kv_heads=3, max_positions=MAX_POSITIONS
     )
-    model = Qwen2ForCausalLM(config).float()
-    model.generation_config = GenerationConfig(eos_token_id=EOS_ID, pad_token_id=PAD_ID)
-    return model
 
 
 def main() -> None:

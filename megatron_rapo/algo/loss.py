@@ -98,7 +98,7 @@ def rapo_loss(
     surrogate_T = to_old_T.clamp(max=importance_cap) * surrogate_T
 
     kind = DIVERGENCES[divergence]
-    if kind.exact:
+    if kind.exact:  # output_head.py has summed it over the vocabulary
         assert kl_T is not None, f"{divergence} is a sum over the vocabulary, which the output head must give"
         penalty = exact(kl_T.masked_fill(~mask_T, 0.0))
     else:
