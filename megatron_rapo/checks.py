@@ -8,6 +8,7 @@ import torch
 
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.hf import ModelShape
+from megatron_rapo.reshard.layout import ENGINE_VOCABULARY_MULTIPLE, padded_vocab_size
 
 
 def resolve_layers(config: Config) -> str:
@@ -70,6 +71,16 @@ def check_rollout(config: Config, shape: ModelShape, world_size: int) -> None:
             f"rollout.tensor={rollout.tensor}: neither divides the model's num_kv_heads={kv_heads} nor is a multiple "
             "of it; choose a tensor-parallel size that does."
         )
+    rows = padded_vocab_size(shape.vocab_size, ENGINE_VOCABULARY_MULTIPLE)
+    if rows % rollout.tensor:
+        raise ConfigError(
+            f"rollout.tensor={rollout.tensor}: does not divide the vocabulary's {rows} rows (padded to a multiple of "
+            f"{ENGINE_VOCABULARY_MULTIPLE}, as vLLM does); choose a tensor-parallel size that does."
+        )
+    if rollout.packed and torch.cuda.is_available():
+        raise ConfigError(
+            "rollout.packed=true: packs weights on a CPU and does nothing on a GPU; set rollout.packed=false."
+        )
     if config.max_sequence_tokens > shape.max_position:
         raise ConfigError(
             f"rollout.max_completion_tokens={rollout.max_completion_tokens}: sequences of up to "
@@ -100,10 +111,10 @@ def check_model(config: Config, shape: ModelShape) -> None:
     parallel = config.parallel
     _check_divides("parallel.tensor", parallel.tensor, shape, ("num_heads", "num_kv_heads", "ffn_hidden_size"))
     chunks = parallel.pipeline * parallel.virtual_pipeline
-    if shape.num_layers % chunks:
+    if shape.num_layers < chunks:
         raise ConfigError(
             f"parallel.pipeline={parallel.pipeline}, parallel.virtual_pipeline={parallel.virtual_pipeline}: {chunks} "
-            f"chunks do not divide the model's {shape.num_layers} layers; choose sizes whose product does."
+            f"chunks for the model's {shape.num_layers} layers; choose sizes whose product is at most that."
         )
     layers = resolve_layers(config)
     if layers == "transformer_engine" and not _has_transformer_engine():

@@ -279,6 +279,9 @@ class RolloutConfig(_Section):
     """Most completions that one engine decodes at a time."""
     compile: bool = False
     """vLLM's compiled mode (and CUDA graphs): faster decoding, slower start."""
+    packed: bool = False
+    """CPU only: vLLM's packed copies of the weights. Decoding is some percent faster, resharding packs them anew, and
+    the proof covers what was packed instead of what is used."""
 
     @model_validator(mode="after")
     def _check(self) -> RolloutConfig:
@@ -293,6 +296,10 @@ class RolloutConfig(_Section):
 class ReshardConfig(_Section):
     """Moving the trainer's weights into the engine after every step."""
 
+    bucket_mib: int = Field(default=512, ge=1)
+    """Most that a process sends and receives at a time, and so the memory that resharding adds to it, MiB."""
+    verify: Literal["every", "first"] | Annotated[int, Field(ge=1)] = "every"
+    """Which reshardings are proven by a digest of every tensor: all, the first of a start, or one of so many steps."""
     max_logprob_gap: float = Field(default=0.1, gt=0)
     """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats; above it the run stops."""
 

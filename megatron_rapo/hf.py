@@ -37,6 +37,7 @@ class ModelShape:
     vocab_size: int  # rows of the embedding, the checkpoint's own padding included
     tied: bool  # the output layer shares the embedding's weights
     qkv_bias: bool
+    qk_norm: bool  # queries and keys are normalised, head by head
     norm_eps: float
     rope_theta: float
     max_position: int  # longest sequence, tokens
@@ -53,12 +54,16 @@ def read_shape(folder: Path) -> ModelShape:
     if architecture not in _ARCHITECTURES:
         raise ConfigError(
             f"model.path={folder}: architecture {architecture} is not supported; "
-            f"supported: {', '.join(sorted(_ARCHITECTURES))}."
+            f"supported: {', '.join(sorted(_ARCHITECTURES))}. To add one, say what it is made of in hf.py and "
+            "where its parameters live in reshard/layout.py."
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), {"default"})
     _refuse(folder, "use_sliding_window", config.get("use_sliding_window", False), {False})
     _refuse(folder, "hidden_act", config.get("hidden_act", "silu"), {"silu"})
+    if architecture != "Qwen2ForCausalLM":  # which has a bias for q, k and v, always, and no such setting
+        _refuse(folder, "attention_bias", config.get("attention_bias", False), {False})
+    _refuse(folder, "mlp_bias", config.get("mlp_bias", False), {False})
     missing = [name for name in _REQUIRED if not isinstance(config.get(name), int)]
     if missing:
         raise ConfigError(
@@ -82,7 +87,13 @@ def read_shape(folder: Path) -> ModelShape:
     )
 
 
-_ARCHITECTURES: dict[str, dict[str, Any]] = {"Qwen2ForCausalLM": {"qkv_bias": True}}
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Qwen2ForCausalLM": {"qkv_bias": True, "qk_norm": False},
+    "Qwen3ForCausalLM": {"qkv_bias": False, "qk_norm": True},
+    "LlamaForCausalLM": {"qkv_bias": False, "qk_norm": False},
+}
+"""Dense decoders with RMSNorm, rotary positions and a gated SiLU MLP differ in these; the parameter map
+(reshard/layout.py) has an entry for what each adds."""
 _REQUIRED = (
     "num_hidden_layers",
     "hidden_size",

@@ -87,6 +87,7 @@ def _build(
     """The expensive part: the trainer with its policy, and the engine that it samples with."""
     from megatron_rapo.mcore.parallel import init_parallel
     from megatron_rapo.mcore.policy import Policy
+    from megatron_rapo.reshard.transfer import make_resharder
     from megatron_rapo.trainer import Trainer
 
     parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
@@ -95,6 +96,7 @@ def _build(
     trainer = Trainer(
         config,
         policy=policy,
+        resharder=make_resharder(config, shape, policy.norms, policy.parameters),
         sampler=Sampler(engine, verifier, config.reward),
         monitor=monitor,
         train_prompts=train_set.prompts,

@@ -27,6 +27,7 @@ from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_
 from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
+from megatron_rapo.reshard.transfer import Report, Resharder
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import Group, Prompt
@@ -40,12 +41,14 @@ class Trainer:
         config: Config,
         *,
         policy: Policy,
+        resharder: Resharder,
         sampler: Sampler,
         monitor: Monitor,
         train_prompts: Sequence[Prompt],
         heldout_prompts: Sequence[Prompt] = (),
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
+        self._resharder = resharder
         self._train_prompts, self._heldout_prompts = train_prompts, heldout_prompts
         self._order = EpochOrder(len(train_prompts), config.run.seed)
         self._loss = self._loss_with()
@@ -62,7 +65,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the configured number of steps, evaluating before and after where there are held-out problems."""
         total = self._config.run.steps
-        self._reshard()
+        self._reshard(prove=True)
         if self._step == 0:
             self._evaluate("before")
         every = self._config.checkpoint.every_steps
@@ -93,7 +96,8 @@ class Trainer:
         with monitor.phase("train"):
             losses = [self._policy.train_step(batches, self._loss) for batches in steps]
         self._step = step
-        self._reshard()
+        verify = self._config.reshard.verify
+        resharding = self._reshard(prove=verify == "every" or (isinstance(verify, int) and step % verify == 0))
 
         elapsed = time.perf_counter() - started
         monitor.step(
@@ -105,6 +109,7 @@ class Trainer:
                 **reference_scalars([s for of_step in sequences for s in of_step]),
                 **training_scalars(losses, self._config.algorithm),
                 **estimator_scalars(losses, self._config.algorithm),
+                **resharding.scalars(),
                 "throughput/tokens_per_s": sum(len(c.token_ids) for g in rollout.sampled for c in g.completions)
                 / elapsed,
                 "seconds/step": elapsed,
@@ -168,10 +173,10 @@ class Trainer:
         settings = self._config.rollout
         return Sampling(temperature=settings.temperature, max_completion_tokens=settings.max_completion_tokens)
 
-    def _reshard(self) -> None:
+    def _reshard(self, *, prove: bool) -> Report:
         """The engine takes over the trainer's weights; their version is the number of steps trained."""
-        with self._monitor.phase("reshard"):
-            self._sampler.engine.load_weights(self._policy.hf_tensors(), version=self._step)
+        with self._monitor.phase("reshard"), self._sampler.engine.updating(self._step) as weights:
+            return self._resharder.run(weights, version=self._step, prove=prove)
 
     def _refuse_gap(self, gap: float) -> None:
         """Stop where the engine plainly samples from another policy than the trainer's (a proof it is not)."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -28,10 +28,11 @@ def save_char_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def save_tiny_qwen2(
+def save_tiny_model(
     folder: Path,
     *,
     tied: bool,
+    family: str = "qwen2",
     vocab_size: int = 128,
     hidden_size: int = 64,
     num_layers: int = 2,
@@ -42,45 +43,49 @@ def save_tiny_qwen2(
     max_positions: int = 1024,
     gain: float = 1.5,
 ) -> Path:
-    """Write a float32 Qwen2 model with random weights, its config and a character tokenizer; return `folder`.
+    """Write a float32 model with random weights, its config and a character tokenizer; return `folder`.
 
-    `tied` shares embedding and output weights (no lm_head.weight in the file). The head dimension,
-    hidden_size / num_heads, must be one that vLLM has on the CPU (32, 64, 80, 96, ...). The MLP is
-    2 x hidden_size wide unless `intermediate_size` is given. Biases are not zero and norms not one,
-    so that a lost or swapped one shows. A lower `gain` amplifies rounding less. Call it where there is
+    `family` is transformers' name of it: qwen2, qwen3 or llama. `tied` shares embedding and output weights (no
+    lm_head.weight in the file). The head dimension, hidden_size / num_heads, must be one that vLLM has on the CPU
+    (32, 64, 80, 96, ...). The MLP is 2 x hidden_size wide unless `intermediate_size` is given. Biases are not zero and
+    norms not one, so that a lost or swapped one shows. A lower `gain` amplifies rounding less. Call it where there is
     no torch.distributed process group: with one, transformers 5 writes models on rank 0 only.
     """
     if vocab_size < NUM_TOKENS:
         raise ValueError(f"vocab_size={vocab_size}: the tokenizer has {NUM_TOKENS} tokens; use at least as many.")
     folder.mkdir(parents=True, exist_ok=True)
     save_char_tokenizer(folder)
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size or 2 * hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_kv_heads,
+        head_dim=hidden_size // num_heads,
         max_position_embeddings=max_positions,
         tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=EOS,
         pad_token_id=PAD,
     )
-    model = Qwen2ForCausalLM(config).float()
+    model = AutoModelForCausalLM.from_config(config).float()
     _randomise(model, seed, gain)
     model.save_pretrained(folder)
     return folder
 
 
-def load_reference(folder: Path) -> Qwen2ForCausalLM:
+def load_reference(folder: Path) -> PreTrainedModel:
     """The saved model in transformers: float32, eager attention, no dropout."""
-    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     return model.eval()
 
 
 @torch.no_grad()
-def _randomise(model: Qwen2ForCausalLM, seed: int, gain: float) -> None:
+def _randomise(model: PreTrainedModel, seed: int, gain: float) -> None:
     """Weights that (at gain 1.5) give logits of a spread of about one nat, so that sampling means something."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

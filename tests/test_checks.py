@@ -70,9 +70,10 @@ SHAPE = ModelShape(
     num_heads=12,
     num_kv_heads=4,
     head_dim=32,
-    vocab_size=128,
+    vocab_size=384,
     tied=True,
     qkv_bias=True,
+    qk_norm=False,
     norm_eps=1e-6,
     rope_theta=1e4,
     max_position=1536,
@@ -100,10 +101,10 @@ SHAPE = ModelShape(
             "choose a tensor-parallel size that does.",
         ),
         (
-            ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+            ["parallel.pipeline=2", "parallel.virtual_pipeline=4"],
             {},
-            "parallel.pipeline=2, parallel.virtual_pipeline=2: 4 chunks do not divide the model's 6 layers; "
-            "choose sizes whose product does.",
+            "parallel.pipeline=2, parallel.virtual_pipeline=4: 8 chunks for the model's 6 layers; "
+            "choose sizes whose product is at most that.",
         ),
     ],
 )
@@ -155,6 +156,13 @@ def test_models_that_work(load, overrides):
             "choose a tensor-parallel size that does.",
         ),
         (
+            ["rollout.tensor=12"],
+            12,
+            {"vocab_size": 128},
+            "rollout.tensor=12: does not divide the vocabulary's 128 rows (padded to a multiple of 64, as vLLM does); "
+            "choose a tensor-parallel size that does.",
+        ),
+        (
             [],
             1,
             {"max_position": 1535},
@@ -193,6 +201,16 @@ def test_the_key_value_cache_holds_the_longest_sequence(load, overrides, tensor,
     assert refusal(check_rollout, short, SHAPE, tensor) == (
         f"rollout.kv_cache_mib={needed_mib - 1}: one sequence of 1536 tokens needs {needed_mib} MiB; "
         f"set rollout.kv_cache_mib >= {needed_mib}, and many times that for many sequences."
+    )
+
+
+def test_packed_weights_are_for_a_cpu(load, machine):
+    packed = load("rollout.packed=true")
+    machine(cuda=False, te=False)
+    check_rollout(packed, SHAPE, 1)
+    machine(cuda=True, te=False)
+    assert refusal(check_rollout, packed, SHAPE, 1) == (
+        "rollout.packed=true: packs weights on a CPU and does nothing on a GPU; set rollout.packed=false."
     )
 
 

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_rapo import hf
 from megatron_rapo.config import ConfigError
 from megatron_rapo.hf import INDEX, WEIGHTS, ModelShape, open_weights, read_shape, save_folder
-from tests.models import load_reference, save_tiny_qwen2
+from tests.models import load_reference, save_tiny_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return save_tiny_qwen2(
+    return save_tiny_model(
         tmp_path_factory.mktemp("models") / "untied", tied=False, vocab_size=131, num_kv_heads=1, intermediate_size=160
     )
 
@@ -54,7 +54,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_shape_of_a_saved_model(tmp_path, tied):
-    folder = save_tiny_qwen2(
+    folder = save_tiny_model(
         tmp_path,
         tied=tied,
         vocab_size=131,
@@ -76,6 +76,7 @@ def test_shape_of_a_saved_model(tmp_path, tied):
         vocab_size=131,
         tied=tied,
         qkv_bias=True,
+        qk_norm=False,
         norm_eps=1e-6,
         rope_theta=10_000.0,
         max_position=512,
@@ -115,12 +116,14 @@ def test_what_would_be_trained_wrongly_is_refused(edited, changes, said):
 
 
 @pytest.mark.parametrize(
-    ("architectures", "named"), [(["LlamaForCausalLM"], "LlamaForCausalLM"), ([], "(none)"), (None, "(none)")]
+    ("architectures", "named"), [(["MistralForCausalLM"], "MistralForCausalLM"), ([], "(none)"), (None, "(none)")]
 )
 def test_unsupported_architecture(edited, architectures, named):
     folder = edited(architectures=architectures)
     assert refusal(read_shape, folder) == (
-        f"model.path={folder}: architecture {named} is not supported; supported: Qwen2ForCausalLM."
+        f"model.path={folder}: architecture {named} is not supported; supported: LlamaForCausalLM, "
+        "Qwen2ForCausalLM, Qwen3ForCausalLM. To add one, say what it is made of in hf.py and where its parameters live "
+        "in reshard/layout.py."
     )
 
 
@@ -237,7 +240,7 @@ def test_missing_tensor(model):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_folder_loads_in_transformers(tmp_path, tied):
-    like = save_tiny_qwen2(tmp_path / "like", tied=tied)
+    like = save_tiny_model(tmp_path / "like", tied=tied)
     (like / "optimizer.bin").write_text("not to be copied")
     generator = torch.Generator().manual_seed(1)
     weights = {name: torch.randn(value.shape, generator=generator) for name, value in contents(like).items()}

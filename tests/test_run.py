@@ -14,14 +14,14 @@ import torch.distributed as dist
 from megatron_rapo import run
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.scores import Base, ProblemScore, ScoresError, problem_digest
-from tests.models import save_tiny_qwen2
+from tests.models import save_tiny_model
 from tests.runs import tiny_config
 from tests.scores import base, problem, right_of
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_qwen2(tmp_path_factory.mktemp("models") / "model", tied=True)
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "model", tied=True)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.checks import resolve_layers
-from megatron_rapo.config import Config
+from megatron_rapo.config import Config, ParallelConfig
 from megatron_rapo.hf import ModelShape, open_weights
 from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.parallel import Parallel
@@ -27,8 +27,9 @@ from megatron_rapo.reshard.layout import (
     TRANSFORMER_ENGINE_NORMS,
     NormNames,
     fill,
+    layers_per_chunk,
     padded_vocab_size,
-    shards,
+    trainer_shards,
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,11 +63,13 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         activation_func=F.silu,
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        pipeline_model_parallel_layout=_pipeline_layout(parallel, shape.num_layers),
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
         params_dtype=dtype,
@@ -86,6 +89,14 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         **fp8,
         **_RECOMPUTE[config.model.recompute],
     )
+
+
+def _pipeline_layout(parallel: ParallelConfig, num_layers: int) -> list[list[str]] | None:
+    """What each model chunk is made of, in the order of the model; None for all in one."""
+    if parallel.pipeline == 1:
+        return None
+    chunks = [["decoder"] * n for n in layers_per_chunk(num_layers, parallel.pipeline * parallel.virtual_pipeline)]
+    return [["embedding", *chunks[0]], *chunks[1:-1], [*chunks[-1], "loss"]]
 
 
 class HiddenStatesModel(GPTModel):
@@ -159,7 +170,7 @@ def load_weights(
 
     Raises ConfigError for a tensor that is missing and ValueError for one of another shape.
     """
-    table = shards(shape, tensor=parallel.tensor_group.size(), rank=parallel.tensor_group.rank(), norms=norms)
+    table = trainer_shards(shape, tensor=parallel.tensor_group.size(), rank=parallel.tensor_group.rank(), norms=norms)
     with open_weights(folder) as weights, torch.no_grad():
         for name, parameter in named_parameters(chunks):
             shard = table[name]

@@ -27,19 +27,23 @@ from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
 from megatron_rapo.mcore.step import ExactReference, LossFunction, Passes, Scored, sequence_mean
 from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
-from megatron_rapo.reshard.transfer import ShardedWeights
+from megatron_rapo.reshard.gather import ShardedWeights
 from megatron_rapo.types import TrainingSequence
 
 
 class Policy:
-    """A Megatron model on this rank's part of the layout. Every method is collective over the world."""
+    """A Megatron model on this rank's part of the layout. Every method is collective over the world.
+
+    `parameters` are this rank's, by the parameter map's names, under which its norms are `norms`.
+    """
 
     def __init__(self, config: Config, shape: ModelShape, parallel: Parallel) -> None:
         self.config, self.parallel = config, parallel
         megatron, norms = transformer_config(config, shape), norm_names(config)
+        self.norms = norms
         self.chunks = build_chunks(config, shape, megatron, parallel)
         load_weights(self.chunks, config.model.path, shape, norms, parallel)
-        parameters = dict(named_parameters(self.chunks))
+        self.parameters = parameters = dict(named_parameters(self.chunks))
         divergence = DIVERGENCES[config.algorithm.divergence]
         self.reference = None if divergence.gradient is None else Reference(list(parameters.values()))
         head = head_weight(self.chunks)

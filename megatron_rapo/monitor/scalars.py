@@ -29,6 +29,13 @@ SCALARS: dict[str, str] = {
     "rollout/groups_replaced": "Groups sampled beyond a step's, to replace some without signal, per group trained on.",
     "rollout/logprob_gap_mean": "Mean |engine - trainer| log-probability of the sampled tokens, nats.",
     "rollout/logprob_gap_max": "Largest |engine - trainer| log-probability of a sampled token, nats.",
+    "reshard/transfer_s": "Of resharding: copying, sending and receiving weights on the first process, seconds.",
+    "reshard/engine_s": "Of resharding: packing by the engine, where it packs its weights, seconds.",
+    "reshard/proof_s": "Of resharding: digests of all tensors on both sides, and their comparison, seconds.",
+    "reshard/copied_mib": "Weights copied within the first process, MiB.",
+    "reshard/sent_mib": "Weights that the first process sent to others, MiB.",
+    "reshard/received_mib": "Weights that the first process got from others, MiB.",
+    "reshard/transfer_gb_per_s": "What the first process copied, sent and received over reshard/transfer_s, GB/s.",
     "throughput/tokens_per_s": "Completion tokens of all processes over the whole step's duration, tokens per second.",
     "seconds/step": "Duration of the whole step, seconds.",
 }

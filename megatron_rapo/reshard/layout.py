@@ -1,14 +1,17 @@
-"""The parameter map: which slice of which Hugging Face tensor each Megatron parameter of each tensor rank holds.
+"""The parameter map: where every Hugging Face tensor lives in Megatron and in vLLM.
 
-The HF import, the HF export and the resharding into vLLM all read this one map. It is data: it imports neither
-megatron nor vllm, and needs neither to be checked. A new family is one more table of parameters and a parity test.
+The HF import, the HF export and the resharding all read this one map. It is data: it imports neither megatron nor
+vllm, and needs neither to be checked. Both sides fuse the same tensors into the same parameters (q, k and v; gate and
+up), each in its own order, so that one entry says what a parameter is called on either side and how a tensor-parallel
+rank of either holds it. A new family is another set of entries and a parity test.
 
-Along one axis a Megatron shard is a run of pieces, each a range of rows (or columns) of one HF tensor:
+Along one axis a shard is a run of pieces, each a range of rows (or columns) of one HF tensor:
 
 - column-parallel weights are split over their rows, row-parallel ones over their columns;
-- linear_qkv is interleaved by query group: [q of group 0, k 0, v 0, q of group 1, ...];
-- linear_fc1 stacks this rank's gate rows on this rank's up rows;
-- the embedding and the output layer are padded to a multiple of the tensor size with rows that no piece covers.
+- Megatron interleaves linear_qkv by query group, [q of group 0, k 0, v 0, q of group 1, ...]; vLLM's qkv_proj is
+  [q, k, v], and where it has more ranks than there are KV heads, neighbouring ranks hold the same one;
+- linear_fc1 and gate_up_proj stack a rank's gate rows on its up rows;
+- the vocabulary is padded with rows that no piece covers: to a multiple of the tensor size in Megatron, of 64 in vLLM.
 """
 
 from __future__ import annotations
@@ -34,9 +37,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shard:
-    """One Megatron parameter as one tensor-parallel rank holds it. Layer numbers in `name` count over all stages."""
+    """One parameter as one tensor-parallel rank holds it."""
 
-    name: str
     shape: tuple[int, ...]
     axis: int  # the one that the pieces (and tensor parallelism, where `split`) run along
     split: bool  # over tensor ranks; otherwise each rank holds the same
@@ -59,17 +61,199 @@ EMBEDDING, OUTPUT, FINAL_NORM = (
     "output_layer.weight",
     "decoder.final_layernorm.weight",
 )
+ENGINE_VOCABULARY_MULTIPLE = 64
+"""vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
 
 
-def padded_vocab_size(vocab_size: int, tensor: int) -> int:
-    """Rows of Megatron's embedding: the next multiple of the tensor-parallel size."""
-    return -(-vocab_size // tensor) * tensor
+def padded_vocab_size(vocab_size: int, multiple: int) -> int:
+    """Rows of an embedding padded to the next multiple."""
+    return -(-vocab_size // multiple) * multiple
 
 
-def shards(model: ModelShape, *, tensor: int, rank: int, norms: NormNames) -> dict[str, Shard]:
-    """Every parameter of the whole model, as rank `rank` of `tensor` tensor-parallel ranks holds its part.
+def layers_per_chunk(num_layers: int, chunks: int) -> list[int]:
+    """How many layers each of the `chunks` (pipeline x virtual pipeline) model chunks has, from the first to the last.
 
-    With tied embeddings the output layer is listed too (the last pipeline stage keeps a copy), over the same HF tensor.
+    As even as can be; what is left over goes to the middle ones first and to the last one last, since the first has
+    the embedding besides and the last the output layer and the loss.
+    """
+    even, left = divmod(num_layers, chunks)
+    by_need = [*range(1, chunks - 1), 0, chunks - 1][:chunks]
+    return [even + (chunk in by_need[:left]) for chunk in range(chunks)]
+
+
+def stages_of_layers(num_layers: int, *, pipeline: int, virtual_pipeline: int) -> list[int]:
+    """The pipeline rank that holds each layer. Chunks are dealt out in turn (Megatron's interleaved schedule)."""
+    counts = layers_per_chunk(num_layers, pipeline * virtual_pipeline)
+    return [chunk % pipeline for chunk, count in enumerate(counts) for _ in range(count)]
+
+
+# How a tensor-parallel rank holds a parameter, in the trainer and in the engine.
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Every rank holds all of it: norms."""
+
+    hf_name: str
+    size: int
+
+    def trainer(self, _tensor: int, _rank: int) -> Shard:
+        return Shard((self.size,), 0, False, (Piece(self.hf_name, 0, 0, self.size),))
+
+    engine = trainer
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Split over its columns: row-parallel linear layers."""
+
+    hf_name: str
+    rows: int
+    columns: int
+
+    def trainer(self, tensor: int, rank: int) -> Shard:
+        size = self.columns // tensor
+        return Shard((self.rows, size), 1, True, (Piece(self.hf_name, rank * size, 0, size),))
+
+    engine = trainer
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Tensors of as many rows each, every one split over its rows, a rank's parts one below the other: gate and up."""
+
+    hf_names: tuple[str, ...]
+    rows: int
+    columns: int
+
+    def trainer(self, tensor: int, rank: int) -> Shard:
+        size = self.rows // tensor
+        pieces = tuple(Piece(name, rank * size, i * size, size) for i, name in enumerate(self.hf_names))
+        return Shard((len(pieces) * size, self.columns), 0, True, pieces)
+
+    engine = trainer
+
+
+@dataclass(frozen=True)
+class QueryKeyValue:
+    """q, k and v of all heads, split over query groups."""
+
+    hf_pattern: str  # of which {} is q, k or v
+    trailing: tuple[int, ...]  # the columns of a weight, nothing of a bias
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def trainer(self, tensor: int, rank: int) -> Shard:
+        d, queries = self.head_dim, self.num_heads // self.num_kv_heads * self.head_dim
+        groups = self.num_kv_heads // tensor
+        rows = [
+            (part, group * size, size)
+            for group in range(rank * groups, (rank + 1) * groups)
+            for part, size in (("q", queries), ("k", d), ("v", d))
+        ]
+        return self._shard(rows)
+
+    def engine(self, tensor: int, rank: int) -> Shard:
+        queries = self.num_heads // tensor * self.head_dim
+        heads, copies = max(1, self.num_kv_heads // tensor), max(1, tensor // self.num_kv_heads)
+        keys = heads * self.head_dim
+        first = rank // copies * keys
+        return self._shard([("q", rank * queries, queries), ("k", first, keys), ("v", first, keys)])
+
+    def _shard(self, rows: Sequence[tuple[str, int, int]]) -> Shard:
+        """From (part, first row of its HF tensor, number of rows), one below the other."""
+        pieces, start = [], 0
+        for part, hf_start, size in rows:
+            pieces.append(Piece(self.hf_pattern.format(part), hf_start, start, size))
+            start += size
+        return Shard((start, *self.trailing), 0, True, tuple(pieces))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A row for every token, and padding: the embedding and the output layer."""
+
+    hf_name: str
+    vocab_size: int
+    columns: int
+
+    def trainer(self, tensor: int, rank: int) -> Shard:
+        return self._shard(padded_vocab_size(self.vocab_size, tensor) // tensor, rank)
+
+    def engine(self, tensor: int, rank: int) -> Shard:
+        return self._shard(padded_vocab_size(self.vocab_size, ENGINE_VOCABULARY_MULTIPLE) // tensor, rank)
+
+    def _shard(self, rows: int, rank: int) -> Shard:
+        real = max(0, min(rows, self.vocab_size - rank * rows))
+        return Shard((rows, self.columns), 0, True, (Piece(self.hf_name, rank * rows, 0, real),) if real else ())
+
+
+Holding = Whole | Columns | Stacked | QueryKeyValue | Vocabulary
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: its name on either side, and how it is held there. Names in layers count over all stages."""
+
+    trainer: str
+    engine: str
+    holding: Holding
+    layer: int | None = None  # None: before the first layer (EMBEDDING) or after the last
+
+    @property
+    def name_in_layer(self) -> str:
+        """The engine's name without what differs between layers; whole of what is in none."""
+        return self.engine.removeprefix(f"model.layers.{self.layer}.")
+
+
+def entries(model: ModelShape, norms: NormNames) -> list[Entry]:
+    """Every parameter of the model, from the embedding to the output layer.
+
+    With tied embeddings the output layer is listed too (Megatron's last pipeline stage keeps a copy, vLLM does not),
+    over the same HF tensor.
+    """
+    hidden, embedding, head = model.hidden_size, "model.embed_tokens.weight", "lm_head.weight"
+    head = embedding if model.tied else head
+    return [
+        Entry(EMBEDDING, embedding, Vocabulary(embedding, model.vocab_size, hidden)),
+        *(entry for layer in range(model.num_layers) for entry in _layer(model, layer, norms)),
+        Entry(FINAL_NORM, "model.norm.weight", Whole("model.norm.weight", hidden)),
+        Entry(OUTPUT, head, Vocabulary(head, model.vocab_size, hidden)),
+    ]
+
+
+def _layer(model: ModelShape, layer: int, norms: NormNames) -> Iterator[Entry]:
+    ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
+    hidden, ffn, heads = model.hidden_size, model.ffn_hidden_size, (model.num_heads, model.num_kv_heads, model.head_dim)
+
+    def whole(trainer: str, engine: str, size: int) -> Entry:
+        return Entry(ours + trainer, theirs + engine, Whole(theirs + engine, size), layer)
+
+    def columns(trainer: str, engine: str, size: int) -> Entry:
+        return Entry(ours + trainer, theirs + engine, Columns(theirs + engine, hidden, size), layer)
+
+    def qkv(kind: str, trailing: tuple[int, ...]) -> Entry:
+        holding = QueryKeyValue(f"{theirs}self_attn.{{}}_proj.{kind}", trailing, *heads)
+        return Entry(f"{ours}self_attention.linear_qkv.{kind}", f"{theirs}self_attn.qkv_proj.{kind}", holding, layer)
+
+    yield whole(norms.attention, "input_layernorm.weight", hidden)
+    yield qkv("weight", (hidden,))
+    if model.qkv_bias:
+        yield qkv("bias", ())
+    if model.qk_norm:
+        yield whole("self_attention.q_layernorm.weight", "self_attn.q_norm.weight", model.head_dim)
+        yield whole("self_attention.k_layernorm.weight", "self_attn.k_norm.weight", model.head_dim)
+    yield columns("self_attention.linear_proj.weight", "self_attn.o_proj.weight", model.num_heads * model.head_dim)
+    yield whole(norms.mlp, "post_attention_layernorm.weight", hidden)
+    gate_up = Stacked((f"{theirs}mlp.gate_proj.weight", f"{theirs}mlp.up_proj.weight"), ffn, hidden)
+    yield Entry(f"{ours}mlp.linear_fc1.weight", f"{theirs}mlp.gate_up_proj.weight", gate_up, layer)
+    yield columns("mlp.linear_fc2.weight", "mlp.down_proj.weight", ffn)
+
+
+def trainer_shards(model: ModelShape, *, tensor: int, rank: int, norms: NormNames) -> dict[str, Shard]:
+    """Every parameter of the whole model by Megatron's name, as rank `rank` of `tensor` holds its part.
+
     Raises ValueError where `tensor` does not divide heads, KV heads or the feed-forward size.
     """
     for field in ("num_heads", "num_kv_heads", "ffn_hidden_size"):
@@ -78,19 +262,18 @@ def shards(model: ModelShape, *, tensor: int, rank: int, norms: NormNames) -> di
                 f"parallel.tensor={tensor}: does not divide the model's {field}={getattr(model, field)}; "
                 "choose a tensor-parallel size that does."
             )
-    table = [
-        _vocabulary(EMBEDDING, "model.embed_tokens.weight", model, tensor, rank),
-        *(shard for layer in range(model.num_layers) for shard in _layer(model, layer, tensor, rank, norms)),
-        _whole(FINAL_NORM, "model.norm.weight", model.hidden_size),
-        _vocabulary(OUTPUT, "model.embed_tokens.weight" if model.tied else "lm_head.weight", model, tensor, rank),
-    ]
-    return {shard.name: shard for shard in table}
+    return {entry.trainer: entry.holding.trainer(tensor, rank) for entry in entries(model, norms)}
+
+
+def engine_shards(model: ModelShape, *, tensor: int, rank: int) -> dict[str, Shard]:
+    """Every parameter of the whole model by vLLM's name, as rank `rank` of `tensor` holds its part."""
+    return {entry.engine: entry.holding.engine(tensor, rank) for entry in entries(model, TORCH_NORMS)}
 
 
 def hf_shapes(model: ModelShape) -> dict[str, tuple[int, ...]]:
     """Shape of every HF tensor of the model, in the map's order."""
     extents: dict[str, tuple[int, ...]] = {}
-    for shard in shards(model, tensor=1, rank=0, norms=TORCH_NORMS).values():
+    for shard in trainer_shards(model, tensor=1, rank=0, norms=TORCH_NORMS).values():
         for hf_name, size in _hf_sizes(shard.pieces).items():
             extents[hf_name] = tuple(size if i == shard.axis else n for i, n in enumerate(shard.shape))
     return extents
@@ -136,57 +319,3 @@ def _hf_sizes(pieces: Sequence[Piece]) -> dict[str, int]:
     for piece in pieces:
         sizes[piece.hf_name] = sizes.get(piece.hf_name, 0) + piece.size
     return sizes
-
-
-def _layer(model: ModelShape, layer: int, tensor: int, rank: int, norms: NormNames) -> list[Shard]:
-    ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    attention, mlp = ours + "self_attention.", ours + "mlp."
-    table = [
-        _whole(ours + norms.attention, theirs + "input_layernorm.weight", hidden),
-        _qkv(attention + "linear_qkv.weight", theirs, "weight", (hidden,), model, tensor, rank),
-        _columns(attention + "linear_proj.weight", theirs + "self_attn.o_proj.weight", hidden,
-                 model.num_heads * model.head_dim, tensor, rank),
-        _whole(ours + norms.mlp, theirs + "post_attention_layernorm.weight", hidden),
-        _gate_up(mlp + "linear_fc1.weight", theirs, hidden, ffn, tensor, rank),
-        _columns(mlp + "linear_fc2.weight", theirs + "mlp.down_proj.weight", hidden, ffn, tensor, rank),
-    ]  # fmt: skip
-    if model.qkv_bias:
-        table.append(_qkv(attention + "linear_qkv.bias", theirs, "bias", (), model, tensor, rank))
-    return table
-
-
-def _whole(name: str, hf_name: str, size: int) -> Shard:
-    return Shard(name, (size,), 0, False, (Piece(hf_name, 0, 0, size),))
-
-
-def _columns(name: str, hf_name: str, rows: int, columns: int, tensor: int, rank: int) -> Shard:
-    size = columns // tensor
-    return Shard(name, (rows, size), 1, True, (Piece(hf_name, rank * size, 0, size),))
-
-
-def _gate_up(name: str, layer: str, hidden: int, ffn: int, tensor: int, rank: int) -> Shard:
-    size = ffn // tensor
-    pieces = tuple(
-        Piece(f"{layer}mlp.{part}_proj.weight", rank * size, i * size, size) for i, part in enumerate(("gate", "up"))
-    )
-    return Shard(name, (2 * size, hidden), 0, True, pieces)
-
-
-def _vocabulary(name: str, hf_name: str, model: ModelShape, tensor: int, rank: int) -> Shard:
-    rows = padded_vocab_size(model.vocab_size, tensor) // tensor
-    real = max(0, min(rows, model.vocab_size - rank * rows))
-    return Shard(name, (rows, model.hidden_size), 0, True, (Piece(hf_name, rank * rows, 0, real),) if real else ())
-
-
-def _qkv(
-    name: str, layer: str, kind: str, trailing: tuple[int, ...], model: ModelShape, tensor: int, rank: int
-) -> Shard:
-    d, queries = model.head_dim, model.num_heads // model.num_kv_heads * model.head_dim
-    groups = model.num_kv_heads // tensor
-    pieces, start = [], 0
-    for group in range(rank * groups, (rank + 1) * groups):
-        for part, size in (("q", queries), ("k", d), ("v", d)):
-            pieces.append(Piece(f"{layer}self_attn.{part}_proj.{kind}", group * size, start, size))
-            start += size
-    return Shard(name, (start, *trailing), 0, True, tuple(pieces))

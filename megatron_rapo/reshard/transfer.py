@@ -1,71 +1,260 @@
-"""Megatron's shards, wherever they are, as a stream of whole Hugging Face tensors on every rank.
+"""Carries out the plan: the trainer's shards into the engine's parameters, round by round, and the proof that they are.
 
-Correct first: each parameter is gathered over its tensor-parallel group and broadcast over the pipeline, one at a
-time, so that the extra memory is about twice that of the largest parameter, and what the engine collects of it.
+What a rank receives and sends in a round lies in one buffer, as large as the largest round and kept for the run.
+Every method is collective over the world.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.layout import OUTPUT, NormNames, merge, shards
+from megatron_rapo.reshard.digest import digest
+from megatron_rapo.reshard.layout import NormNames
+from megatron_rapo.reshard.plan import Block, Layouts, Move, Round, plan
 
 
-class ShardedWeights:
-    """The policy's weights across its tensor- and pipeline-parallel ranks.
+class ReshardError(RuntimeError):
+    """The engine does not hold what the trainer has."""
 
-    `parameters` are this rank's, by the map's names (global layer numbers). Construction and iteration are collective
-    over both groups.
-    """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        model: ModelShape,
-        norms: NormNames,
-        *,
-        tensor_group: dist.ProcessGroup,
-        pipeline_group: dist.ProcessGroup,
-    ) -> None:
-        self._parameters = parameters
-        self._tensor_group, self._pipeline_group = tensor_group, pipeline_group
-        size = tensor_group.size()
-        self._shards = [shards(model, tensor=size, rank=rank, norms=norms) for rank in range(size)]
-        held: list[set[str]] = [set() for _ in range(pipeline_group.size())]
-        dist.all_gather_object(held, set(parameters), group=pipeline_group)
-        self._stage = {name: stage for stage in reversed(range(len(held))) for name in held[stage]}
-        skipped = {OUTPUT} if model.tied else set()  # the copy of the embedding on the last stage
-        self._names = [name for name in self._shards[0] if name not in skipped]
-        missing = set(self._names) - set(self._stage)
-        assert not missing, f"no pipeline stage holds {sorted(missing)}"
-        self._dtype = next(iter(parameters.values())).dtype
+class EngineWeights(Protocol):
+    """An engine's parameters on this rank, by vLLM's names, open to be written."""
 
-    def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every HF tensor once, whole, in the same order on every rank. To be consumed to the end by all of them."""
-        for name in self._names:
-            yield from merge(self._gather(name), [by_name[name] for by_name in self._shards])
+    keeps: bool
+    """What is written stays where it is, and can be read as the engine uses it. Otherwise the engine packs it."""
 
-    def _gather(self, name: str) -> list[Tensor]:
-        """The shards of all tensor ranks of one parameter."""
-        shard, stage = self._shards[self._tensor_group.rank()][name], self._stage[name]
-        device = next(iter(self._parameters.values())).device
-        if self._pipeline_group.rank() == stage:
-            local = self._parameters[name].detach().contiguous()
-            parts = [local]
-            if shard.split:
-                parts = [torch.empty_like(local) for _ in range(self._tensor_group.size())]
-                dist.all_gather(parts, local, group=self._tensor_group)
-        else:
-            parts = [
-                torch.empty(shard.shape, dtype=self._dtype, device=device)
-                for _ in range(self._tensor_group.size() if shard.split else 1)
-            ]
-        if self._pipeline_group.size() > 1:
-            for part in parts:
-                dist.broadcast(part, group=self._pipeline_group, group_src=stage)
-        return parts * (1 if shard.split else self._tensor_group.size())
+    def target(self, name: str) -> Tensor:
+        """Where to write the parameter; the same tensor until it is complete."""
+
+    def complete(self, name: str) -> None:
+        """Every element of the parameter has been written."""
+
+
+@dataclass
+class Report:
+    """What a resharding took, on this rank."""
+
+    bytes_copied: int = 0  # within the rank
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # transfer, engine (packing), proof
+
+    def scalars(self) -> dict[str, float]:
+        """By the names of monitor/scalars.py."""
+        seconds = {f"reshard/{part}_s": value for part, value in self.seconds.items()}
+        moved = self.bytes_copied + self.bytes_sent + self.bytes_received
+        return {
+            **seconds,
+            "reshard/copied_mib": self.bytes_copied / 2**20,
+            "reshard/sent_mib": self.bytes_sent / 2**20,
+            "reshard/received_mib": self.bytes_received / 2**20,
+            "reshard/transfer_gb_per_s": moved / self.seconds["transfer"] / 1e9,
+        }
+
+    @contextmanager
+    def timed(self, part: str, device: torch.device) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+def make_resharder(config: Config, model: ModelShape, norms: NormNames, parameters: Mapping[str, Tensor]) -> Resharder:
+    """For this process, of the default process group, whose `parameters` are the trainer's by the map's names."""
+    layouts = Layouts(
+        world=dist.get_world_size(),
+        tensor=config.parallel.tensor,
+        pipeline=config.parallel.pipeline,
+        virtual_pipeline=config.parallel.virtual_pipeline,
+        engine_tensor=config.rollout.tensor,
+    )
+    itemsize = next(iter(parameters.values())).element_size()
+    bucket_bytes = config.reshard.bucket_mib << 20
+    rounds = plan(model, norms, layouts, rank=dist.get_rank(), itemsize=itemsize, bucket_bytes=bucket_bytes)
+    return Resharder(parameters, rounds)
+
+
+class Resharder:
+    """Moves this rank's part of the trainer's `parameters` (by the map's names) as `rounds` (its plan) says."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], rounds: Sequence[Round]) -> None:
+        self._parameters, self._rounds = parameters, rounds
+        first = next(iter(parameters.values()))
+        self._dtype, self._device = first.dtype, first.device
+        largest = max(_numel(round_.sends.values()) + _numel(round_.receives.values()) for round_ in rounds)
+        self._into: dict[str, list[Move]] = defaultdict(list)  # by the engine's parameter
+        for move in chain.from_iterable(_incoming(round_) for round_ in rounds):
+            self._into[move.destination.name].append(move)
+        self._buffer = torch.empty(largest, dtype=self._dtype, device=self._device)
+        self._copied = sum(move.numel for round_ in rounds for move in round_.copies) * self._dtype.itemsize
+        self._sent = sum(_numel(round_.sends.values()) for round_ in rounds) * self._dtype.itemsize
+        self._received = sum(_numel(round_.receives.values()) for round_ in rounds) * self._dtype.itemsize
+
+    def run(self, engine: EngineWeights, *, version: int, prove: bool) -> Report:
+        """Write every parameter of `engine`. Raises ReshardError, on every rank, where the proof fails on any."""
+        report = Report(bytes_copied=self._copied, bytes_sent=self._sent, bytes_received=self._received)
+        held: dict[Move, Tensor] = {}
+
+        def look(name: str) -> None:
+            if prove:
+                with report.timed("proof", self._device):
+                    for move in self._into[name]:
+                        held[move] = digest(_view(engine.target(name), move.destination, move))
+
+        for round_ in self._rounds:
+            with report.timed("transfer", self._device):
+                self._exchange(round_, engine.target)
+            for name in round_.complete:
+                if not engine.keeps:
+                    look(name)
+                with report.timed("engine", self._device):
+                    engine.complete(name)
+        if engine.keeps:
+            for name in self._into:
+                look(name)
+        if prove:
+            with report.timed("proof", self._device):
+                self._compare(held, version)
+        return report
+
+    def _exchange(self, round_: Round, target: Callable[[str], Tensor]) -> None:
+        """Send and receive what others need and have, and meanwhile copy what this rank has itself."""
+        free = self._buffer
+        operations, arrived = [], []
+        for peer, moves in sorted(round_.receives.items()):
+            parcel, free = free.split([_numel([moves]), len(free) - _numel([moves])])
+            operations.append(dist.P2POp(dist.irecv, parcel, peer))
+            arrived.append((moves, parcel))
+        for peer, moves in sorted(round_.sends.items()):
+            parcel, free = free.split([_numel([moves]), len(free) - _numel([moves])])
+            for move, part in _parts(moves, parcel):
+                part.copy_(self._source(move))
+            operations.append(dist.P2POp(dist.isend, parcel, peer))
+        pending = dist.batch_isend_irecv(operations) if operations else []
+        for move in round_.copies:
+            _view(target(move.destination.name), move.destination, move).copy_(self._source(move))
+        for request in pending:
+            request.wait()
+        for moves, parcel in arrived:
+            for move, part in _parts(moves, parcel):
+                _view(target(move.destination.name), move.destination, move).copy_(part)
+
+    def _source(self, move: Move) -> Tensor:
+        return _view(self._parameters[move.source.name].detach(), move.source, move)
+
+    def _compare(self, held: Mapping[Move, Tensor], version: int) -> None:
+        """What the engines hold against what the trainers say that they must: every rank asks those it got it from."""
+        of_block: dict[tuple[Block, int], Tensor] = {}
+
+        def expected(move: Move) -> Tensor:
+            key = move.source, move.numel
+            if key not in of_block:
+                of_block[key] = digest(self._source(move))
+            return of_block[key]
+
+        sends = _by_peer(round_.sends for round_ in self._rounds)
+        receives = _by_peer(round_.receives for round_ in self._rounds)
+        stamp = torch.tensor(version, device=self._device)
+        said = {peer: torch.empty(1 + len(moves), dtype=torch.int64, device=self._device) for peer, moves in receives}
+        operations = [dist.P2POp(dist.irecv, numbers, peer) for peer, numbers in said.items()]
+        for peer, moves in sends:
+            numbers = torch.stack([stamp, *(expected(move) for move in moves)])
+            operations.append(dist.P2POp(dist.isend, numbers, peer))
+        for request in dist.batch_isend_irecv(operations) if operations else []:
+            request.wait()
+
+        copies = [move for round_ in self._rounds for move in round_.copies]
+        rank = dist.get_rank()
+        wrong = _differences(rank, version, copies, held, [version, *_numbers(expected(move) for move in copies)])
+        for peer, moves in receives:
+            wrong += _differences(peer, version, moves, held, said[peer].tolist())
+        _refuse(wrong, self._device)
+
+
+def _differences(
+    source: int, version: int, moves: Sequence[Move], held: Mapping[Move, Tensor], said: Sequence[int]
+) -> list[str]:
+    """In words, what does not agree with what rank `source` says: its version, and a digest of each move."""
+    if said[0] != version:
+        return [f"rank {source} sent weights of version {said[0]} instead of {version}"]
+    found = _numbers(held[move] for move in moves)
+    return [
+        f"{_place(move)} is not what rank {source} has in {move.source.name}"
+        for move, ours, theirs in zip(moves, found, said[1:], strict=True)
+        if ours != theirs
+    ]
+
+
+def _refuse(wrong: Sequence[str], device: torch.device) -> None:
+    """Raise on every rank what is wrong on any."""
+    count = torch.tensor(len(wrong), device=device)
+    dist.all_reduce(count)
+    if not count:
+        return
+    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, wrong[:_SHOWN])
+    lines = [f"on rank {rank}, {line}" for rank, lines in enumerate(everyone) for line in lines]
+    raise ReshardError(
+        f"the engines do not hold the trainer's weights, in {int(count)} places: {'; '.join(lines[:_SHOWN])}"
+        f"{'; ...' if count > _SHOWN else ''}. Nothing was sampled from them, and the last checkpoint is "
+        "good. If it happens again on the same rank, suspect its memory or its links; otherwise report it."
+    )
+
+
+_SHOWN = 5
+
+
+def _place(move: Move) -> str:
+    block = move.destination
+    columns = "" if block.column is None else f", columns {block.column} to {block.column + (move.columns or 0)}"
+    return f"{block.name} (rows {block.row} to {block.row + move.rows}{columns})"
+
+
+def _view(tensor: Tensor, block: Block, move: Move) -> Tensor:
+    """The rectangle of one side."""
+    rows = tensor.narrow(0, block.row, move.rows)
+    return rows if block.column is None or move.columns is None else rows.narrow(1, block.column, move.columns)
+
+
+def _parts(moves: Sequence[Move], parcel: Tensor) -> Iterator[tuple[Move, Tensor]]:
+    """Where each move is in what two ranks exchange in a round, in its shape."""
+    for move, part in zip(moves, parcel.split([move.numel for move in moves]), strict=True):
+        yield move, part if move.columns is None else part.view(move.rows, move.columns)
+
+
+def _incoming(round_: Round) -> Iterator[Move]:
+    yield from round_.copies
+    yield from chain.from_iterable(round_.receives.values())
+
+
+def _by_peer(rounds: Iterable[Mapping[int, list[Move]]]) -> list[tuple[int, list[Move]]]:
+    """All moves to or from each rank, in the order of the rounds."""
+    moves: dict[int, list[Move]] = defaultdict(list)
+    for by_peer in rounds:
+        for peer, some in by_peer.items():
+            moves[peer] += some
+    return sorted(moves.items())
+
+
+def _numel(moves: Iterable[Sequence[Move]]) -> int:
+    return sum(move.numel for some in moves for move in some)
+
+
+def _numbers(digests: Iterable[Tensor]) -> list[int]:
+    """In one transfer from the device."""
+    found = list(digests)
+    numbers: list[int] = torch.stack(found).tolist() if found else []
+    return numbers

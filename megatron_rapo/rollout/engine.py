@@ -6,7 +6,8 @@ P prompts give P completions; L is the length of one completion.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import RolloutConfig
+from megatron_rapo.hf import read_shape
+from megatron_rapo.reshard.layout import engine_shards
 from megatron_rapo.rollout import guest
-from megatron_rapo.rollout.weights import checked, expected_shapes
+from megatron_rapo.rollout.weights import Weights, open_weights
 from megatron_rapo.types import Completion
 
 MAX_SEED = 2**32  # torch's CPU generator keeps the low 32 bits of a seed
@@ -44,8 +47,8 @@ class Engine:
     """A vLLM engine over `rollout.tensor` consecutive processes of the default torch.distributed group.
 
     World size / `rollout.tensor` engines are replicas of each other. Construction and `close` are collective over all
-    processes; `generate` and `load_weights` over one engine's processes, which must pass the same arguments. Until the
-    first `load_weights` the weights are those of `model_path`.
+    processes; `generate` and `updating` over one engine's processes, which must pass the same arguments. Until the
+    first update the weights are those of `model_path`.
 
     The default process group must exist (a group of one process will do), and stays the caller's: close the engine
     before destroying it. vLLM makes `torch.set_num_threads` a no-op on the CPU; set OMP_NUM_THREADS instead.
@@ -83,7 +86,7 @@ class Engine:
 
         vllm = guest.import_vllm()
         guest.set_launcher_variables()
-        with guest.construction():
+        with guest.construction(), nullcontext() if rollout.packed else guest.plain_weights():
             self._llm: Any = vllm.LLM(
                 model=str(model_path),
                 dtype=dtype,
@@ -94,8 +97,14 @@ class Engine:
         self._sampling_params = vllm.SamplingParams
         self._tokenizer = self._llm.get_tokenizer()
         self._stop_token_ids = _stop_token_ids(model_path)
-        tied = bool(self._llm.llm_engine.model_config.hf_config.tie_word_embeddings)
-        self._shapes = expected_shapes(model_path, tied=tied)
+        shards = engine_shards(read_shape(model_path), tensor=rollout.tensor, rank=self.rank_in_replica)
+        [model] = self._llm.apply_model(lambda model: model)
+        self._weights = open_weights(
+            model,
+            self._llm.llm_engine.vllm_config,
+            {name: shard.shape for name, shard in shards.items()},
+            self._dtype,
+        )
 
     @property
     def weight_version(self) -> int | None:
@@ -127,30 +136,21 @@ class Engine:
             raise
         return [self._completion(output.outputs[0]) for output in outputs]
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Replace all weights; `weights` are Hugging Face names and whole tensors of any floating dtype and device.
+    @contextmanager
+    def updating(self, version: int) -> Iterator[Weights]:
+        """The parameters of this rank, all of which must be written inside; afterwards they are of `version`.
 
-        The iterable is consumed once, in order, to its end, even when something is wrong with it: it may contain
-        collectives. A tensor must not change before this returns, since vLLM collects the parts of a fused layer.
-
-        Raises ValueError for names that are missing, unknown or given twice and for wrong shapes. After any failure
-        the weights are undefined, and every later call raises RuntimeError.
+        Raises RuntimeError after a failed update, which leaves the engine unusable.
         """
         self._check_usable()
-        stream = iter(weights)
         try:
-            self._llm.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": checked(stream, self._shapes, self._dtype)}
-            )
-            if guest.on_cpu():
-                self._llm.apply_model(guest.repack_tied_weights)
+            with self._weights.opened() as weights:
+                yield weights
             # Without this, prompts whose blocks are cached are continued from keys and values of the old weights.
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("vLLM did not reset its prefix cache")
         except BaseException as error:
             self._broken = f"loading weight version {version} failed ({error})"
-            for _ in stream:  # other ranks may be waiting in its collectives
-                pass
             raise
         self._version = version
 

@@ -5,6 +5,7 @@ Behaviour of vLLM named here was seen in 0.32.0.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import random
@@ -19,6 +20,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+TESTED_VERSION = "0.32"
+INTERFACE = {
+    "vllm.distributed.parallel_state": ("_WORLD", "_NODE_COUNT", "destroy_model_parallel"),
+    "vllm.v1.executor.uniproc_executor": ("ExecutorWithExternalLauncher",),
+    "vllm.model_executor.model_loader.reload": ("initialize_layerwise_reload", "finalize_layerwise_reload"),
+    "vllm.model_executor.model_loader.reload.layerwise": ("get_layerwise_info", "make_online_process_loader"),
+}
+"""What is used of vLLM beyond its public interface."""
 DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -44,8 +53,31 @@ def import_vllm() -> ModuleType:
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns that Triton is not there, on the CPU too
     import vllm
 
+    check_interface(vllm.__version__)
     _keep_process_groups()
     return vllm
+
+
+def check_interface(version: str) -> None:
+    """Warn of a vLLM that nobody has tried this with. Raises RuntimeError where something that is used is not there."""
+    missing = []
+    for name, attributes in INTERFACE.items():
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError:
+            missing.append(name)
+        else:
+            missing += [f"{name}.{attribute}" for attribute in attributes if not hasattr(module, attribute)]
+    if missing:
+        raise RuntimeError(
+            f"vLLM {version} has no {', no '.join(missing)}, which resharding needs; install vllm {TESTED_VERSION}."
+        )
+    if not version.startswith(f"{TESTED_VERSION}."):
+        warnings.warn(
+            f"vLLM {version}: tested with {TESTED_VERSION}. The proof after every resharding (reshard.verify) says "
+            "whether the weights arrive; watch rollout/logprob_gap_mean for the rest.",
+            stacklevel=2,
+        )
 
 
 def _keep_process_groups() -> None:
@@ -101,6 +133,23 @@ def construction() -> Iterator[None]:
     with warnings.catch_warnings(), random_state_kept(), _environment_kept(), _own_shared_memory():
         warnings.simplefilter("ignore", FutureWarning)  # vLLM's search for Triton kernels touches deprecated names
         yield
+
+
+@contextmanager
+def plain_weights() -> Iterator[None]:
+    """Have a CPU engine built inside use its parameters as they are, instead of copies packed for oneDNN or AMX."""
+    if not on_cpu():
+        yield
+        return
+    from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
+
+    before = _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel
+    _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel = False, lambda *_: False
+    try:
+        yield
+    finally:
+        _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel = before
 
 
 @contextmanager

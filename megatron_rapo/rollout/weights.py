@@ -1,66 +1,158 @@
-"""What an engine must be given: the names and shapes of a Hugging Face folder, and a stream checked against them."""
+"""An engine's parameters, open to be written shard by shard, by vLLM's names.
+
+In place where vLLM uses a parameter as the parameter map has it: on a GPU in the trainer's precision, on a CPU without
+packing. Where it keeps another form of it (oneDNN's on a CPU, FP8), the shard is put together in memory of its own and
+goes through vLLM's layerwise reload, which packs or quantises it again, in place too. Behaviour named here was seen in
+vLLM 0.32.0.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from torch import Tensor
 
-from megatron_rapo.hf import INDEX, WEIGHTS
+from megatron_rapo.rollout import guest
 
-LM_HEAD = "lm_head.weight"
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]  # of this rank's shards, by name
 
 
-def expected_shapes(folder: Path, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the folder's safetensors, whose data is not read.
+def open_weights(model: torch.nn.Module, vllm_config: Any, shapes: Shapes, dtype: torch.dtype) -> Weights:
+    """The parameters of a vLLM model, of which the parameter map says `shapes`.
 
-    From the files and not from the parameter map, which what is resharded is checked against by this.
-
-    Left out: the output layer where it is tied to the embedding, and the constant rotary frequencies that old
-    checkpoints hold.
+    Raises ValueError where the model does not have just these parameters.
     """
-    index = folder / INDEX
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(folder / file, framework="pt") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return {
-        name: shape
-        for name, shape in shapes.items()
-        if not name.endswith("rotary_emb.inv_freq") and not (tied and name == LM_HEAD)
-    }
+    parameters = dict(model.named_parameters())
+    if all(n in parameters and (parameters[n].shape, parameters[n].dtype) == (s, dtype) for n, s in shapes.items()):
+        check_parameters(shapes, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+        return PlainWeights({name: parameters[name].data for name in shapes})
+    packed = PackedWeights(model, vllm_config, dtype)
+    check_parameters(shapes, packed.shapes)
+    return packed
 
 
-def checked(
-    weights: Iterator[tuple[str, torch.Tensor]], expected: Shapes, dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass on the tensors that are `expected`, in `dtype`, each once; at the end raise ValueError if that was not all.
-
-    A wrong tensor does not stop the stream: it may contain collectives, which every rank must reach.
-    """
-    problems: list[str] = []
-    given: set[str] = set()
-    for name, tensor in weights:
-        shape = tuple(tensor.shape)
-        if name not in expected:
-            problems.append(f"{name} is not a parameter of the model")
-        elif name in given:
-            problems.append(f"{name} came twice")
-        elif shape != expected[name]:
-            problems.append(f"{name} has shape {list(shape)} instead of {list(expected[name])}")
-        else:
-            # vLLM converts too, with a warning for every tensor
-            yield name, tensor.detach().to(dtype)
-        given.add(name)
-    problems += [f"{name} is missing" for name in expected if name not in given]
-    if problems:
+def check_parameters(expected: Shapes, found: Shapes) -> None:
+    """Refuse an engine whose parameters are not those of the map. Raises ValueError."""
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is unknown" for name in found if name not in expected]
+    wrong += [
+        f"{name} has shape {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    if wrong:
         raise ValueError(
-            f"{len(problems)} of the weights are wrong: {'; '.join(problems[:20])}{'; ...' if problems[20:] else ''}. "
-            "Send every tensor of the model folder once, whole, under its Hugging Face name (tied embeddings: "
-            f"without {LM_HEAD})."
+            f"vLLM's parameters are not those of the parameter map, in {len(wrong)} places: "
+            f"{'; '.join(wrong[:10])}{'; ...' if len(wrong) > 10 else ''}. The model folder is not what its "
+            "config.json says, or this version of vLLM has another layout (reshard/layout.py)."
         )
+
+
+class PlainWeights:
+    """Parameters that vLLM uses as they are."""
+
+    keeps = True
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+        self._missing: set[str] = set()
+
+    @contextmanager
+    def opened(self) -> Iterator[PlainWeights]:
+        """To be written to the end: every parameter, each once. Raises RuntimeError where some were not."""
+        self._missing = set(self._parameters)
+        yield self
+        _refuse_missing(self._missing)
+
+    def target(self, name: str) -> Tensor:
+        return self._parameters[name]
+
+    def complete(self, name: str) -> None:
+        self._missing.discard(name)
+
+
+class PackedWeights:
+    """Parameters of which vLLM keeps another form."""
+
+    keeps = False
+
+    def __init__(self, model: torch.nn.Module, vllm_config: Any, dtype: torch.dtype) -> None:
+        self._model, self._config, self._dtype = model, vllm_config, dtype
+        self._device = next(model.parameters()).device
+        self._places = dict(_places(model))
+        self._missing: set[str] = set()
+        self._open: dict[str, Tensor] = {}
+        self.shapes = {name: tuple(_unpacked(*place).shape) for name, place in self._places.items()}
+
+    @contextmanager
+    def opened(self) -> Iterator[PackedWeights]:
+        """To be written to the end: every parameter, each once. Raises RuntimeError where some were not."""
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+        self._missing = set(self.shapes)
+        with set_current_vllm_config(self._config), self._device, torch.no_grad():
+            initialize_layerwise_reload(self._model)
+            for module, name in self._places.values():
+                _take_shards(module, name)
+            yield self
+            _refuse_missing(self._missing)
+            finalize_layerwise_reload(self._model, self._config.model_config)
+            if guest.on_cpu():
+                guest.repack_tied_weights(self._model)
+
+    def target(self, name: str) -> Tensor:
+        if name not in self._open:  # padding is 0
+            self._open[name] = torch.zeros(self.shapes[name], dtype=self._dtype, device=self._device)
+        return self._open[name]
+
+    def complete(self, name: str) -> None:
+        module, parameter = self._places[name]
+        getattr(module, parameter).weight_loader(getattr(module, parameter), self._open.pop(name))
+        self._missing.discard(name)
+
+
+def _refuse_missing(names: set[str]) -> None:
+    if names:
+        raise RuntimeError(
+            f"{len(names)} of the engine's parameters were not written: {', '.join(sorted(names)[:10])}"
+            f"{', ...' if len(names) > 10 else ''}"
+        )
+
+
+Weights = PlainWeights | PackedWeights
+
+
+def _places(model: torch.nn.Module) -> Iterator[tuple[str, tuple[torch.nn.Module, str]]]:
+    """Where each parameter of the unpacked model is; of one that belongs to two modules (tied), the first."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen and _unpacked(module, name) is not None:
+                seen.add(id(parameter))
+                yield f"{prefix}.{name}", (module, name)
+
+
+def _unpacked(module: torch.nn.Module, name: str) -> Tensor:
+    """The parameter as it was before vLLM packed it (a bias it never does); None where there was none."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    parameters, _ = get_layerwise_info(module).restore_metadata
+    return parameters.get(name, getattr(module, name) if name == "bias" else None)
+
+
+def _take_shards(module: torch.nn.Module, name: str) -> None:
+    """Have the layerwise reload take the parameter as this rank holds it, instead of whole tensors to cut up."""
+    from vllm.model_executor.model_loader.reload.layerwise import make_online_process_loader
+
+    parameter = getattr(module, name)
+    parameter.weight_loader = _copy_shard
+    parameter.weight_loader = make_online_process_loader(module, name)
+
+
+def _copy_shard(param: Tensor, loaded_weight: Tensor) -> None:
+    """A weight loader; the reload counts what it copies and binds its arguments by these names."""
+    param.data.copy_(loaded_weight)

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from megatron_rapo.algo import rapo_loss
-from tests.models import NUM_TOKENS, load_reference, save_tiny_qwen2
+from tests.models import NUM_TOKENS, load_reference, save_tiny_model
 
 # B sequences, S positions of which the last C are the completion's, T = B * C tokens, masked or not.
 B, PROMPT, C = 6, 5, 9
@@ -76,7 +76,7 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_tiny_qwen2(tmp_path_factory.mktemp("trl") / "model", tied=False)
+    return save_tiny_model(tmp_path_factory.mktemp("trl") / "model", tied=False)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.launch import run_distributed
 from tests.mcore.layouts import ALL
-from tests.models import save_tiny_qwen2
+from tests.models import save_tiny_model
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 
@@ -19,8 +19,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the models that LAYOUTS names."""
     folder = tmp_path_factory.mktemp("models")
     shape = {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "gain": 0.7}
-    save_tiny_qwen2(folder / "untied", tied=False, vocab_size=131, seed=1, **shape)  # not divisible by 2
-    save_tiny_qwen2(folder / "tied", tied=True, vocab_size=128, seed=2, **shape)
+    save_tiny_model(folder / "untied", tied=False, vocab_size=131, seed=1, **shape)  # not divisible by 2
+    save_tiny_model(folder / "tied", tied=True, vocab_size=128, seed=2, **shape)
+    shape["num_layers"] = 5
+    save_tiny_model(folder / "qwen3", tied=False, family="qwen3", vocab_size=131, seed=3, **shape)
+    save_tiny_model(folder / "llama", tied=True, family="llama", vocab_size=128, seed=4, **shape)
     return folder
 
 

@@ -129,7 +129,7 @@ def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[Tr
             "nothing": norm(unrewarded, alpha=0.0, beta=0.0),
         }
 
-    trainer = Trainer(config, policy=policy, sampler=None, monitor=None, train_prompts=[None])
+    trainer = Trainer(config, policy=policy, resharder=None, sampler=None, monitor=None, train_prompts=[None])
     first = scored[: config.parallel.pipeline]  # what the trainer measures
     measured = {
         "norms": norms(scored),

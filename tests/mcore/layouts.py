@@ -33,6 +33,13 @@ LAYOUTS = {
     "TP2 PP2 tied": Layout(4, "tied", {"parallel": TENSOR | PIPELINE}),
     "TP2 CP2 SP tied": Layout(4, "tied", {"parallel": TENSOR | CONTEXT | {"sequence": True}}),
     "PP2 CP2 untied": Layout(4, "untied", {"parallel": PIPELINE | CONTEXT}),
+    # Other families; five layers, which no number of chunks but one divides.
+    "TP1 qwen3": Layout(1, "qwen3"),
+    "TP2 SP qwen3": Layout(2, "qwen3", {"parallel": TENSOR | {"sequence": True}}),
+    "TP2 qwen3": Layout(2, "qwen3", {"parallel": TENSOR}),
+    "PP2 VPP2 qwen3": Layout(2, "qwen3", {"parallel": PIPELINE | {"virtual_pipeline": 2}}),
+    "TP1 llama": Layout(1, "llama"),
+    "TP2 PP2 llama": Layout(4, "llama", {"parallel": TENSOR | PIPELINE}),
     "TP2 DP2 distributed optimizer untied": Layout(4, "untied", {"parallel": TENSOR, "optimizer": DISTRIBUTED}),
 }
 BF16 = "TP2 DP2 bf16 tied"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.models import save_tiny_qwen2
+from tests.models import save_tiny_model
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
 FLOAT32 = ("TP2", "PP2", "PP2 VPP2", "DP2")
@@ -18,7 +18,7 @@ DISTRIBUTED = ("DP2 distributed", "DP2 bf16 distributed")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    save_tiny_qwen2(folder / "model", tied=True, num_layers=4, num_heads=2, num_kv_heads=2, gain=1.0)
+    save_tiny_model(folder / "model", tied=True, num_layers=4, num_heads=2, num_kv_heads=2, gain=1.0)
     return run_distributed(WORKER, 2, folder, timeout_s=280) or {}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.models import save_tiny_qwen2
+from tests.models import save_tiny_model
 
 WORKER = Path(__file__).with_name("schedule_worker.py")
 DECAY = {"lr": 1e-3, "min_lr": 1e-4}
@@ -31,7 +31,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
 
 @pytest.fixture(scope="module")
 def rates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    folder = save_tiny_qwen2(tmp_path_factory.mktemp("schedules") / "model", tied=True, num_layers=1)
+    folder = save_tiny_model(tmp_path_factory.mktemp("schedules") / "model", tied=True, num_layers=1)
     settings = json.dumps({name: settings for name, (settings, _) in SCHEDULES.items()})
     return run_distributed(WORKER, 1, folder, settings) or {}
 

@@ -16,6 +16,7 @@ from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.objective import loss_function, to_sequences
+from megatron_rapo.reshard.transfer import Resharder, make_resharder
 from megatron_rapo.rewards import VerifierPool
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
@@ -34,14 +35,17 @@ SEED = 7
 def main() -> None:
     model, folder, engine_tensor = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     init_process_group(timeout_s=60.0)
-    config = tiny_config(model, folder, rollout={"tensor": engine_tensor, "max_completion_tokens": 24})
+    rollout = {"tensor": engine_tensor, "max_completion_tokens": 24}
+    config = tiny_config(model, folder, rollout=rollout)
     engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=256, seed=0)
     results: dict[str, Any] = {}
     with VerifierPool(1, 5.0) as verifier:
         sampler = Sampler(engine, verifier, config.reward)
         for name, parallel in TRAINER_LAYOUTS.items():
             batch = {"tokens_per_microbatch": 512}  # the long prompt has 150
-            trainer = tiny_config(model, folder, parallel=parallel, batch=batch, optimizer={"lr": 3e-3})
+            trainer = tiny_config(
+                model, folder, parallel=parallel, batch=batch, rollout=rollout, optimizer={"lr": 3e-3}
+            )
             results[name] = follow(sampler, trainer)
             parallel_state.destroy_model_parallel()
     engine.close()
@@ -53,16 +57,23 @@ def main() -> None:
 def follow(sampler: Sampler, config: Config) -> dict[str, Any]:
     """Log-probability gaps before any update, after an update without and then with a resharding."""
     parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
-    policy = Policy(config, read_shape(config.model.path), parallel)
-    sampler.engine.load_weights(policy.hf_tensors(), version=0)
+    shape = read_shape(config.model.path)
+    policy = Policy(config, shape, parallel)
+    resharder = make_resharder(config, shape, policy.norms, policy.parameters)
+    reshard(resharder, sampler.engine, version=0)
     found: dict[str, Any] = {"before": gap(sampler, policy, config)}
     policy.train_step(scored(sampler, policy, config), loss_function(config, policy.sequence_mean))
     found["stale"] = gap(sampler, policy, config)
-    sampler.engine.load_weights(policy.hf_tensors(), version=1)
+    reshard(resharder, sampler.engine, version=1)
     found["after"] = gap(sampler, policy, config)
     found["version"] = sampler.engine.weight_version
     found["tokens"] = [c.token_ids.tolist() for g in sample(sampler) for c in g.completions]
     return found
+
+
+def reshard(resharder: Resharder, engine: Engine, *, version: int) -> None:
+    with engine.updating(version) as weights:
+        resharder.run(weights, version=version, prove=True)
 
 
 def sample(sampler: Sampler) -> list[Group]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.models import save_tiny_qwen2
+from tests.models import save_tiny_model
 
 WORKER = Path(__file__).with_name("engine_parity_worker.py")
 TRAINERS = ("TP2", "PP2", "DP2")
@@ -18,7 +18,7 @@ TRAINERS = ("TP2", "PP2", "DP2")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     engine_tensor, tied = request.param
     folder = tmp_path_factory.mktemp("parity")
-    save_tiny_qwen2(
+    save_tiny_model(
         folder / "model", tied=tied, vocab_size=130, hidden_size=128, num_heads=4, num_kv_heads=2, seed=3, gain=1.0
     )
     return run_distributed(WORKER, 2, folder / "model", folder, engine_tensor, timeout_s=240) or {}

@@ -12,13 +12,16 @@ from megatron_rapo.reshard.layout import (
     TRANSFORMER_ENGINE_NORMS,
     Piece,
     Shard,
+    engine_shards,
     fill,
     hf_shapes,
+    layers_per_chunk,
     merge,
     padded_vocab_size,
-    shards,
+    stages_of_layers,
+    trainer_shards,
 )
-from tests.models import load_reference, save_tiny_qwen2
+from tests.models import load_reference, save_tiny_model
 
 
 def shape(**changed):
@@ -33,6 +36,7 @@ def shape(**changed):
         "vocab_size": 24,
         "tied": False,
         "qkv_bias": True,
+        "qk_norm": False,
         "norm_eps": 1e-6,
         "rope_theta": 1e4,
         "max_position": 64,
@@ -61,7 +65,7 @@ def hf_weights(model, seed=0):
 
 
 def ranks(model, tensor, norms=TORCH_NORMS):
-    return [shards(model, tensor=tensor, rank=rank, norms=norms) for rank in range(tensor)]
+    return [trainer_shards(model, tensor=tensor, rank=rank, norms=norms) for rank in range(tensor)]
 
 
 def filled(shard, read):
@@ -227,7 +231,7 @@ def test_transformer_engine_has_other_names_for_the_norms_and_nothing_else():
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
 def test_hf_shapes_are_those_of_transformers(tmp_path, tied, num_kv_heads):
-    folder = save_tiny_qwen2(
+    folder = save_tiny_model(
         tmp_path, tied=tied, vocab_size=131, num_kv_heads=num_kv_heads, intermediate_size=160, num_layers=3
     )
     found = hf_shapes(read_shape(folder))
@@ -241,7 +245,7 @@ def test_hf_shapes_are_those_of_transformers(tmp_path, tied, num_kv_heads):
 def test_merge_goes_by_where_pieces_belong_not_by_their_order():
     """Rank 0 holds rows 4, 5, 0, 1 and rank 1 rows 6, 7, 2, 3 of a tensor of 8."""
     pieces = [(Piece("w", 4, 0, 2), Piece("w", 0, 2, 2)), (Piece("w", 6, 0, 2), Piece("w", 2, 2, 2))]
-    of_name = [Shard("ours", (4,), 0, True, each) for each in pieces]
+    of_name = [Shard((4,), 0, True, each) for each in pieces]
     locals_by_rank = [torch.tensor([4, 5, 0, 1]), torch.tensor([6, 7, 2, 3])]
     [(name, value)] = merge(locals_by_rank, of_name)
     assert name == "w" and value.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
@@ -257,7 +261,7 @@ def test_merge_goes_by_where_pieces_belong_not_by_their_order():
 )
 def test_a_tensor_size_that_does_not_divide_is_refused(changed, tensor, field):
     with pytest.raises(ValueError) as raised:
-        shards(shape(**changed), tensor=tensor, rank=0, norms=TORCH_NORMS)
+        trainer_shards(shape(**changed), tensor=tensor, rank=0, norms=TORCH_NORMS)
     assert str(raised.value) == (
         f"parallel.tensor={tensor}: does not divide the model's {field}; choose a tensor-parallel size that does."
     )
@@ -280,3 +284,69 @@ def test_a_slice_that_would_broadcast_is_refused():
     shard = ranks(shape(), 1)[0][FINAL_NORM]
     with pytest.raises(ValueError, match=r"slice of shape \(1,\) where config.json promises \(8,\)"):
         fill(torch.empty(8), shard, lambda *_: torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "chunks", "expected"),
+    [
+        (4, 1, [4]),
+        (4, 2, [2, 2]),
+        (5, 2, [3, 2]),  # the last has the output layer besides
+        (5, 3, [2, 2, 1]),
+        (5, 4, [1, 2, 1, 1]),
+        (6, 4, [1, 2, 2, 1]),
+        (7, 4, [2, 2, 2, 1]),
+        (4, 4, [1, 1, 1, 1]),
+    ],
+)
+def test_layers_per_chunk(num_layers, chunks, expected):
+    assert layers_per_chunk(num_layers, chunks) == expected
+
+
+def test_stages_of_layers():
+    """Two stages of two chunks, [1, 2, 1, 1] layers: chunks 0 and 2 are the first stage's."""
+    assert stages_of_layers(5, pipeline=2, virtual_pipeline=2) == [0, 1, 1, 0, 1]
+    assert stages_of_layers(5, pipeline=2, virtual_pipeline=1) == [0, 0, 0, 1, 1]
+    assert stages_of_layers(3, pipeline=1, virtual_pipeline=1) == [0, 0, 0]
+
+
+# 4 heads of 2 rows, 2 KV heads. vLLM's rank has [q, k, v] of its heads.
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (1, [[*range(100, 108), *range(200, 204), *range(300, 304)]]),
+        (2, [[*range(100, 104), 200, 201, 300, 301], [*range(104, 108), 202, 203, 302, 303]]),
+        (  # as many ranks as heads: neighbours have the same KV head
+            4,
+            [
+                [100, 101, 200, 201, 300, 301],
+                [102, 103, 200, 201, 300, 301],
+                [104, 105, 202, 203, 302, 303],
+                [106, 107, 202, 203, 302, 303],
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_the_engines_qkv_rows_by_hand(tensor, expected, kind):
+    model = shape()
+    name = f"model.layers.1.self_attn.qkv_proj.{kind}"
+    found = [along(engine_shards(model, tensor=tensor, rank=rank)[name], numbered(model)) for rank in range(tensor)]
+    assert found == expected
+
+
+def test_the_engines_vocabulary_is_padded_to_a_multiple_of_64():
+    model = shape(vocab_size=70, tied=False)
+    for name, base in (("model.embed_tokens.weight", 800), ("lm_head.weight", 900)):
+        found = [along(engine_shards(model, tensor=2, rank=rank)[name], numbered(model)) for rank in range(2)]
+        assert found == [[base + i for i in range(64)], [base + i for i in range(64, 70)] + [0] * 58]
+    assert "lm_head.weight" not in engine_shards(shape(tied=True), tensor=1, rank=0)
+
+
+def test_query_and_key_norms_are_whole_on_every_rank():
+    model = shape(qkv_bias=False, qk_norm=True)
+    ours, theirs = ranks(model, 2)[1], engine_shards(model, tensor=4, rank=3)
+    for part in "qk":
+        shard = ours[f"decoder.layers.1.self_attention.{part}_layernorm.weight"]
+        assert shard == theirs[f"model.layers.1.self_attn.{part}_norm.weight"]
+        assert shard == Shard((2,), 0, False, (Piece(f"model.layers.1.self_attn.{part}_norm.weight", 0, 0, 2),))

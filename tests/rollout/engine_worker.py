@@ -11,16 +11,17 @@ import copy
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 from megatron_rapo.config import RolloutConfig
+from megatron_rapo.hf import open_weights, read_shape
+from megatron_rapo.reshard.layout import engine_shards, fill
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.types import Completion
 from tests.launch import write_result
@@ -142,80 +143,45 @@ def refusals(engine: Engine, folder: Path) -> dict[str, str]:
 
 
 def loading(engine: Engine, folder: Path) -> dict[str, Any]:
-    """New weights: version, prompts in the prefix cache, a bfloat16 source, and back again."""
+    """New weights: version, prompts in the prefix cache, and back again."""
     other = folder.with_name(f"{folder.name}-other")
     new, old = load_reference(other), load_reference(folder)
     found: dict[str, Any] = {"version before": engine.weight_version}
     completions(engine)  # the long prompts are cached now
     reset = engine._llm.reset_prefix_cache
     engine._llm.reset_prefix_cache = lambda: True
-    engine.load_weights(stream(other), version=0)
+    load(engine, other, version=0)
     found["without a reset of the prefix cache"] = gap(new, completions(engine))
     engine._llm.reset_prefix_cache = reset
-    engine.load_weights(stream(other), version=1)
+    load(engine, other, version=1)
     found["version after"] = engine.weight_version
     found["new weights"] = gap(new, completions(engine))
     found["new weights against the old model"] = gap(old, completions(engine))
-
-    engine.load_weights(stream(folder, torch.bfloat16), version=2)
-    for parameter in old.parameters():
-        parameter.data = parameter.data.bfloat16().float()
-    found["bfloat16 source"] = gap(old, completions(engine))
-
-    parameters = [(name, torch.nn.Parameter(tensor)) for name, tensor in stream(other)]
-    engine.load_weights(iter(parameters), version=3)
-    found["parameters of a trainer"] = gap(new, completions(engine))
+    load(engine, folder, version=2)
+    found["back again"] = gap(old, completions(engine))
     return found
 
 
-def collective_stream(engine: Engine, folder: Path) -> dict[str, Any]:
-    """A stream with a collective over all ranks in every step: rank 0 has the weights, and the last is misnamed."""
-
-    def broadcast(tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in tensors:
-            tensor = tensor.clone() if dist.get_rank() == 0 else torch.zeros_like(tensor)
-            dist.broadcast(tensor, src=0)
-            yield name, tensor
-
-    engine.load_weights(broadcast(stream(folder)), version=4)
-    return {"gap": gap(load_reference(folder), completions(engine)), "version": engine.weight_version}
-
-
-def poisoning(engine: Engine, folder: Path) -> dict[str, Any]:
-    """A load with every kind of mistake in it: refused after the whole stream was read, and nothing works later."""
-    tensors = [(name, tensor) for name, tensor in stream(folder) if name != "model.layers.1.self_attn.k_proj.bias"]
-    tensors[2] = (tensors[2][0], torch.zeros(3, 5))
-    tensors += [("model.layers.9.mlp.up_proj.weight", torch.zeros(2)), tensors[4]]
-    read: list[str] = []
-
-    def noted() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in tensors:
-            read.append(name)
-            yield name, tensor
-
+def incomplete(engine: Engine, folder: Path) -> dict[str, Any]:
+    """An update that leaves a parameter out: refused, and nothing works later."""
     version = engine.weight_version
     return {
-        "error": error_of(lambda: engine.load_weights(noted(), version=99)),
-        "wrong shape": tensors[2][0],
-        "twice": tensors[4][0],
-        "all read": len(read) == len(tensors),
+        "error": error_of(lambda: load(engine, folder, version=99, left_out="model.layers.1.self_attn.qkv_proj.bias")),
         "version moved": engine.weight_version != version,
         "generate": error_of(lambda: completions(engine)),
-        "load": error_of(lambda: engine.load_weights(stream(folder), version=100)),
+        "load": error_of(lambda: load(engine, folder, version=100)),
     }
 
 
-def failing_stream(engine: Engine, folder: Path) -> dict[str, str]:
-    def broken() -> Iterator[tuple[str, torch.Tensor]]:
-        for index, item in enumerate(stream(folder)):
-            if index == 7:
-                raise OSError("the cable is out")
-            yield item
+def interrupted(engine: Engine, folder: Path) -> dict[str, str]:
+    """An update in whose middle something fails."""
 
-    return {
-        "load": error_of(lambda: engine.load_weights(broken(), version=5)),
-        "generate": error_of(lambda: completions(engine)),
-    }
+    def update() -> None:
+        with engine.updating(5) as weights:
+            weights.target("model.norm.weight").zero_()
+            raise OSError("the cable is out")
+
+    return {"load": error_of(update), "generate": error_of(lambda: completions(engine))}
 
 
 def process_left_alone(folder: Path, tensor: int) -> dict[str, Any]:
@@ -253,8 +219,14 @@ def process_left_alone(folder: Path, tensor: int) -> dict[str, Any]:
     return found
 
 
-def stream(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((name, tensor.to(dtype)) for name, tensor in load_file(folder / "model.safetensors").items())
+def load(engine: Engine, folder: Path, *, version: int, left_out: str = "") -> None:
+    """This rank's shards of a model folder, by the parameter map."""
+    shards = engine_shards(read_shape(folder), tensor=engine.replica_size, rank=engine.rank_in_replica)
+    with open_weights(folder) as reader, engine.updating(version) as weights:
+        for name, shard in shards.items():
+            if name != left_out:
+                fill(weights.target(name), shard, reader.read)
+                weights.complete(name)
 
 
 def error_of(action: Callable[[], Any]) -> str:
@@ -276,15 +248,16 @@ def main(root: Path, tensor: int) -> None:
     found: dict[str, Any] = {"process_left_alone": process_left_alone(untied, tensor)}
     checks: list[Callable[[Engine, Path], Any]] = [logprobs_match_transformers, seeds_decide]
     if tensor == 1:
-        checks += [sampled_frequencies, endings, refusals, loading]
-    checks += [collective_stream, poisoning]
+        checks += [sampled_frequencies, endings, refusals]
+    checks += [loading]
+    checks += [incomplete]
     engine = build(tied, tensor)
     for check in checks:
         found[check.__name__] = check(engine, tied)
     engine.close()
     engine = build(untied, tensor)
     found["loading_untied"] = loading(engine, untied)
-    found["failing_stream"] = failing_stream(engine, untied)
+    found["interrupted"] = interrupted(engine, untied)
     engine.close()
     everything: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everything, found)

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_rapo.rollout import Sampling
 from tests.launch import REPOSITORY, run_distributed
-from tests.models import save_tiny_qwen2
+from tests.models import save_tiny_model
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 400  # of a launch, which takes 40 s where the cores are free
@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("untied", False, 0),
         ("untied-other", False, 1),
     ):
-        save_tiny_qwen2(root / name, tied=tied, num_kv_heads=2, seed=seed)
+        save_tiny_model(root / name, tied=tied, num_kv_heads=2, seed=seed)
     return root
 
 
@@ -65,7 +65,7 @@ def test_layout(replicas: Found, tensor_parallel: Found) -> None:
     assert [rank["process_left_alone"]["layout"] for rank in tensor_parallel] == [[1, 0, 2, 0], [1, 0, 2, 1]]
 
 
-def test_before_the_first_load_the_weights_are_the_folders(ranks: Found) -> None:
+def test_before_the_first_update_the_weights_are_the_folders(ranks: Found) -> None:
     for rank in ranks:
         assert rank["process_left_alone"]["version"] is None
         assert rank["process_left_alone"]["gap"][0] < TOLERANCE
@@ -129,42 +129,33 @@ def test_temperatures_that_vllm_would_change_are_refused(temperature: float) -> 
 
 @pytest.mark.parametrize("model", ["loading", "loading_untied"])
 def test_loading(replicas: Found, tensor_parallel: Found, model: str) -> None:
-    for found in [rank[model] for rank in replicas + tensor_parallel if model in rank]:
+    for found in [rank[model] for rank in replicas + tensor_parallel]:
         assert (found["version before"], found["version after"]) == (None, 1)
         assert found["new weights"][0] < TOLERANCE
         assert found["new weights against the old model"][0] > STALE
-        assert found["bfloat16 source"][0] < TOLERANCE
-        assert found["parameters of a trainer"][0] < TOLERANCE
+        assert found["back again"][0] < TOLERANCE
 
 
 def test_the_prefix_cache_is_stale_unless_reset(replicas: Found) -> None:
-    """Why load_weights resets it: the same prompts were answered with the old weights before."""
+    """Why an update resets it: the same prompts were answered with the old weights before."""
     assert all(rank["loading"]["without a reset of the prefix cache"][0] > STALE for rank in replicas)
 
 
-def test_a_stream_with_collectives(ranks: Found) -> None:
+def test_an_update_that_leaves_something_out_names_it_and_poisons_the_engine(ranks: Found) -> None:
     for rank in ranks:
-        assert rank["collective_stream"]["gap"][0] < TOLERANCE
-        assert rank["collective_stream"]["version"] == 4
-
-
-def test_a_wrong_load_names_its_mistakes_and_poisons_the_engine(ranks: Found) -> None:
-    for rank in ranks:
-        found = rank["poisoning"]
-        assert found["error"].startswith("ValueError: 4 of the weights are wrong: ")
-        assert f"{found['wrong shape']} has shape [3, 5] instead of [" in found["error"]
-        assert f"{found['twice']} came twice" in found["error"]
-        assert "model.layers.9.mlp.up_proj.weight is not a parameter of the model" in found["error"]
-        assert "model.layers.1.self_attn.k_proj.bias is missing" in found["error"]
-        assert found["all read"] and not found["version moved"]
-        assert found["generate"].startswith("RuntimeError: Engine: unusable since loading weight version 99 failed (4")
+        found = rank["incomplete"]
+        assert found["error"] == (
+            "RuntimeError: 1 of the engine's parameters were not written: model.layers.1.self_attn.qkv_proj.bias"
+        )
+        assert not found["version moved"]
+        assert found["generate"].startswith("RuntimeError: Engine: unusable since loading weight version 99 failed (1")
         assert found["load"].startswith("RuntimeError: Engine: unusable since loading weight version 99 failed")
 
 
-def test_a_stream_that_fails_poisons_the_engine(ranks: Found) -> None:
+def test_an_update_that_fails_poisons_the_engine(ranks: Found) -> None:
     for rank in ranks:
-        assert rank["failing_stream"]["load"] == "OSError: the cable is out"
-        assert "loading weight version 5 failed (the cable is out)" in rank["failing_stream"]["generate"]
+        assert rank["interrupted"]["load"] == "OSError: the cable is out"
+        assert "loading weight version 5 failed (the cable is out)" in rank["interrupted"]["generate"]
 
 
 def test_the_process_stays_the_trainers(ranks: Found) -> None:

@@ -1,72 +1,58 @@
-from __future__ import annotations
+"""What of an engine's weights needs no engine; tests/rollout/test_engine.py has the rest."""
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from megatron_rapo.rollout.weights import checked, expected_shapes
-from tests.models import save_tiny_qwen2
+from megatron_rapo.rollout.weights import PlainWeights, check_parameters, open_weights
 
-SHAPES = {"a": (2, 3), "b": (3,)}
+SHAPES = {"weight": (2, 3), "bias": (2,)}
 
 
-def tensors(*names: str) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((name, torch.full(SHAPES.get(name, (1,)), float(i))) for i, name in enumerate(names))
+def test_parameters_that_the_engine_uses_as_they_are_are_written_in_place() -> None:
+    model = torch.nn.Linear(3, 2)
+    weights = open_weights(model, None, SHAPES, torch.float32)
+    assert isinstance(weights, PlainWeights) and weights.keeps
+    with weights.opened() as opened:
+        for name in SHAPES:
+            opened.target(name).fill_(3.0)
+            opened.complete(name)
+    assert torch.equal(model(torch.ones(1, 3)), torch.full((1, 2), 12.0))
 
 
-def test_expected_shapes_are_those_of_the_file(tmp_path: Path) -> None:
-    folder = save_tiny_qwen2(tmp_path / "m", tied=False)
-    written = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
-    assert expected_shapes(folder, tied=False) == written
-    assert written["lm_head.weight"] == (128, 64)
-    assert expected_shapes(folder, tied=True) == {k: v for k, v in written.items() if k != "lm_head.weight"}
+def test_what_was_not_written_is_named_each_time() -> None:
+    weights = open_weights(torch.nn.Linear(3, 2), None, SHAPES, torch.float32)
+    for _ in range(2):
+        with (
+            pytest.raises(RuntimeError, match=r"^1 of the engine's parameters were not written: bias$"),
+            weights.opened() as opened,
+        ):
+            opened.complete("weight")
 
 
-def test_expected_shapes_of_a_sharded_folder(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2, 3), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}, tmp_path / "1")
-    save_file({"b": torch.zeros(3)}, tmp_path / "2")
-    save_file({"old": torch.zeros(9)}, tmp_path / "model.safetensors")  # not in the index
-    index = {"weight_map": {"a": "1", "b": "2"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert expected_shapes(tmp_path, tied=False) == SHAPES
+def test_a_failure_inside_is_not_hidden_by_what_is_missing() -> None:
+    weights = open_weights(torch.nn.Linear(3, 2), None, SHAPES, torch.float32)
+    with pytest.raises(OSError, match="the cable is out"), weights.opened():
+        raise OSError("the cable is out")
 
 
-def test_a_right_stream_passes_in_order_and_is_converted() -> None:
-    passed = list(checked(tensors("b", "a"), SHAPES, torch.bfloat16))
-    assert [name for name, _ in passed] == ["b", "a"]
-    assert [tensor.dtype for _, tensor in passed] == [torch.bfloat16] * 2
-    assert passed[1][1].tolist() == [[1.0] * 3] * 2
-
-
-def test_the_same_dtype_is_not_copied() -> None:
-    source = torch.zeros(2, 3, requires_grad=True)
-    ((_, passed),) = list(checked(iter([("a", source)]), {"a": (2, 3)}, torch.float32))
-    assert passed.data_ptr() == source.data_ptr() and not passed.requires_grad
+def test_a_parameter_that_the_map_does_not_know_is_refused() -> None:
+    with pytest.raises(ValueError, match="in 1 places: bias is unknown"):
+        open_weights(torch.nn.Linear(3, 2), None, {"weight": (2, 3)}, torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("found", "message"),
     [
-        (("a",), "1 of the weights are wrong: b is missing"),
-        (("a", "b", "c"), "1 of the weights are wrong: c is not a parameter of the model"),
-        (("a", "b", "a"), "1 of the weights are wrong: a came twice"),
-        ((), "2 of the weights are wrong: a is missing; b is missing"),
+        ({"weight": (2, 3)}, "in 1 places: bias is missing. "),
+        ({"weight": (3, 2), "bias": (2,)}, "in 1 places: weight has shape [3, 2] instead of [2, 3]. "),
+        ({"weight": (2, 3), "bias": (2,), "scale": ()}, "in 1 places: scale is unknown. "),
+        ({}, "in 2 places: weight is missing; bias is missing. "),
     ],
 )
-def test_mistakes_are_named_after_the_whole_stream(names: tuple[str, ...], message: str) -> None:
-    stream = tensors(*names)
-    with pytest.raises(ValueError, match=message):
-        list(checked(stream, SHAPES, torch.float32))
-    assert list(stream) == []
-
-
-def test_a_wrong_shape_is_not_passed_on() -> None:
-    passed = []
-    with pytest.raises(ValueError, match=r"a has shape \[3, 2\] instead of \[2, 3\]"):
-        for name, _ in checked(iter([("a", torch.zeros(3, 2)), ("b", torch.zeros(3))]), SHAPES, torch.float32):
-            passed.append(name)
-    assert passed == ["b"]
+def test_parameters_must_be_those_of_the_map(found: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        check_parameters(SHAPES, found)
+    assert message in str(raised.value) and "(reshard/layout.py)" in str(raised.value)
+    check_parameters(SHAPES, SHAPES)

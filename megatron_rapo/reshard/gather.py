@@ -1,0 +1,71 @@
+"""Megatron's shards, wherever they are, as a stream of whole Hugging Face tensors on every rank.
+
+Correct first: each parameter is gathered over its tensor-parallel group and broadcast over the pipeline, one at a
+time, so that the extra memory is about twice that of the largest parameter, and what the engine collects of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_rapo.hf import ModelShape
+from megatron_rapo.reshard.layout import OUTPUT, NormNames, merge, trainer_shards
+
+
+class ShardedWeights:
+    """The policy's weights across its tensor- and pipeline-parallel ranks.
+
+    `parameters` are this rank's, by the map's names (global layer numbers). Construction and iteration are collective
+    over both groups.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        model: ModelShape,
+        norms: NormNames,
+        *,
+        tensor_group: dist.ProcessGroup,
+        pipeline_group: dist.ProcessGroup,
+    ) -> None:
+        self._parameters = parameters
+        self._tensor_group, self._pipeline_group = tensor_group, pipeline_group
+        size = tensor_group.size()
+        self._shards = [trainer_shards(model, tensor=size, rank=rank, norms=norms) for rank in range(size)]
+        held: list[set[str]] = [set() for _ in range(pipeline_group.size())]
+        dist.all_gather_object(held, set(parameters), group=pipeline_group)
+        self._stage = {name: stage for stage in reversed(range(len(held))) for name in held[stage]}
+        skipped = {OUTPUT} if model.tied else set()  # the copy of the embedding on the last stage
+        self._names = [name for name in self._shards[0] if name not in skipped]
+        missing = set(self._names) - set(self._stage)
+        assert not missing, f"no pipeline stage holds {sorted(missing)}"
+        self._dtype = next(iter(parameters.values())).dtype
+
+    def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every HF tensor once, whole, in the same order on every rank. To be consumed to the end by all of them."""
+        for name in self._names:
+            yield from merge(self._gather(name), [by_name[name] for by_name in self._shards])
+
+    def _gather(self, name: str) -> list[Tensor]:
+        """The shards of all tensor ranks of one parameter."""
+        shard, stage = self._shards[self._tensor_group.rank()][name], self._stage[name]
+        device = next(iter(self._parameters.values())).device
+        if self._pipeline_group.rank() == stage:
+            local = self._parameters[name].detach().contiguous()
+            parts = [local]
+            if shard.split:
+                parts = [torch.empty_like(local) for _ in range(self._tensor_group.size())]
+                dist.all_gather(parts, local, group=self._tensor_group)
+        else:
+            parts = [
+                torch.empty(shard.shape, dtype=self._dtype, device=device)
+                for _ in range(self._tensor_group.size() if shard.split else 1)
+            ]
+        if self._pipeline_group.size() > 1:
+            for part in parts:
+                dist.broadcast(part, group=self._pipeline_group, group_src=stage)
+        return parts * (1 if shard.split else self._tensor_group.size())

@@ -1,0 +1,350 @@
+"""Who sends which slice to whom: the same plan on every rank, from the parameter map and the two layouts.
+
+Every process holds a shard of the trainer and a shard of an engine. What the engine needs of a parameter and the
+process' own trainer has is copied; the rest comes from other processes, and each piece from one of its data-parallel
+holders: the one in the receiver's own lane where that is fair, for it is near, and otherwise the one that has sent
+least. Nothing is sent that is not needed. No rank learns from another what it must do, so the plan imports neither
+megatron nor vllm, needs no process group, and can be made for any rank of any world.
+
+Transfers are dealt out to rounds, the same for all, in which no rank has more than a bucket of bytes under way.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from megatron_rapo.hf import ModelShape
+from megatron_rapo.reshard.layout import (
+    EMBEDDING,
+    OUTPUT,
+    Entry,
+    NormNames,
+    Shard,
+    entries,
+    stages_of_layers,
+)
+
+FAIR = 0.02
+"""A receiver's own lane sends as long as the most and the least loaded holder differ by no more than this share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layouts:
+    """The trainer's layout and the engines', over the same `world` processes.
+
+    Ranks count up over tensor, then context and data (here: lanes), then pipeline, as Megatron's default order has it;
+    an engine is `engine_tensor` consecutive ranks.
+    """
+
+    world: int
+    tensor: int
+    pipeline: int
+    virtual_pipeline: int = 1
+    engine_tensor: int
+
+    @property
+    def lanes(self) -> int:
+        """Copies of the trainer's model: context- times data-parallel size."""
+        return self.world // (self.tensor * self.pipeline)
+
+    def rank(self, tensor: int, lane: int, stage: int) -> int:
+        """The process at these coordinates of the trainer."""
+        return tensor + self.tensor * (lane + self.lanes * stage)
+
+
+class Block(NamedTuple):
+    """A rectangle of a parameter, on one side: rows from `row`, columns from `column` (None: it has no columns)."""
+
+    name: str
+    row: int
+    column: int | None
+
+
+class Region(NamedTuple):
+    """What a trainer's shard and an engine's shard have in common, as rows and columns of each."""
+
+    source_row: int
+    source_column: int
+    row: int
+    column: int
+    rows: int
+    columns: int  # 1 of a vector
+
+
+@dataclass(frozen=True)
+class Move:
+    """A rectangle that is copied from the trainer's parameter of one rank to the engine's of another."""
+
+    source: Block
+    destination: Block
+    rows: int
+    columns: int | None
+
+    @property
+    def numel(self) -> int:
+        return self.rows * (self.columns or 1)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Regions of one parameter that each of `destinations` gets from the trainer of one of `sources` (ranks, int [N]).
+
+    Equal where the destination has them itself.
+    """
+
+    entry: Entry
+    source_names: dict[int, str]  # the trainer's name of the parameter, by pipeline stage
+    regions: tuple[Region, ...]
+    destinations: np.ndarray
+    sources: np.ndarray
+
+    @property
+    def numel(self) -> int:
+        """Of one destination."""
+        return sum(region.rows * region.columns for region in self.regions)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one rank does at a time. Moves between two ranks are in the same order on both."""
+
+    copies: list[Move] = field(default_factory=list)
+    sends: dict[int, list[Move]] = field(default_factory=lambda: defaultdict(list))  # by destination
+    receives: dict[int, list[Move]] = field(default_factory=lambda: defaultdict(list))  # by source
+    complete: list[str] = field(default_factory=list)  # engine parameters of which nothing is missing after it
+
+
+def plan(
+    model: ModelShape, norms: NormNames, layouts: Layouts, *, rank: int, itemsize: int, bucket_bytes: int
+) -> list[Round]:
+    """What `rank` sends, receives and copies, round by round.
+
+    Every rank has as many rounds, and in each of them at most `bucket_bytes` of what it sends and receives.
+    Raises ValueError where a bucket cannot hold a row of every transfer that goes on at a time.
+    """
+    rounds = [Round()]
+    load = np.zeros(layouts.world)
+    for wave in waves(model, norms, layouts):
+        total, row = _traffic(wave, layouts.world, itemsize)
+        if not (row < bucket_bytes).all():
+            raise ValueError(
+                f"reshard.bucket_mib: {bucket_bytes / 2**20:.3g} MiB cannot hold a row of {wave[0].entry.engine} for "
+                f"every rank that it is exchanged with, {row.max() / 2**20:.3g} MiB; raise it."
+            )
+        mine = [(route, *_peers(route, rank)) for route in wave]
+        chunks = int(np.ceil(total / (bucket_bytes - row)).max(initial=1))
+        for chunk in range(chunks):
+            if chunk or (load + total).max() > bucket_bytes:
+                rounds.append(Round())
+                load = np.zeros(layouts.world)
+            for route, sent_to, got_from in mine:
+                _add(rounds[-1], route, layouts, rank, sent_to, got_from, chunk, chunks)
+        load = load + total if chunks == 1 else np.full(layouts.world, bucket_bytes)
+        rounds[-1].complete.extend(dict.fromkeys(route.entry.engine for route in wave))
+    return rounds
+
+
+def waves(model: ModelShape, norms: NormNames, layouts: Layouts) -> Iterator[list[Route]]:
+    """All transfers of the world. A wave has a parameter of every pipeline stage, so that all have something to send.
+
+    First what is not in layers, then a parameter of the first layer of each stage, the next parameter of these, ...
+    """
+    stages = stages_of_layers(model.num_layers, pipeline=layouts.pipeline, virtual_pipeline=layouts.virtual_pipeline)
+    turns = _turns(stages)
+    by_turn: dict[tuple[int, str], list[Entry]] = defaultdict(list)
+    for entry in entries(model, norms):
+        if entry.trainer == OUTPUT and model.tied:
+            continue  # the engine has the embedding only
+        by_turn[(-1, "") if entry.layer is None else (turns[entry.layer], entry.name_in_layer)].append(entry)
+    router = _Router(layouts)
+    for _, together in sorted(by_turn.items(), key=lambda item: item[0][0]):  # stable: parameters stay in order
+        yield [route for entry in together for route in router.routes(entry, _holders(entry, model, stages, layouts))]
+
+
+def _turns(stages: Sequence[int]) -> list[int]:
+    """Of each layer, which of its stage's layers it is: the first, the second, ..."""
+    seen: dict[int, int] = defaultdict(int)
+    turns = []
+    for stage in stages:
+        turns.append(seen[stage])
+        seen[stage] += 1
+    return turns
+
+
+def _holders(entry: Entry, model: ModelShape, stages: Sequence[int], layouts: Layouts) -> dict[int, str]:
+    """The pipeline stages that have the parameter, and its name there: a tied embedding is in two."""
+    last = layouts.pipeline - 1
+    if entry.layer is not None:
+        return {stages[entry.layer]: entry.trainer}
+    if entry.trainer != EMBEDDING:
+        return {last: entry.trainer}
+    return {last: OUTPUT, 0: EMBEDDING} if model.tied else {0: EMBEDDING}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A tensor rank of the trainer and one of the engine: who has what they have in common, and who needs it."""
+
+    regions: tuple[Region, ...]
+    destinations: np.ndarray  # ranks, int [N]
+    holders: np.ndarray  # ranks
+    remote: np.ndarray  # bool [N]: the destination is no holder
+    preferred: np.ndarray  # of each remote destination, the holder (index) in its lane
+
+    @property
+    def numel(self) -> int:
+        return sum(region.rows * region.columns for region in self.regions)
+
+
+class _Router:
+    """Chooses sources, and remembers what each rank has to send already."""
+
+    def __init__(self, layouts: Layouts) -> None:
+        self._layouts = layouts
+        self._sent = np.zeros(layouts.world)  # numbers
+        self._pairs: dict[tuple[tuple[int, ...], str], list[_Pair]] = {}  # the same in every layer of a stage
+
+    def routes(self, entry: Entry, names: dict[int, str]) -> Iterator[Route]:
+        """Of a parameter that the stages of `names` have."""
+        key = tuple(names), entry.name_in_layer
+        if key not in self._pairs:
+            self._pairs[key] = list(self._pair(entry, list(names)))
+        for pair in self._pairs[key]:
+            sources = pair.destinations
+            if len(pair.preferred):
+                chosen = _fair(pair.preferred, self._sent[pair.holders], pair.numel)
+                self._sent[pair.holders] += pair.numel * np.bincount(chosen, minlength=len(pair.holders))
+                sources = pair.destinations.copy()
+                sources[pair.remote] = pair.holders[chosen]
+            yield Route(entry, names, pair.regions, pair.destinations, sources)
+
+    def _pair(self, entry: Entry, stages: Sequence[int]) -> Iterator[_Pair]:
+        layouts, ranks = self._layouts, np.arange(self._layouts.world)
+        lanes, block = layouts.lanes, layouts.tensor * layouts.lanes
+        for engine_rank in range(layouts.engine_tensor):
+            theirs = entry.holding.engine(layouts.engine_tensor, engine_rank)
+            for tensor in range(layouts.tensor):
+                ours = entry.holding.trainer(layouts.tensor, tensor)
+                regions = common(ours, theirs)
+                if not regions:
+                    continue
+                chosen = ranks % layouts.engine_tensor == engine_rank
+                if not ours.split:  # every tensor rank has it
+                    chosen &= ranks % layouts.tensor == tensor
+                destinations = ranks[chosen]
+                if not len(destinations):
+                    continue
+                holders = np.array([layouts.rank(tensor, lane, stage) for stage in stages for lane in range(lanes)])
+                remote = ~np.isin(destinations, holders)
+                others = destinations[remote]
+                preferred = others // layouts.tensor % lanes + lanes * (others // block % len(stages))
+                yield _Pair(regions, destinations, holders, remote, preferred)
+
+
+def common(source: Shard, destination: Shard) -> tuple[Region, ...]:
+    """What two shards of one parameter have in common; neighbouring pieces that stay neighbours are one region."""
+    assert source.axis == destination.axis and len(source.shape) == len(destination.shape)
+    spans: list[tuple[int, int, int]] = []  # source start, destination start, size, along the axis
+    for theirs in destination.pieces:
+        for ours in source.pieces:
+            if ours.hf_name != theirs.hf_name:
+                continue
+            first = max(ours.hf_start, theirs.hf_start)
+            size = min(ours.hf_start + ours.size, theirs.hf_start + theirs.size) - first
+            if size > 0:
+                spans.append((ours.start + first - ours.hf_start, theirs.start + first - theirs.hf_start, size))
+    merged: list[tuple[int, int, int]] = []
+    for start, to, size in sorted(spans):
+        if merged and (start, to) == (merged[-1][0] + merged[-1][2], merged[-1][1] + merged[-1][2]):
+            start, to, size = merged[-1][0], merged[-1][1], merged.pop()[2] + size
+        merged.append((start, to, size))
+    if destination.axis == 1:
+        return tuple(Region(0, start, 0, to, destination.shape[0], size) for start, to, size in merged)
+    columns = destination.shape[1] if len(destination.shape) == 2 else 1
+    return tuple(Region(start, 0, to, 0, size, columns) for start, to, size in merged)
+
+
+def _fair(preferred: np.ndarray, sent: np.ndarray, numel: int) -> np.ndarray:
+    """The holder (index) of each receiver: the preferred one, unless that would leave some with much more to send."""
+    counts = np.bincount(preferred, minlength=len(sent))
+    after = sent + counts * numel
+    if after.max() - after.min() <= max(numel, FAIR * after.max()):
+        return preferred
+    queue = [(already, holder) for holder, already in enumerate(sent.tolist())]
+    heapq.heapify(queue)
+    quota = np.zeros_like(counts)
+    for _ in preferred:
+        already, holder = queue[0]
+        quota[holder] += 1
+        heapq.heapreplace(queue, (already + numel, holder))
+    chosen, moved = preferred.copy(), []
+    for index, holder in enumerate(preferred):
+        if quota[holder]:
+            quota[holder] -= 1
+        else:
+            moved.append(index)
+    chosen[moved] = np.repeat(np.arange(len(quota)), quota)
+    return chosen
+
+
+def _traffic(routes: Sequence[Route], world: int, itemsize: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes that each rank sends and receives of one parameter, in all and as a row of every region, [world]."""
+    total, row = np.zeros(world), np.zeros(world)
+    for route in routes:
+        remote = route.sources != route.destinations
+        ends = np.concatenate([route.sources[remote], route.destinations[remote]])
+        times = np.bincount(ends, minlength=world) * itemsize
+        total += times * route.numel
+        row += times * sum(region.columns for region in route.regions)
+    return total, row
+
+
+def _peers(route: Route, rank: int) -> tuple[list[int], list[int]]:
+    """Which others `rank` sends to, and whom (itself, perhaps) it gets the regions from, if it needs them."""
+    mine = route.destinations == rank
+    return route.destinations[(route.sources == rank) & ~mine].tolist(), route.sources[mine].tolist()
+
+
+def _add(
+    round_: Round,
+    route: Route,
+    layouts: Layouts,
+    rank: int,
+    sent_to: Sequence[int],
+    got_from: Sequence[int],
+    chunk: int,
+    chunks: int,
+) -> None:
+    """What `rank` has to do with `chunk` of `chunks` (of its rows) of a route."""
+    for destination in sent_to:
+        round_.sends[destination] += _moves(route, layouts, rank, chunk, chunks)
+    for source in got_from:
+        moves = _moves(route, layouts, source, chunk, chunks)
+        if source == rank:
+            round_.copies.extend(moves)
+        else:
+            round_.receives[source] += moves
+
+
+def _moves(route: Route, layouts: Layouts, source: int, chunk: int, chunks: int) -> list[Move]:
+    name = route.source_names[source // (layouts.tensor * layouts.lanes)]
+    vector = len(route.entry.holding.engine(layouts.engine_tensor, 0).shape) == 1
+    moves = []
+    for region in route.regions:
+        first, last = region.rows * chunk // chunks, region.rows * (chunk + 1) // chunks
+        if first < last:
+            moves.append(
+                Move(
+                    Block(name, region.source_row + first, None if vector else region.source_column),
+                    Block(route.entry.engine, region.row + first, None if vector else region.column),
+                    last - first,
+                    None if vector else region.columns,
+                )
+            )
+    return moves

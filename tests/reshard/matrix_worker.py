@@ -1,0 +1,147 @@
+"""`matrix_worker.py FOLDER`, on 2 and on 4 processes: trainers of every layout into engines, against a fresh engine.
+
+An engine is built from the folder `old` of a model, and gets the weights of `new` from trainers of every layout. What
+it then holds and says is compared with an engine that was built from the Hugging Face export of `new`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_rapo.config import Config
+from megatron_rapo.distributed import init_process_group
+from megatron_rapo.hf import read_shape, save_folder
+from megatron_rapo.mcore.parallel import init_parallel
+from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.reshard.transfer import make_resharder
+from megatron_rapo.rollout import Engine, Sampling
+from tests.launch import write_result
+from tests.runs import tiny_config
+
+TENSOR, PIPELINE, VIRTUAL = {"tensor": 2}, {"pipeline": 2}, {"virtual_pipeline": 2}
+ONE_KV_HEAD = {"TP1": {}, "PP2": PIPELINE, "PP2 x VPP2": PIPELINE | VIRTUAL}
+EVERY = ONE_KV_HEAD | {"TP2": TENSOR}
+BOTH = {"TP2 x PP2": TENSOR | PIPELINE}
+
+
+@dataclass(frozen=True)
+class Case:
+    nproc: int
+    engine: int  # tensor-parallel size
+    layouts: dict[str, dict[str, int]]  # of the trainer: [parallel]
+    model: str
+    packed: bool = False
+
+
+SIZES = {"hidden_size": 128, "num_layers": 5, "num_heads": 4}  # layers that two stages do not divide
+MODELS: dict[str, dict[str, Any]] = {  # vocabularies that two ranks, and vLLM's 64, do not divide
+    "untied": {"tied": False, "num_kv_heads": 2, "vocab_size": 131},
+    "tied": {"tied": True, "num_kv_heads": 2, "vocab_size": 133},
+    "1 KV head": {"tied": True, "num_kv_heads": 1, "vocab_size": 130},
+    "qwen3": {"tied": False, "num_kv_heads": 2, "vocab_size": 131, "family": "qwen3"},
+    "llama": {"tied": True, "num_kv_heads": 2, "vocab_size": 131, "family": "llama"},
+}
+CASES = {
+    "untied -> TP1": Case(2, 1, EVERY, "untied"),
+    "untied -> TP2": Case(2, 2, EVERY, "untied"),
+    "tied -> TP1": Case(2, 1, EVERY, "tied"),
+    "tied -> TP2": Case(2, 2, EVERY, "tied"),
+    "1 KV head -> TP1": Case(2, 1, ONE_KV_HEAD, "1 KV head"),
+    "1 KV head -> TP2": Case(2, 2, ONE_KV_HEAD, "1 KV head"),
+    "qwen3 -> TP2": Case(2, 2, {"TP2": TENSOR}, "qwen3"),
+    "llama -> TP1": Case(2, 1, {"PP2": PIPELINE}, "llama"),
+    "tied, packed -> TP1": Case(2, 1, {"TP2": TENSOR}, "tied", packed=True),
+    "untied, packed -> TP2": Case(2, 2, {"PP2": PIPELINE}, "untied", packed=True),
+    "TP2 x PP2, untied -> TP1": Case(4, 1, BOTH, "untied"),
+    "TP2 x PP2, tied -> TP2": Case(4, 2, BOTH, "tied"),
+}
+LONG = tuple(3 + (7 * i) % 95 for i in range(200))  # more than a block of 128 tokens of vLLM's prefix cache
+PROMPTS = [(20, 14, 20, 32), LONG, LONG[:140], (5,)]
+
+
+def main(folder: Path) -> None:
+    init_process_group(timeout_s=120.0)
+    here = {name: case for name, case in CASES.items() if case.nproc == dist.get_world_size()}
+    results = {name: compare(folder / case.model, case) for name, case in here.items()}
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, results)
+    if dist.get_rank() == 0:
+        write_result({"ranks": everyone})
+    dist.destroy_process_group()
+
+
+def compare(folder: Path, case: Case) -> dict[str, Any]:
+    rollout = {"tensor": case.engine, "packed": case.packed}
+    export = folder / "export"
+    old = tiny_config(folder / "old", folder, rollout=rollout)
+    found: dict[str, Any] = {}
+    states = {}
+    with engine_of(folder / "old", folder, rollout) as engine:
+        before = state(engine)
+        for version, (name, parallel) in enumerate(case.layouts.items()):
+            reshard(tiny_config(folder / "new", folder, parallel=parallel, rollout=rollout), engine, version, export)
+            states[name] = state(engine)
+            reshard(old, engine, version, None)  # so that the next one has something to do
+            found[f"{name}, and back"] = same(state(engine), before)
+    with engine_of(export, folder, rollout) as fresh:
+        expected = state(fresh)
+    for name, after in states.items():
+        found[name] = same(after, expected)
+        found[f"{name}, moved"] = not any(same(after, before).values())
+    return found | {"parameters": len(expected[0])}
+
+
+@contextmanager
+def engine_of(model: Path, folder: Path, rollout: dict[str, Any]) -> Iterator[Engine]:
+    config = tiny_config(model, folder, rollout=rollout)
+    engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=256, seed=0)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def reshard(config: Config, engine: Engine, version: int, export: Path | None) -> None:
+    shape = read_shape(config.model.path)
+    policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    resharder = make_resharder(config, shape, policy.norms, policy.parameters)
+    with engine.updating(version) as weights:
+        resharder.run(weights, version=version, prove=True)
+    if export:
+        tensors = policy.hf_tensors()
+        if dist.get_rank() == 0 and not export.exists():
+            save_folder(export, tensors, like=config.model.path)
+        else:
+            for _ in tensors:
+                pass
+        dist.barrier()
+    parallel_state.destroy_model_parallel()
+
+
+def state(engine: Engine) -> tuple[dict[str, Tensor], list[Any]]:
+    """Every parameter of the model on this rank, padding included, and what it answers greedily."""
+    [model] = engine._llm.apply_model(lambda model: model)
+    parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    answers = engine.generate(PROMPTS, Sampling(temperature=0, max_completion_tokens=8), [0] * len(PROMPTS))
+    return parameters, [(a.token_ids.tolist(), a.logprobs.tolist()) for a in answers]
+
+
+def same(found: tuple[dict[str, Tensor], list[Any]], expected: tuple[dict[str, Tensor], list[Any]]) -> dict[str, bool]:
+    """Bit by bit; the log-probabilities too: the same arithmetic in the same process."""
+    names = found[0].keys() == expected[0].keys()
+    tensors = names and all(torch.equal(found[0][name], tensor) for name, tensor in expected[0].items())
+    return {"tensors": tensors, "answers": found[1] == expected[1]}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
