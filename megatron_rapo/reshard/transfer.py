@@ -1,7 +1,8 @@
 """Carries out the plan: the trainer's shards into the engine's parameters, round by round, and the proof that they are.
 
-What a rank receives and sends in a round lies in one buffer, as large as the largest round and kept for the run.
-Every method is collective over the world.
+Large slices go from and to where the weights are, if they lie there in one piece. What is packed to be sent or received
+to be unpacked lies in one buffer, as large as the largest round and kept for the run. Every method is collective over
+the world.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from megatron_rapo.hf import ModelShape
 from megatron_rapo.reshard.digest import digest
 from megatron_rapo.reshard.layout import NormNames
 from megatron_rapo.reshard.plan import Block, Layouts, Move, Round, plan
+
+LARGE_BYTES = 256 * 2**10
+"""A move of this size is a message of its own, from or to where the weights are if they lie there in one piece."""
 
 
 class ReshardError(RuntimeError):
@@ -90,8 +94,10 @@ def make_resharder(config: Config, model: ModelShape, norms: NormNames, paramete
 class Resharder:
     """Moves this rank's part of the trainer's `parameters` (by the map's names) as `rounds` (its plan) says."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], rounds: Sequence[Round]) -> None:
-        self._parameters, self._rounds = parameters, rounds
+    def __init__(
+        self, parameters: Mapping[str, Tensor], rounds: Sequence[Round], *, large_bytes: int = LARGE_BYTES
+    ) -> None:
+        self._parameters, self._rounds, self._large_bytes = parameters, rounds, large_bytes
         first = next(iter(parameters.values()))
         self._dtype, self._device = first.dtype, first.device
         largest = max(_numel(round_.sends.values()) + _numel(round_.receives.values()) for round_ in rounds)
@@ -133,24 +139,47 @@ class Resharder:
     def _exchange(self, round_: Round, target: Callable[[str], Tensor]) -> None:
         """Send and receive what others need and have, and meanwhile copy what this rank has itself."""
         free = self._buffer
-        operations, arrived = [], []
+        operations, packed = [], []
+
+        def parcel(message: Sequence[Move]) -> Tensor:
+            nonlocal free
+            size = _numel([message])
+            packet, free = free.split([size, len(free) - size])
+            return packet
+
+        def destination(move: Move) -> Tensor:
+            return _view(target(move.destination.name), move.destination, move)
+
         for peer, moves in sorted(round_.receives.items()):
-            parcel, free = free.split([_numel([moves]), len(free) - _numel([moves])])
-            operations.append(dist.P2POp(dist.irecv, parcel, peer))
-            arrived.append((moves, parcel))
+            for message in self._messages(moves):
+                packet = _in_place(message, destination)
+                if packet is None:
+                    packet = parcel(message)
+                    packed.append((message, packet))
+                operations.append(dist.P2POp(dist.irecv, packet, peer))
         for peer, moves in sorted(round_.sends.items()):
-            parcel, free = free.split([_numel([moves]), len(free) - _numel([moves])])
-            for move, part in _parts(moves, parcel):
-                part.copy_(self._source(move))
-            operations.append(dist.P2POp(dist.isend, parcel, peer))
+            for message in self._messages(moves):
+                packet = _in_place(message, self._source)
+                if packet is None:
+                    packet = parcel(message)
+                    for move, part in _parts(message, packet):
+                        part.copy_(self._source(move))
+                operations.append(dist.P2POp(dist.isend, packet, peer))
         pending = dist.batch_isend_irecv(operations) if operations else []
         for move in round_.copies:
-            _view(target(move.destination.name), move.destination, move).copy_(self._source(move))
+            destination(move).copy_(self._source(move))
         for request in pending:
             request.wait()
-        for moves, parcel in arrived:
-            for move, part in _parts(moves, parcel):
-                _view(target(move.destination.name), move.destination, move).copy_(part)
+        for message, packet in packed:
+            for move, part in _parts(message, packet):
+                destination(move).copy_(part)
+
+    def _messages(self, moves: Sequence[Move]) -> Iterator[Sequence[Move]]:
+        """What goes from one rank to another in one piece: each large move, and all small ones; the same on both."""
+        large = self._large_bytes // self._dtype.itemsize
+        yield from ([move] for move in moves if move.numel >= large)
+        if small := [move for move in moves if move.numel < large]:
+            yield small
 
     def _source(self, move: Move) -> Tensor:
         return _view(self._parameters[move.source.name].detach(), move.source, move)
@@ -227,6 +256,13 @@ def _view(tensor: Tensor, block: Block, move: Move) -> Tensor:
     """The rectangle of one side."""
     rows = tensor.narrow(0, block.row, move.rows)
     return rows if block.column is None or move.columns is None else rows.narrow(1, block.column, move.columns)
+
+
+def _in_place(message: Sequence[Move], view: Callable[[Move], Tensor]) -> Tensor | None:
+    """The memory that a message of one move comes from or goes to, where it is in one piece."""
+    if len(message) > 1 or not (only := view(message[0])).is_contiguous():
+        return None
+    return only.view(-1)
 
 
 def _parts(moves: Sequence[Move], parcel: Tensor) -> Iterator[tuple[Move, Tensor]]:

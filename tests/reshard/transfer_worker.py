@@ -41,12 +41,18 @@ def targets_of(model: ModelShape, layouts: Layouts, dtype: torch.dtype) -> dict[
 
 
 def resharder_of(
-    model: ModelShape, layouts: Layouts, dtype: torch.dtype, *, seed: int, bucket_bytes: int = 1 << 30
+    model: ModelShape,
+    layouts: Layouts,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    bucket_bytes: int = 1 << 30,
+    large_bytes: int = 1 << 20,
 ) -> Resharder:
     _, read = hf_weights(model, seed)
     mine = trainer_parameters(model, layouts, read)[dist.get_rank()]
     rounds = plan(model, TORCH_NORMS, layouts, rank=dist.get_rank(), itemsize=dtype.itemsize, bucket_bytes=bucket_bytes)
-    return Resharder({name: tensor.to(dtype) for name, tensor in mine.items()}, rounds)
+    return Resharder({name: tensor.to(dtype) for name, tensor in mine.items()}, rounds, large_bytes=large_bytes)
 
 
 def right(model: ModelShape, layouts: Layouts, targets: dict[str, Tensor], seed: int) -> bool:
@@ -62,15 +68,16 @@ def right(model: ModelShape, layouts: Layouts, targets: dict[str, Tensor], seed:
 
 
 def transfers() -> dict[str, Any]:
-    """Every layout, with one bucket and with many, twice in a row with other weights."""
+    """Every layout, in one round of large messages and in many of small ones, twice in a row with other weights."""
     found = {}
     for name, sizes in LAYOUTS.items():
         layouts = layouts_of(*sizes)
-        for dtype, bucket_bytes in ((torch.float32, 1 << 30), (torch.bfloat16, 4000)):
+        for dtype, bucket_bytes, large_bytes in ((torch.float32, 1 << 30, 1000), (torch.bfloat16, 4000, 1 << 20)):
             targets = targets_of(MODEL, layouts, dtype)
             weights = PlainWeights(targets)
             for seed in (0, 1):
-                resharder = resharder_of(MODEL, layouts, dtype, seed=seed, bucket_bytes=bucket_bytes)
+                sizes_of = {"bucket_bytes": bucket_bytes, "large_bytes": large_bytes}
+                resharder = resharder_of(MODEL, layouts, dtype, seed=seed, **sizes_of)
                 report = resharder.run(weights, version=seed, prove=True)
                 correct = torch.tensor(right(MODEL, layouts, targets, seed))
                 dist.all_reduce(correct, op=dist.ReduceOp.MIN)
