@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from megatron_rapo.errors import InputError
 
@@ -293,13 +293,24 @@ class RolloutConfig(_Section):
         return self
 
 
+def _how_often(verify: Any) -> Any:
+    if verify in ("every", "first") or (type(verify) is int and verify >= 1):
+        return verify
+    raise ValueError(
+        f"reshard.verify={verify}: not a choice of which reshardings are proven; set it to every, first or a number of "
+        "steps from 1 on."
+    )
+
+
 class ReshardConfig(_Section):
     """Moving the trainer's weights into the engine after every step."""
 
     bucket_mib: int = Field(default=512, ge=1)
     """Most that a process sends and receives at a time, and so the memory that resharding adds to it, MiB."""
-    verify: Literal["every", "first"] | Annotated[int, Field(ge=1)] = "every"
+    verify: Annotated[Literal["every", "first"] | int, BeforeValidator(_how_often)] = "every"
     """Which reshardings are proven by a digest of every tensor: all, the first of a start, or one of so many steps."""
+    parity_every_steps: int = Field(default=10, ge=0)
+    """Steps between comparisons of engine and trainer on fixed prompts; one at the start is always made, 0: no more."""
     max_logprob_gap: float = Field(default=0.1, gt=0)
     """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats; above it the run stops."""
 

@@ -27,6 +27,7 @@ from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_
 from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
+from megatron_rapo.parity import logprob_parity
 from megatron_rapo.reshard.transfer import Report, Resharder
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
@@ -66,6 +67,11 @@ class Trainer:
         """Train to the configured number of steps, evaluating before and after where there are held-out problems."""
         total = self._config.run.steps
         self._reshard(prove=True)
+        parity = self._parity()
+        self._monitor.message(
+            "engine and trainer differ on fixed prompts by {reshard/parity_mean:.2g} nats per token on average, "
+            "{reshard/parity_max:.2g} at most".format_map(parity)
+        )
         if self._step == 0:
             self._evaluate("before")
         every = self._config.checkpoint.every_steps
@@ -96,8 +102,7 @@ class Trainer:
         with monitor.phase("train"):
             losses = [self._policy.train_step(batches, self._loss) for batches in steps]
         self._step = step
-        verify = self._config.reshard.verify
-        resharding = self._reshard(prove=verify == "every" or (isinstance(verify, int) and step % verify == 0))
+        resharding = self._hand_over()
 
         elapsed = time.perf_counter() - started
         monitor.step(
@@ -109,7 +114,7 @@ class Trainer:
                 **reference_scalars([s for of_step in sequences for s in of_step]),
                 **training_scalars(losses, self._config.algorithm),
                 **estimator_scalars(losses, self._config.algorithm),
-                **resharding.scalars(),
+                **resharding,
                 "throughput/tokens_per_s": sum(len(c.token_ids) for g in rollout.sampled for c in g.completions)
                 / elapsed,
                 "seconds/step": elapsed,
@@ -173,10 +178,25 @@ class Trainer:
         settings = self._config.rollout
         return Sampling(temperature=settings.temperature, max_completion_tokens=settings.max_completion_tokens)
 
+    def _hand_over(self) -> dict[str, float]:
+        """Reshard after a step, proven and compared as often as [reshard] says; the step's scalars of it."""
+        settings = self._config.reshard
+        proven = settings.verify == "every" or (settings.verify != "first" and self._step % settings.verify == 0)
+        report = self._reshard(prove=proven)
+        compared = settings.parity_every_steps and self._step % settings.parity_every_steps == 0
+        return {**report.scalars(), **(self._parity() if compared else {})}
+
     def _reshard(self, *, prove: bool) -> Report:
         """The engine takes over the trainer's weights; their version is the number of steps trained."""
         with self._monitor.phase("reshard"), self._sampler.engine.updating(self._step) as weights:
             return self._resharder.run(weights, version=self._step, prove=prove)
+
+    def _parity(self) -> dict[str, float]:
+        """Engine against trainer on fixed prompts; refuses a gap as that of a rollout."""
+        with self._monitor.phase("parity"):
+            parity = logprob_parity(self._policy, self._sampler, self._train_prompts, self._config)
+        self._refuse_gap(parity["reshard/parity_mean"])
+        return parity
 
     def _refuse_gap(self, gap: float) -> None:
         """Stop where the engine plainly samples from another policy than the trainer's (a proof it is not)."""

@@ -581,3 +581,18 @@ def test_derived_values(load):
 def test_reward_range(rewards, expected, middle):
     assert RewardConfig(**rewards).range == expected
     assert RewardConfig(**rewards).middle == middle
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("first", "first"), ("every", "every"), ("3", 3), ('"first"', "first")]
+)
+def test_which_reshardings_are_proven(load, given, expected):
+    assert load(f"reshard.verify={given}").reshard.verify == expected
+
+
+@pytest.mark.parametrize("given", ["0", "never", "1.5"])
+def test_other_reshardings_to_prove_are_refused(load, given):
+    assert refusal(load, f"reshard.verify={given}") == (
+        f"reshard.verify={given}: not a choice of which reshardings are proven; set it to every, first or a number of "
+        "steps from 1 on."
+    )

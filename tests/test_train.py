@@ -44,6 +44,8 @@ tensor = 2
 [rollout]
 max_completion_tokens = 64
 kv_cache_mib = 32
+[reshard]
+parity_every_steps = 1
 [optimizer]
 lr = 2e-4
 [precision]
@@ -129,6 +131,8 @@ def test_metrics_are_complete_and_mean_something(whole: tuple[Path, str]) -> Non
         assert row.keys() >= SCALARS.keys(), SCALARS.keys() - row.keys()
         assert all(isinstance(value, (int, float)) for value in row.values())  # null would be a number not finite
         assert row["rollout/logprob_gap_max"] < 1e-4  # float32: the engine's weights are the trainer's, every step
+        assert 0 < row["reshard/parity_mean"] <= row["reshard/parity_max"] < 1e-4
+        assert row["reshard/proof_s"] > 0 and row["reshard/transfer_s"] > 0
         assert 0.9 <= row["reference/phi_mean"] <= 1.0
         trained_on = (row["reference/phi_mean"] - 0.9) / 0.1  # the mean reward of the 4 groups
         left_out = 4 * row["rollout/groups_replaced"]
@@ -187,7 +191,7 @@ def test_tensorboard_shows_the_same(whole: tuple[Path, str]) -> None:
     events.Reload()
     for row in metrics(whole[0])[1:]:
         for name, value in row.items():
-            if name.startswith(("policy/", "estimator/", "rollout/")):
+            if name.startswith(("policy/", "estimator/", "rollout/", "reshard/")):
                 (found,) = [e.value for e in events.Scalars(name) if e.step == row["step"]]
                 assert found == pytest.approx(value, rel=1e-6), name
     assert len(events.Tensors("samples/0")) == 3
@@ -200,6 +204,7 @@ def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> Non
     assert 0 <= summary["pass@1"]["before"] <= summary["pass@4"]["before"] <= 1
     assert {"rollout", "verify", "score", "train", "reshard", "evaluate"} <= summary["seconds"].keys()
     assert Path(summary["checkpoint"]).name == "step-000003"
+    assert "engine and trainer differ on fixed prompts by " in output
     assert "step 3/3 " in output and "tensorboard --logdir" in output
     assert "\x1b" not in output  # no terminal: no control characters
     assert json.loads((folder / "run/config.json").read_text())["optimizer"]["beta2"] == 0.999
@@ -218,7 +223,7 @@ def test_export_is_the_trained_model(whole: tuple[Path, str]) -> None:
 def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:
     assert "resuming from" in resumed[1]
     for expected, found in zip(metrics(whole[0]), metrics(resumed[0]), strict=True):
-        timeless = {name for name in expected if not name.startswith(("seconds/", "throughput/"))}
+        timeless = {name for name in expected if not name.startswith("seconds/") and not name.endswith("_s")}
         assert {name: found[name] for name in timeless} == {name: expected[name] for name in timeless}
     expected, found = (load_file(folder / "run/hf/model.safetensors") for folder in (whole[0], resumed[0]))
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())

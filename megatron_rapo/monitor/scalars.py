@@ -36,6 +36,8 @@ SCALARS: dict[str, str] = {
     "reshard/sent_mib": "Weights that the first process sent to others, MiB.",
     "reshard/received_mib": "Weights that the first process got from others, MiB.",
     "reshard/transfer_gb_per_s": "What the first process copied, sent and received over reshard/transfer_s, GB/s.",
+    "reshard/parity_mean": "Mean |engine - trainer| log-probability after resharding, on fixed prompts, nats.",
+    "reshard/parity_max": "Largest |engine - trainer| log-probability after resharding, on fixed prompts, nats.",
     "throughput/tokens_per_s": "Completion tokens of all processes over the whole step's duration, tokens per second.",
     "seconds/step": "Duration of the whole step, seconds.",
 }
