@@ -67,14 +67,18 @@ class Block(NamedTuple):
 
 
 class Region(NamedTuple):
-    """What a trainer's shard and an engine's shard have in common, as rows and columns of each."""
+    """What a trainer's shard and an engine's shard have in common, as rows and columns (None of a vector) of each."""
 
     source_row: int
-    source_column: int
+    source_column: int | None
     row: int
-    column: int
+    column: int | None
     rows: int
-    columns: int  # 1 of a vector
+    columns: int | None
+
+    @property
+    def row_numel(self) -> int:
+        return self.columns or 1
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Route:
 
     entry: Entry
     source_names: dict[int, str]  # the trainer's name of the parameter, by pipeline stage
+    ranks_per_stage: int
     regions: tuple[Region, ...]
     destinations: np.ndarray
     sources: np.ndarray
@@ -107,7 +112,23 @@ class Route:
     @property
     def numel(self) -> int:
         """Of one destination."""
-        return sum(region.rows * region.columns for region in self.regions)
+        return sum(region.rows * region.row_numel for region in self.regions)
+
+    def peers(self, rank: int) -> tuple[list[int], list[int]]:
+        """Which others `rank` sends to, and whom (itself, perhaps) it gets the regions from, if it needs them."""
+        mine = self.destinations == rank
+        return self.destinations[(self.sources == rank) & ~mine].tolist(), self.sources[mine].tolist()
+
+    def moves(self, source: int, chunk: int, chunks: int) -> list[Move]:
+        """What `source` gives to a destination, of each region the rows of `chunk` of `chunks`."""
+        name, moves = self.source_names[source // self.ranks_per_stage], []
+        for region in self.regions:
+            first, last = region.rows * chunk // chunks, region.rows * (chunk + 1) // chunks
+            if first < last:
+                from_ = Block(name, region.source_row + first, region.source_column)
+                to = Block(self.entry.engine, region.row + first, region.column)
+                moves.append(Move(from_, to, last - first, region.columns))
+        return moves
 
 
 @dataclass(frozen=True)
@@ -137,14 +158,18 @@ def plan(
                 f"reshard.bucket_mib: {bucket_bytes / 2**20:.3g} MiB cannot hold a row of {wave[0].entry.engine} for "
                 f"every rank that it is exchanged with, {row.max() / 2**20:.3g} MiB; raise it."
             )
-        mine = [(route, *_peers(route, rank)) for route in wave]
+        mine = [(route, *route.peers(rank)) for route in wave]
         chunks = int(np.ceil(total / (bucket_bytes - row)).max(initial=1))
         for chunk in range(chunks):
             if chunk or (load + total).max() > bucket_bytes:
                 rounds.append(Round())
                 load = np.zeros(layouts.world)
             for route, sent_to, got_from in mine:
-                _add(rounds[-1], route, layouts, rank, sent_to, got_from, chunk, chunks)
+                for destination in sent_to:
+                    rounds[-1].sends[destination] += route.moves(rank, chunk, chunks)
+                for source in got_from:
+                    incoming = rounds[-1].copies if source == rank else rounds[-1].receives[source]
+                    incoming += route.moves(source, chunk, chunks)
         load = load + total if chunks == 1 else np.full(layouts.world, bucket_bytes)
         rounds[-1].complete.extend(dict.fromkeys(route.entry.engine for route in wave))
     return rounds
@@ -199,7 +224,7 @@ class _Pair:
 
     @property
     def numel(self) -> int:
-        return sum(region.rows * region.columns for region in self.regions)
+        return sum(region.rows * region.row_numel for region in self.regions)
 
 
 class _Router:
@@ -222,7 +247,8 @@ class _Router:
                 self._sent[pair.holders] += pair.numel * np.bincount(chosen, minlength=len(pair.holders))
                 sources = pair.destinations.copy()
                 sources[pair.remote] = pair.holders[chosen]
-            yield Route(entry, names, pair.regions, pair.destinations, sources)
+            per_stage = self._layouts.tensor * self._layouts.lanes
+            yield Route(entry, names, per_stage, pair.regions, pair.destinations, sources)
 
     def _pair(self, entry: Entry, stages: Sequence[int]) -> Iterator[_Pair]:
         layouts, ranks = self._layouts, np.arange(self._layouts.world)
@@ -266,8 +292,9 @@ def common(source: Shard, destination: Shard) -> tuple[Region, ...]:
         merged.append((start, to, size))
     if destination.axis == 1:
         return tuple(Region(0, start, 0, to, destination.shape[0], size) for start, to, size in merged)
-    columns = destination.shape[1] if len(destination.shape) == 2 else 1
-    return tuple(Region(start, 0, to, 0, size, columns) for start, to, size in merged)
+    if len(destination.shape) == 1:
+        return tuple(Region(start, None, to, None, size, None) for start, to, size in merged)
+    return tuple(Region(start, 0, to, 0, size, destination.shape[1]) for start, to, size in merged)
 
 
 def _fair(preferred: np.ndarray, sent: np.ndarray, numel: int) -> np.ndarray:
@@ -301,50 +328,5 @@ def _traffic(routes: Sequence[Route], world: int, itemsize: int) -> tuple[np.nda
         ends = np.concatenate([route.sources[remote], route.destinations[remote]])
         times = np.bincount(ends, minlength=world) * itemsize
         total += times * route.numel
-        row += times * sum(region.columns for region in route.regions)
+        row += times * sum(region.row_numel for region in route.regions)
     return total, row
-
-
-def _peers(route: Route, rank: int) -> tuple[list[int], list[int]]:
-    """Which others `rank` sends to, and whom (itself, perhaps) it gets the regions from, if it needs them."""
-    mine = route.destinations == rank
-    return route.destinations[(route.sources == rank) & ~mine].tolist(), route.sources[mine].tolist()
-
-
-def _add(
-    round_: Round,
-    route: Route,
-    layouts: Layouts,
-    rank: int,
-    sent_to: Sequence[int],
-    got_from: Sequence[int],
-    chunk: int,
-    chunks: int,
-) -> None:
-    """What `rank` has to do with `chunk` of `chunks` (of its rows) of a route."""
-    for destination in sent_to:
-        round_.sends[destination] += _moves(route, layouts, rank, chunk, chunks)
-    for source in got_from:
-        moves = _moves(route, layouts, source, chunk, chunks)
-        if source == rank:
-            round_.copies.extend(moves)
-        else:
-            round_.receives[source] += moves
-
-
-def _moves(route: Route, layouts: Layouts, source: int, chunk: int, chunks: int) -> list[Move]:
-    name = route.source_names[source // (layouts.tensor * layouts.lanes)]
-    vector = len(route.entry.holding.engine(layouts.engine_tensor, 0).shape) == 1
-    moves = []
-    for region in route.regions:
-        first, last = region.rows * chunk // chunks, region.rows * (chunk + 1) // chunks
-        if first < last:
-            moves.append(
-                Move(
-                    Block(name, region.source_row + first, None if vector else region.source_column),
-                    Block(route.entry.engine, region.row + first, None if vector else region.column),
-                    last - first,
-                    None if vector else region.columns,
-                )
-            )
-    return moves

@@ -161,7 +161,7 @@ def test_common_by_hand():
 def test_neighbours_are_one_region():
     """One group whose q, k and v are neighbours on both sides; and columns 4 to 8 of a weight split over columns."""
     ours = Shard((4,), 0, True, (Piece("q", 0, 0, 2), Piece("k", 0, 2, 1), Piece("v", 0, 3, 1)))
-    assert common(ours, ours) == (Region(0, 0, 0, 0, 4, 1),)
+    assert common(ours, ours) == (Region(0, None, 0, None, 4, None),)
     whole, half = Shard((3, 8), 1, True, (Piece("o", 0, 0, 8),)), Shard((3, 4), 1, True, (Piece("o", 4, 0, 4),))
     assert common(whole, half) == (Region(0, 4, 0, 0, 3, 4),)
     assert common(half, Shard((3, 4), 1, True, (Piece("o", 0, 0, 4),))) == ()
@@ -303,7 +303,7 @@ def check_coverage(routes, shards, where):
                     if shard.axis == 0
                     else (region.column, region.source_column, region.columns, region.rows)
                 )
-                assert other == (shard.shape[1 - shard.axis] if len(shard.shape) == 2 else 1)
+                assert other == (shard.shape[1 - shard.axis] if len(shard.shape) == 2 else None)
                 held = trainer[route.sources[0] % where.tensor][there : there + size]
                 assert (held == wanted[here : here + size]).all()
                 # Once for each of its ranks: so many, and so many different ones (by the sum of their numbers).
