@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from megatron_rapo.reshard.gather import ShardedWeights
 from megatron_rapo.reshard.layout import EMBEDDING, TORCH_NORMS, stages_of_layers, trainer_shards
 from megatron_rapo.reshard.plan import Layouts, plan
 from megatron_rapo.reshard.transfer import Report, Resharder
+from megatron_rapo.rollout import guest
 
 CASES = {  # processes, trainer's tensor and pipeline, engine's tensor
     "TP2 -> TP2": (2, 2, 1, 2),
@@ -142,7 +143,7 @@ def work(folder: Path, case: str, repeats: int, output: Path) -> None:
         with closing(build_engine(folder, engine_tensor, packed=kind == "packed")) as engine:
             report = reshard(engine, resharder)
             sides[f"ours, {kind}"] = partial(ours, engine, resharder)
-            sides[f"gather, {kind}"] = partial(gather, engine, gathering)
+            sides[f"gather, {kind}"] = partial(gather, engine, gathering, packed=kind == "packed")
             if kind == "plain":
                 sides |= floors(report, rounds)
             results |= take_turns(sides, repeats)
@@ -170,8 +171,8 @@ def ours(engine: Any, resharder: Resharder) -> dict[str, float]:
     return reshard(engine, resharder).seconds
 
 
-def gather(engine: Any, gathering: ShardedWeights) -> dict[str, float]:
-    with torch.no_grad():
+def gather(engine: Any, gathering: ShardedWeights, *, packed: bool) -> dict[str, float]:
+    with torch.no_grad(), nullcontext() if packed else guest.plain_weights():  # a reload would pack them
         engine._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": gathering.hf_tensors()})
     return {}
 

@@ -26,6 +26,7 @@ _FREE = {
     "rollout.kv_cache_mib",
     "rollout.max_concurrent",
     "rollout.compile",
+    "rollout.packed",
     "run.folder",
     "run.timeout_s",
 }

@@ -306,8 +306,8 @@ class ReshardConfig(_Section):
     """Moving the trainer's weights into the engine after every step."""
 
     bucket_mib: int = Field(default=512, ge=1)
-    """Most that a process sends and receives at a time, and so the memory that resharding adds to it, MiB. (An engine
-    that packs its weights adds the parameters that are under way.)"""
+    """Most that a process sends and receives at a time, and so the memory that resharding adds to it, MiB. An engine
+    that packs its weights adds the parameters that are under way."""
     verify: Annotated[Literal["every", "first"] | int, BeforeValidator(_how_often)] = "every"
     """Which reshardings are proven by a digest of every tensor: all, the first of a start, or one of so many steps."""
     parity_every_steps: int = Field(default=10, ge=0)

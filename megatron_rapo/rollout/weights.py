@@ -9,7 +9,7 @@ vLLM 0.32.0.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -96,11 +96,12 @@ class PackedWeights:
         self._missing = set(self.shapes)
         with set_current_vllm_config(self._config), self._device, torch.no_grad():
             initialize_layerwise_reload(self._model)
-            for module, name in self._places.values():
-                _take_shards(module, name)
-            yield self
-            _refuse_missing(self._missing)
-            finalize_layerwise_reload(self._model, self._config.model_config)
+            with ExitStack() as loaders:
+                for module, name in self._places.values():
+                    loaders.enter_context(_taking_shards(module, name))
+                yield self
+                _refuse_missing(self._missing)
+                finalize_layerwise_reload(self._model, self._config.model_config)
             if guest.on_cpu():
                 guest.repack_tied_weights(self._model)
 
@@ -144,13 +145,19 @@ def _unpacked(module: torch.nn.Module, name: str) -> Tensor:
     return parameters.get(name, getattr(module, name) if name == "bias" else None)
 
 
-def _take_shards(module: torch.nn.Module, name: str) -> None:
+@contextmanager
+def _taking_shards(module: torch.nn.Module, name: str) -> Iterator[None]:
     """Have the layerwise reload take the parameter as this rank holds it, instead of whole tensors to cut up."""
     from vllm.model_executor.model_loader.reload.layerwise import make_online_process_loader
 
     parameter = getattr(module, name)
+    loader = parameter.weight_loader
     parameter.weight_loader = _copy_shard
     parameter.weight_loader = make_online_process_loader(module, name)
+    try:
+        yield
+    finally:
+        parameter.weight_loader = loader
 
 
 def _copy_shard(param: Tensor, loaded_weight: Tensor) -> None:
