@@ -186,13 +186,13 @@ class Resharder:
 
     def _compare(self, held: Mapping[Move, Tensor], version: int) -> None:
         """What the engines hold against what the trainers say that they must: every rank asks those it got it from."""
-        of_block: dict[tuple[Block, int], Tensor] = {}
+        of_rectangle: dict[tuple[Block, int, int | None], Tensor] = {}
 
         def expected(move: Move) -> Tensor:
-            key = move.source, move.numel
-            if key not in of_block:
-                of_block[key] = digest(self._source(move))
-            return of_block[key]
+            key = move.source, move.rows, move.columns
+            if key not in of_rectangle:
+                of_rectangle[key] = digest(self._source(move))
+            return of_rectangle[key]
 
         sends = _by_peer(round_.sends for round_ in self._rounds)
         receives = _by_peer(round_.receives for round_ in self._rounds)
