@@ -15,7 +15,7 @@ from megatron_rapo.errors import InputError
 
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
 _LATEST, _PREFIX, _SETTINGS = "latest", "step-", "settings.json"
-_FREE_SECTIONS = {"parallel", "reshard", "precision", "checkpoint", "monitor", "evaluation"}
+_FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}
 _FREE = {
     "model.layers",
     "model.recompute",

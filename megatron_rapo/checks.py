@@ -132,3 +132,12 @@ def check_model(config: Config, shape: ModelShape) -> None:
             f"precision.fp8={config.precision.fp8}: does nothing with model.layers={layers}; "
             "use a GPU with Transformer Engine or set precision.fp8=none."
         )
+
+
+def check_memory(config: Config) -> None:
+    """Refuse what makes room on a GPU where there is none. Raises ConfigError."""
+    for field, value in config.memory:
+        if value and not torch.cuda.is_available():
+            raise ConfigError(
+                f"memory.{field}={str(value).lower()}: makes room on a GPU, and there is none; leave it out."
+            )

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_rapo.config_file import load_config
+from megatron_rapo.config.file import load_config
 from megatron_rapo.errors import InputError
 from megatron_rapo.launcher import adopt_srun, rank
 
@@ -24,7 +24,7 @@ examples:
   python -m megatron_rapo evaluate run.toml --set model.path=models/base --output base.json
   python -m megatron_rapo evaluate run.toml --set model.path=runs/mine/hf --k 1,4,16 --compare base.json
 
-Every setting is described in megatron_rapo/config.py; each run writes the ones it used to RUN/config.json.
+Every setting is described in megatron_rapo/config/; each run writes the ones it used to RUN/config.json.
 """
 
 

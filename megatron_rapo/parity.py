@@ -1,4 +1,4 @@
-"""Engine against trainer on fixed prompts: log-probabilities of the same tokens, from both.
+"""Engine against trainer: log-probabilities of the same tokens from both, and how far they may differ.
 
 A rollout's gap is measured at every step, on other tokens each time. Here prompts and seeds stay the same, so that what
 changes from one measurement to the next is the weights and what was done to them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_rapo.config import Config
+from megatron_rapo.config import Config, ReshardConfig
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.objective import to_sequences
 from megatron_rapo.rollout import Sampling
@@ -33,3 +33,17 @@ def logprob_parity(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], 
     [scored] = policy.score([batches])
     gap = policy.diagnostics(scored)
     return {f"reshard/parity_{which}": gap[f"rollout/logprob_gap_{which}"] for which in ("mean", "max")}
+
+
+def refuse_gap(gap: float, settings: ReshardConfig, *, step: int) -> None:
+    """Stop where the engine plainly samples from another policy than the trainer's (a proof it is not).
+
+    `gap` is a mean |engine - trainer| log-probability after `step` steps, nats. Raises RuntimeError.
+    """
+    limit = settings.max_logprob_gap
+    if not gap <= limit:
+        raise RuntimeError(
+            f"reshard.max_logprob_gap={limit}: engine and trainer differ by {gap:.4g} nats per token on average "
+            f"after step {step}, so the engine does not sample from this policy; if that is rounding "
+            "(low precision), raise the limit."
+        )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
-from megatron_rapo.checks import check_model, check_rollout, check_world_size
+from megatron_rapo.checks import check_memory, check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config, ConfigError, EvaluationConfig
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
 from megatron_rapo.distributed import end_promptly_on_signals, init_process_group
@@ -39,6 +39,7 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> None:
     shape = read_shape(config.model.path)
     check_model(config, shape)
     check_rollout(config, shape, world_size())
+    check_memory(config)
     train_set = _prompts(config, config.data.train)
     heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
     most_prompts = config.batch.prompts_per_step * (1 + config.batch.refill_rounds)
@@ -89,15 +90,25 @@ def _build(
     from megatron_rapo.mcore.policy import Policy
     from megatron_rapo.reshard.transfer import make_resharder
     from megatron_rapo.trainer import Trainer
+    from megatron_rapo.weight_sync import WeightSync
 
     parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
     policy = Policy(config, shape, parallel)
-    engine = _engine(config)
-    trainer = Trainer(
+    engine = _engine(config, sleeps=config.memory.engine_sleep)
+    sampler = Sampler(engine, verifier, config.reward)
+    weight_sync = WeightSync(
         config,
         policy=policy,
         resharder=make_resharder(config, shape, policy.norms, policy.parameters),
-        sampler=Sampler(engine, verifier, config.reward),
+        sampler=sampler,
+        monitor=monitor,
+        prompts=train_set.prompts,
+    )
+    trainer = Trainer(
+        config,
+        policy=policy,
+        weight_sync=weight_sync,
+        sampler=sampler,
         monitor=monitor,
         train_prompts=train_set.prompts,
         heldout_prompts=heldout.prompts if heldout else (),
@@ -132,7 +143,7 @@ def evaluate_model(config: Config, *, output: Path | None, base: Base | None) ->
             console.message(f"note: {difference}")
     with (
         VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
-        closing(_engine(config)) as engine,
+        closing(_engine(config, sleeps=False)) as engine,
     ):
         result = evaluate(Sampler(engine, verifier, config.reward), heldout.prompts, settings, seed=config.run.seed)
     if console:
@@ -221,13 +232,14 @@ def _why_not_delete(config: Config) -> str | None:
     return None
 
 
-def _engine(config: Config) -> Engine:
+def _engine(config: Config, *, sleeps: bool) -> Engine:
     return Engine(
         config.model.path,
         config.rollout,
         dtype=config.precision.dtype,
         max_sequence_tokens=config.max_sequence_tokens,
         seed=config.run.seed,
+        sleeps=sleeps,
     )
 
 

@@ -1,4 +1,4 @@
-"""The training loop: prompts -> rollout -> verify -> advantages, phi -> score -> train -> reshard -> log.
+"""The training loop: reshard -> prompts -> rollout -> verify -> advantages, phi -> score -> train -> log.
 
 One process per device runs all of it, in step with the others.
 """
@@ -27,11 +27,11 @@ from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_
 from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
-from megatron_rapo.parity import logprob_parity
-from megatron_rapo.reshard.transfer import Report, Resharder
+from megatron_rapo.parity import refuse_gap
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import Group, Prompt
+from megatron_rapo.weight_sync import WeightSync
 
 
 class Trainer:
@@ -42,14 +42,14 @@ class Trainer:
         config: Config,
         *,
         policy: Policy,
-        resharder: Resharder,
+        weight_sync: WeightSync,
         sampler: Sampler,
         monitor: Monitor,
         train_prompts: Sequence[Prompt],
         heldout_prompts: Sequence[Prompt] = (),
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
-        self._resharder = resharder
+        self._weight_sync = weight_sync
         self._train_prompts, self._heldout_prompts = train_prompts, heldout_prompts
         self._order = EpochOrder(len(train_prompts), config.run.seed)
         self._loss = self._loss_with()
@@ -66,12 +66,6 @@ class Trainer:
     def run(self) -> None:
         """Train to the configured number of steps, evaluating before and after where there are held-out problems."""
         total = self._config.run.steps
-        self._reshard(prove=True)
-        parity = self._parity()
-        self._monitor.message(
-            "engine and trainer differ on fixed prompts by {reshard/parity_mean:.2g} nats per token on average, "
-            "{reshard/parity_max:.2g} at most".format_map(parity)
-        )
         if self._step == 0:
             self._evaluate("before")
         every = self._config.checkpoint.every_steps
@@ -86,7 +80,9 @@ class Trainer:
         started, monitor, share = time.perf_counter(), self._monitor, self._config.batch.prompts_per_optimizer_step
         step = self._step + 1
         monitor.begin_step()
+        resharding = self._weight_sync.run(self._step)
         rollout = self._rollout(step)
+        self._sampler.engine.sleep()
         versions = {c.weight_version for g in rollout.groups for c in g.completions}
         assert versions == {self._step}, f"sampled from weights {versions}, training has reached {self._step}"
         groups = [rollout.groups[i : i + share] for i in range(0, len(rollout.groups), share)]
@@ -94,15 +90,15 @@ class Trainer:
         with monitor.phase("score"):
             steps = self._policy.score([self._policy.pack(of_step) for of_step in sequences])
             diagnostics = self._policy.diagnostics([b for batches in steps for b in batches])
-        self._refuse_gap(diagnostics["rollout/logprob_gap_mean"])
-        every = self._config.monitor.gradient_share_every_steps
-        if every and (step - 1) % every == 0 and self._config.algorithm.alpha:
-            with monitor.phase("gradient_share"):
-                diagnostics |= self._gradient_shares(steps[0])
-        with monitor.phase("train"):
-            losses = [self._policy.train_step(batches, self._loss) for batches in steps]
+        refuse_gap(diagnostics["rollout/logprob_gap_mean"], self._config.reshard, step=self._step)
+        with self._policy.training_state.in_place():
+            every = self._config.monitor.gradient_share_every_steps
+            if every and (step - 1) % every == 0 and self._config.algorithm.alpha:
+                with monitor.phase("gradient_share"):
+                    diagnostics |= self._gradient_shares(steps[0])
+            with monitor.phase("train"):
+                losses = [self._policy.train_step(batches, self._loss) for batches in steps]
         self._step = step
-        resharding = self._hand_over()
 
         elapsed = time.perf_counter() - started
         monitor.step(
@@ -178,40 +174,11 @@ class Trainer:
         settings = self._config.rollout
         return Sampling(temperature=settings.temperature, max_completion_tokens=settings.max_completion_tokens)
 
-    def _hand_over(self) -> dict[str, float]:
-        """Reshard after a step, proven and compared as often as [reshard] says; the step's scalars of it."""
-        settings = self._config.reshard
-        proven = settings.verify == "every" or (settings.verify != "first" and self._step % settings.verify == 0)
-        report = self._reshard(prove=proven)
-        compared = settings.parity_every_steps and self._step % settings.parity_every_steps == 0
-        return {**report.scalars(), **(self._parity() if compared else {})}
-
-    def _reshard(self, *, prove: bool) -> Report:
-        """The engine takes over the trainer's weights; their version is the number of steps trained."""
-        with self._monitor.phase("reshard"), self._sampler.engine.updating(self._step) as weights:
-            return self._resharder.run(weights, version=self._step, prove=prove)
-
-    def _parity(self) -> dict[str, float]:
-        """Engine against trainer on fixed prompts; refuses a gap as that of a rollout."""
-        with self._monitor.phase("parity"):
-            parity = logprob_parity(self._policy, self._sampler, self._train_prompts, self._config)
-        self._refuse_gap(parity["reshard/parity_mean"])
-        return parity
-
-    def _refuse_gap(self, gap: float) -> None:
-        """Stop where the engine plainly samples from another policy than the trainer's (a proof it is not)."""
-        limit = self._config.reshard.max_logprob_gap
-        if not gap <= limit:
-            raise RuntimeError(
-                f"reshard.max_logprob_gap={limit}: engine and trainer differ by {gap:.4g} nats per token on average "
-                f"after step {self._step}, so the engine does not sample from this policy; if that is rounding "
-                "(low precision), raise the limit."
-            )
-
     def _evaluate(self, when: str) -> None:
         settings = self._config.evaluation
         if settings is None:
             return
+        self._weight_sync.run(self._step)
         with self._monitor.phase("evaluate"):
             result = evaluate(self._sampler, self._heldout_prompts, settings, seed=self._config.run.seed)
         self._scores[when] = {f"pass@{k}": value for k, value in result.pass_at.items()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_rapo.config_file import load_config
+from megatron_rapo.config.file import load_config
 from tests.settings import MINIMAL
 
 

@@ -25,6 +25,7 @@ FREE = [
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context", "parallel.sequence"),
     *("rollout.tensor", "rollout.kv_cache_mib", "rollout.max_concurrent", "rollout.compile"),
     *("rollout.packed", "reshard.bucket_mib", "reshard.verify", "reshard.parity_every_steps"),
+    *("memory.engine_sleep", "memory.offload_optimizer"),
     *("reshard.max_logprob_gap", "precision.dtype", "precision.fp8", "checkpoint.every_steps", "checkpoint.hf_export"),
     *("monitor.tensorboard", "monitor.sampled_completions", "monitor.gradient_share_every_steps"),
     *("run.folder", "run.timeout_s"),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, phi_of
 from megatron_rapo.checks import check_world_size
 from megatron_rapo.config import AlgorithmConfig, Divergence, RewardConfig
-from megatron_rapo.config_file import load_config
+from megatron_rapo.config.file import load_config
 from megatron_rapo.rollout.engine import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tests.settings import EVALUATION, MINIMAL, refusal
 

@@ -57,7 +57,7 @@ def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100):
     trainer = Trainer(
         config,
         policy=SimpleNamespace(sequence_mean=None),
-        resharder=None,
+        weight_sync=None,
         sampler=sampler,
         monitor=SimpleNamespace(phase=lambda name: nullcontext()),
         train_prompts=prompts,

@@ -11,7 +11,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 PARTS=(cpu) # each installed from its requirements-PART.txt; --dev adds to them
-NEED_MIB=2700 # of a complete .venv with --dev, and pip's downloads on their way into it
+NEED_MIB=2800 # of a complete .venv with --dev, and pip's downloads on their way into it
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PIP=("$VENV/bin/python" -m pip --disable-pip-version-check --no-input)
 LOG="$(mktemp)"

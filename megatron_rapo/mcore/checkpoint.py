@@ -31,8 +31,9 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
         partial.mkdir(parents=True)
     dist.barrier()
     checkpoint_writer.install()
-    content = {**_sharded(policy, loading=False), "format": policy.checkpoint_format, "trainer": state}
-    dist_checkpointing.save(content, str(partial), get_default_save_sharded_strategy("torch_dist"))
+    with policy.training_state.in_place():
+        content = {**_sharded(policy, loading=False), "format": policy.checkpoint_format, "trainer": state}
+        dist_checkpointing.save(content, str(partial), get_default_save_sharded_strategy("torch_dist"))
     dist.barrier()
     if dist.get_rank() == 0:
         save_settings(partial, policy.config)
@@ -54,13 +55,14 @@ def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:
                 f"{setting}={present}: {folder} was written with {saved[setting]}, and Megatron does not convert the "
                 f"optimizer's state; resume with {setting}={saved[setting]}."
             )
-    allocate_state(policy.optimizer)
-    content = dist_checkpointing.load(
-        _sharded(policy, loading=True), str(folder), get_default_load_sharded_strategy(str(folder))
-    )
-    for i, chunk in enumerate(policy.chunks):
-        chunk.load_state_dict(content[f"model{i}"])
-    policy.optimizer.load_state_dict(content["optimizer"])
+    with policy.training_state.in_place():
+        allocate_state(policy.optimizer)
+        content = dist_checkpointing.load(
+            _sharded(policy, loading=True), str(folder), get_default_load_sharded_strategy(str(folder))
+        )
+        for i, chunk in enumerate(policy.chunks):
+            chunk.load_state_dict(content[f"model{i}"])
+        policy.optimizer.load_state_dict(content["optimizer"])
     policy.scheduler.load_state_dict(content["scheduler"])
     trainer_state: dict[str, Any] = content["trainer"]
     return trainer_state

@@ -22,6 +22,7 @@ from megatron_rapo.mcore.model import (
     norm_names,
     transformer_config,
 )
+from megatron_rapo.mcore.offload import TrainingState
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
@@ -34,7 +35,8 @@ from megatron_rapo.types import TrainingSequence
 class Policy:
     """A Megatron model on this rank's part of the layout. Every method is collective over the world.
 
-    `parameters` are this rank's, by the parameter map's names, under which its norms are `norms`.
+    `parameters` are this rank's, by the parameter map's names, under which its norms are `norms`. What makes gradients
+    works within `training_state.in_place()` only.
     """
 
     def __init__(self, config: Config, shape: ModelShape, parallel: Parallel) -> None:
@@ -52,6 +54,7 @@ class Policy:
             exact = ExactReference(head_weight=head.detach().clone(), direction=divergence.exact)
         self.wrapped = wrap(config, megatron, self.chunks)
         self.optimizer, self.scheduler = build_optimizer(config, megatron, self.wrapped)
+        self.training_state = TrainingState(self.wrapped, self.optimizer, offload=config.memory.offload_optimizer)
         self._weights = ShardedWeights(
             parameters, shape, norms, tensor_group=parallel.tensor_group, pipeline_group=parallel.pipeline_group
         )
@@ -150,6 +153,7 @@ class Policy:
         return {**means, "grad_norm": float(grad_norm), "lr": self.optimizer.param_groups[0]["lr"]}
 
     def _accumulate(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
+        self.training_state.require()
         for chunk in self.wrapped:
             chunk.train()
         self._zero_gradients()

@@ -47,8 +47,10 @@ class Engine:
     """A vLLM engine over `rollout.tensor` consecutive processes of the default torch.distributed group.
 
     World size / `rollout.tensor` engines are replicas of each other. Construction and `close` are collective over all
-    processes; `generate` and `updating` over one engine's processes, which must pass the same arguments. Until the
-    first update the weights are those of `model_path`.
+    processes; `generate`, `updating` and `sleep` over one engine's processes, which must pass the same arguments. Until
+    the first update the weights are those of `model_path`.
+
+    An engine that `sleeps` (GPU) can release its weights and its key-value cache until the next update.
 
     The default process group must exist (a group of one process will do), and stays the caller's: close the engine
     before destroying it. vLLM makes `torch.set_num_threads` a no-op on the CPU; set OMP_NUM_THREADS instead.
@@ -64,6 +66,7 @@ class Engine:
         dtype: str,  # "float32" or "bfloat16"
         max_sequence_tokens: int,  # prompt and completion
         seed: int,
+        sleeps: bool = False,
     ) -> None:
         if not dist.is_initialized():
             raise RuntimeError(
@@ -81,6 +84,7 @@ class Engine:
         self.rank_in_replica = dist.get_rank() % rollout.tensor
         self._max_sequence_tokens = max_sequence_tokens
         self._dtype: torch.dtype = getattr(torch, dtype)
+        self._sleeps, self._asleep = sleeps, False
         self._version: int | None = None
         self._broken: str | None = None
 
@@ -92,6 +96,7 @@ class Engine:
                 dtype=dtype,
                 seed=seed,
                 max_model_len=max_sequence_tokens,
+                enable_sleep_mode=sleeps,
                 **_engine_options(rollout, max_sequence_tokens),
             )
         self._sampling_params = vllm.SamplingParams
@@ -125,6 +130,8 @@ class Engine:
         """
         self._check_prompts(prompts, seeds)
         self._check_usable()
+        if self._asleep:
+            raise RuntimeError("Engine: asleep, without weights; update it before it generates.")
         params = [self._request(sampling, seed) for seed in seeds]
         try:
             with guest.random_state_kept():
@@ -144,8 +151,11 @@ class Engine:
         """
         self._check_usable()
         try:
+            self._wake("weights")
             with self._weights.opened() as weights:
                 yield weights
+            self._wake("kv_cache")
+            self._asleep = False
             # Without this, prompts whose blocks are cached are continued from keys and values of the old weights.
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("vLLM did not reset its prefix cache")
@@ -153,6 +163,23 @@ class Engine:
             self._broken = f"loading weight version {version} failed ({error})"
             raise
         self._version = version
+
+    def sleep(self) -> None:
+        """Release the weights and the key-value cache until the next update; nothing in an engine that never sleeps.
+
+        Raises RuntimeError after a failed call.
+        """
+        self._check_usable()
+        if not self._sleeps or self._asleep:
+            return
+        self._asleep = True  # whatever happens, the weights cannot be relied on
+        self._llm.sleep(level=2)  # neither is kept: an update writes every weight
+
+    def _wake(self, tag: str) -> None:
+        """Have memory again for what an engine that is asleep has released of one kind."""
+        if self._asleep:
+            torch.cuda.empty_cache()  # vLLM takes it from the device itself, not from what torch keeps in reserve
+            self._llm.wake_up(tags=[tag])
 
     def close(self) -> None:
         """Release the weights, the key-value cache and vLLM's process groups. A second call does nothing."""

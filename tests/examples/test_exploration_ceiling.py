@@ -34,7 +34,7 @@ from examples.exploration_ceiling.records import (
     thinned_curves,
     write_record,
 )
-from megatron_rapo.config_file import load_config
+from megatron_rapo.config.file import load_config
 
 # Problems
 

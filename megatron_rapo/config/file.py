@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.config.section import ConfigError
+from megatron_rapo.config.whole import Config
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -1,0 +1,129 @@
+"""Sections on what a run makes of its devices: layouts, number formats, the engine, resharding."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from megatron_rapo.config.section import Section
+
+
+class ParallelConfig(Section):
+    """Megatron's layout of the trainer; data parallelism is what remains of the processes."""
+
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel size."""
+    pipeline: int = Field(default=1, ge=1)
+    """Pipeline-parallel size."""
+    virtual_pipeline: int = Field(default=1, ge=1)
+    """Model chunks per pipeline rank (interleaved schedule); 1 is none."""
+    context: int = Field(default=1, ge=1)
+    """Context-parallel size: every sequence is split over this many ranks."""
+    sequence: bool = False
+    """Sequence parallelism: activations between tensor-parallel regions are split over tensor ranks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ParallelConfig:
+        if self.sequence and self.tensor == 1:
+            raise ValueError(
+                "parallel.sequence=true: splits over tensor-parallel ranks and does nothing with parallel.tensor=1; "
+                "set parallel.sequence=false or parallel.tensor >= 2."
+            )
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise ValueError(
+                f"parallel.virtual_pipeline={self.virtual_pipeline}: does nothing with parallel.pipeline=1; "
+                "set parallel.virtual_pipeline=1 or parallel.pipeline >= 2."
+            )
+        return self
+
+    @property
+    def model_size(self) -> int:
+        """Processes that hold one copy of the model (and of the batch): tensor x pipeline x context."""
+        return self.tensor * self.pipeline * self.context
+
+
+class PrecisionConfig(Section):
+    """Number formats of the trainer and the engine."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Weights and activations; gradients and the optimizer's own weights are always float32."""
+    fp8: Literal["none", "hybrid", "e4m3"] = "none"
+    """FP8 format of the linear layers; needs Transformer Engine."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PrecisionConfig:
+        if self.fp8 != "none" and importlib.util.find_spec("transformer_engine") is None:
+            raise ValueError(
+                f"precision.fp8={self.fp8}: Transformer Engine is not installed, and Megatron would ignore the "
+                "setting silently; install transformer-engine (Hopper or newer GPU) or set precision.fp8=none."
+            )
+        if self.fp8 != "none" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"precision.fp8={self.fp8}: needs precision.dtype=bfloat16, not {self.dtype}; set it, or fp8=none."
+            )
+        return self
+
+
+class RolloutConfig(Section):
+    """vLLM, one engine per `tensor` processes."""
+
+    tensor: int = Field(default=1, ge=1)
+    """Tensor-parallel size of each engine; the engines are replicas of each other."""
+    temperature: float = Field(default=1.0, ge=0.01, le=2)  # vLLM changes or refuses others
+    """Sampling temperature; the trainer's log-probabilities use the same."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; training needs 1."""
+    max_completion_tokens: int = Field(default=1024, ge=1)
+    """Longest completion, tokens."""
+    kv_cache_mib: int = Field(default=1024, ge=1)
+    """Key-value cache of each process, MiB."""
+    max_concurrent: int = Field(default=256, ge=1)
+    """Most completions that one engine decodes at a time."""
+    compile: bool = False
+    """vLLM's compiled mode (and CUDA graphs): faster decoding, slower start."""
+    packed: bool = False
+    """CPU only: vLLM's packed copies of the weights. Decoding is some percent faster, resharding packs them anew, and
+    the proof covers what was packed instead of what is used."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RolloutConfig:
+        if self.top_p < 1:
+            raise ValueError(
+                f"rollout.top_p={self.top_p}: a truncated sampling distribution has no probability for the tokens it "
+                "leaves out, which biases the importance ratios; set rollout.top_p=1.0 (evaluation.top_p is free)."
+            )
+        return self
+
+
+def _how_often(verify: Any) -> Any:
+    if verify in ("every", "first") or (type(verify) is int and verify >= 1):
+        return verify
+    raise ValueError(
+        f"reshard.verify={verify}: not a choice of which reshardings are proven; set it to every, first or a number of "
+        "steps from 1 on."
+    )
+
+
+class ReshardConfig(Section):
+    """Moving the trainer's weights into the engine after every step."""
+
+    bucket_mib: int = Field(default=512, ge=1)
+    """Most that a process sends and receives at a time, and so the memory that resharding adds to it, MiB. An engine
+    that packs its weights adds the parameters that are under way."""
+    verify: Annotated[Literal["every", "first"] | int, BeforeValidator(_how_often)] = "every"
+    """Which reshardings are proven by a digest of every tensor: all, the first of a start, or one of so many steps."""
+    parity_every_steps: int = Field(default=10, ge=0)
+    """Steps between comparisons of engine and trainer on fixed prompts; one at the start is always made, 0: no more."""
+    max_logprob_gap: float = Field(default=0.1, gt=0)
+    """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats; above it the run stops."""
+
+
+class MemoryConfig(Section):
+    """What makes room on a GPU for what is under way, at the cost of moving or rebuilding the rest."""
+
+    engine_sleep: bool = False
+    """The engine's weights and key-value cache are released while the trainer scores and trains (vLLM's sleep mode)."""
+    offload_optimizer: bool = False
+    """The optimizer's state is in host memory, and the gradients are released, but while training and saving."""

@@ -1,0 +1,49 @@
+"""Sections on the run as a whole: its length and place, what is kept and written of it."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from megatron_rapo.config.section import FilePath, Section
+
+
+class RunConfig(Section):
+    """The run as a whole."""
+
+    folder: FilePath
+    """Where everything about the run is written."""
+    steps: int = Field(ge=1)
+    """Rollouts (each with batch.optimizer_steps_per_rollout optimizer steps)."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the data order and of every sampled token."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """How long a process waits for the others in a collective before it ends with an error, seconds."""
+
+
+class CheckpointConfig(Section):
+    """What is kept of a run."""
+
+    every_steps: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0 saves at the end only."""
+    hf_export: bool = True
+    """Write the trained policy as a Hugging Face folder when the run ends."""
+
+
+class MonitorConfig(Section):
+    """What is written down while a run goes on."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    gradient_share_every_steps: int = Field(default=10, ge=0)
+    """Steps between measurements of the penalty's share of the gradient, by six passes over a micro-batch; 0: never."""
+    sampled_completions: int = Field(default=3, ge=0)
+    """Completions written to TensorBoard as text at each step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MonitorConfig:
+        if not self.tensorboard and self.sampled_completions and "sampled_completions" in self.model_fields_set:
+            raise ValueError(
+                f"monitor.sampled_completions={self.sampled_completions}: are written to TensorBoard, which "
+                "monitor.tensorboard=false leaves out; set one of the two otherwise."
+            )
+        return self

@@ -1,0 +1,87 @@
+"""Sections on how the objective is optimised: batch sizes, the optimizer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from megatron_rapo.config.section import Section
+
+
+class BatchConfig(Section):
+    """Batch sizes, each named by its unit."""
+
+    prompts_per_step: int = Field(ge=1)
+    """Prompts sampled from the data set for one rollout, over all processes."""
+    completions_per_prompt: int = Field(default=8)
+    """Completions of each prompt: the group within which advantages are relative."""
+    optimizer_steps_per_rollout: int = Field(default=1, ge=1)
+    """Optimizer steps taken on one rollout, each on an equal share of its prompts."""
+    refill_rounds: int = Field(default=0, ge=0)
+    """Most extra rounds of sampling per step that replace groups whose rewards are all equal; 0 keeps such groups."""
+    tokens_per_microbatch: int = Field(default=8192, ge=1)
+    """Most tokens packed into one micro-batch of one data-parallel rank (which its context ranks share)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BatchConfig:
+        if self.completions_per_prompt < 2:
+            raise ValueError(
+                f"batch.completions_per_prompt={self.completions_per_prompt}: group-relative advantages need at "
+                "least 2 completions of a prompt; set batch.completions_per_prompt >= 2."
+            )
+        if self.prompts_per_step % self.optimizer_steps_per_rollout:
+            raise ValueError(
+                f"batch.prompts_per_step={self.prompts_per_step}: not divisible by "
+                f"batch.optimizer_steps_per_rollout={self.optimizer_steps_per_rollout}, so the optimizer steps would "
+                f"differ in size; set it to a multiple of {self.optimizer_steps_per_rollout}."
+            )
+        return self
+
+    @property
+    def prompts_per_optimizer_step(self) -> int:
+        """Groups whose completions one optimizer step trains on, over all processes."""
+        return self.prompts_per_step // self.optimizer_steps_per_rollout
+
+    @property
+    def completions_per_optimizer_step(self) -> int:
+        """Sequences one optimizer step trains on, over all processes."""
+        return self.prompts_per_optimizer_step * self.completions_per_prompt
+
+
+class OptimizerConfig(Section):
+    """Megatron's AdamW and its learning-rate schedule; a step is an optimizer step."""
+
+    lr: float = Field(default=5e-7, gt=0)
+    """Learning rate that the warm-up reaches and the schedule falls from."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of a linear or cosine schedule."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Linear warm-up from 0, optimizer steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's first-moment decay."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's second-moment decay."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's denominator offset."""
+    clip_grad_norm: float = Field(default=1.0, gt=0)
+    """Global gradient norm above which gradients are scaled down."""
+    distributed: bool = False
+    """Shard the optimizer's state over data-parallel ranks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"optimizer.min_lr={self.min_lr}: above optimizer.lr={self.lr}; set optimizer.min_lr <= optimizer.lr."
+            )
+        if self.schedule == "constant" and self.min_lr > 0:
+            raise ValueError(
+                f"optimizer.min_lr={self.min_lr}: does nothing with optimizer.schedule=constant; "
+                "set optimizer.min_lr=0.0 or schedule=linear or cosine."
+            )
+        return self

@@ -1,0 +1,68 @@
+"""All sections together, and what they must agree on."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import model_validator
+
+from megatron_rapo.config.algorithm import AlgorithmConfig
+from megatron_rapo.config.machine import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
+from megatron_rapo.config.run import CheckpointConfig, MonitorConfig, RunConfig
+from megatron_rapo.config.section import Section
+from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig, RewardConfig
+from megatron_rapo.config.training import BatchConfig, OptimizerConfig
+
+
+class Config(Section):
+    """Everything about a run."""
+
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig = RewardConfig()
+    batch: BatchConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reshard: ReshardConfig = ReshardConfig()
+    memory: MemoryConfig = MemoryConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    evaluation: EvaluationConfig | None = None
+    run: RunConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        optimizer_steps = self.run.steps * self.batch.optimizer_steps_per_rollout
+        if self.optimizer.warmup_steps > optimizer_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps}: the run has {optimizer_steps} optimizer steps "
+                f"and would never reach optimizer.lr; set optimizer.warmup_steps <= {optimizer_steps}."
+            )
+        if self.checkpoint.every_steps > self.run.steps:
+            raise ValueError(
+                f"checkpoint.every_steps={self.checkpoint.every_steps}: the run has {self.run.steps} steps; set it "
+                f"to at most {self.run.steps}, or to 0 to save at the end only."
+            )
+        longest = self.data.max_prompt_tokens + self.rollout.max_completion_tokens
+        chunk = 2 * self.parallel.context if self.parallel.context > 1 else 1  # context parallelism aligns sequences
+        longest = -(-longest // chunk) * chunk
+        if longest > self.batch.tokens_per_microbatch:
+            raise ValueError(
+                f"batch.tokens_per_microbatch={self.batch.tokens_per_microbatch}: a sequence may have {longest} tokens "
+                "(data.max_prompt_tokens + rollout.max_completion_tokens) and would not fit a micro-batch; set "
+                f"batch.tokens_per_microbatch >= {longest}."
+            )
+        return self
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Longest sequence that any part of the run makes, tokens."""
+        evaluated = self.evaluation.max_completion_tokens if self.evaluation else 0
+        return self.data.max_prompt_tokens + max(self.rollout.max_completion_tokens, evaluated)
+
+    def to_json(self) -> str:
+        """The resolved configuration, every default written out."""
+        return json.dumps(self.model_dump(mode="json"), indent=2)

