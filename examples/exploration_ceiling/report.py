@@ -146,7 +146,12 @@ def tables(table: Table, records: Sequence[Record]) -> str:
         f"{' and '.join(f'{table.counts_MSP(kind).shape[2]} {kind}' for kind in KINDS)} problems. "
         "In brackets: 95% bootstrap intervals; seeds and problems are drawn with replacement, independently.\n",
         *(pass_table(table, kind) for kind in (*KINDS, "all")),
-        *(difference_table(table, kind, other) for other in (BASE, "none") if other in table.methods for kind in KINDS),
+        *(
+            difference_table(table, kind, other)
+            for other in (BASE, "none", "none_slow")
+            if other in table.methods
+            for kind in KINDS
+        ),
         "Problems (of a seed) solved at least once that the base never solves, and solved by the base and never by the "
         f"method. By seed, the base never solves {never['easy']} easy and {never['hard']} hard ones.\n",
         discovery_table(table),
