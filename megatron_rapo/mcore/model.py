@@ -19,7 +19,7 @@ from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.checks import resolve_layers
 from megatron_rapo.config import Config, ParallelConfig
-from megatron_rapo.hf import ModelShape, open_weights
+from megatron_rapo.hf import ModelShape, WeightReader
 from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.reshard.layout import (
@@ -171,7 +171,8 @@ def load_weights(
     Raises ConfigError for a tensor that is missing and ValueError for one of another shape.
     """
     table = trainer_shards(shape, tensor=parallel.tensor_group.size(), rank=parallel.tensor_group.rank(), norms=norms)
-    with open_weights(folder) as weights, torch.no_grad():
+    weights = WeightReader(folder)
+    with torch.no_grad():
         for name, parameter in named_parameters(chunks):
             shard = table[name]
             assert parameter.shape == shard.shape, f"{name}: {tuple(parameter.shape)} != {shard.shape}"

@@ -279,6 +279,17 @@ def hf_shapes(model: ModelShape) -> dict[str, tuple[int, ...]]:
     return extents
 
 
+def narrowed(shard: Shard, start: int, stop: int) -> Shard:
+    """What indices start to stop along the shard's axis hold."""
+    pieces = []
+    for piece in shard.pieces:
+        first, last = max(start, piece.start), min(stop, piece.start + piece.size)
+        if first < last:
+            pieces.append(Piece(piece.hf_name, piece.hf_start + first - piece.start, first - start, last - first))
+    shape = tuple(stop - start if i == shard.axis else n for i, n in enumerate(shard.shape))
+    return Shard(shape, shard.axis, shard.split, tuple(pieces))
+
+
 def fill(local: Tensor, shard: Shard, read: Callable[[str, int, int, int], Tensor]) -> None:
     """Copy the shard's pieces into `local`, in place; padding becomes 0.
 

@@ -23,6 +23,7 @@ from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape, save_folder
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.reshard.layout import hf_shapes
 from megatron_rapo.reshard.transfer import make_resharder
 from megatron_rapo.rollout import Engine, Sampling
 from tests.launch import write_result
@@ -120,7 +121,7 @@ def reshard(config: Config, engine: Engine, version: int, export: Path | None) -
     if export:
         tensors = policy.hf_tensors()
         if dist.get_rank() == 0 and not export.exists():
-            save_folder(export, tensors, like=config.model.path)
+            save_folder(export, tensors, shapes=hf_shapes(shape), dtype=torch.float32, like=config.model.path)
         else:
             for _ in tensors:
                 pass

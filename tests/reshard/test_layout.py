@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from megatron_rapo.hf import ModelShape, open_weights, read_shape
+from megatron_rapo.hf import ModelShape, WeightReader, read_shape
 from megatron_rapo.reshard.layout import (
     EMBEDDING,
     FINAL_NORM,
@@ -238,8 +238,7 @@ def test_hf_shapes_are_those_of_transformers(tmp_path, tied, num_kv_heads):
     expected = {name: tuple(parameter.shape) for name, parameter in load_reference(folder).named_parameters()}
     assert found == expected
     assert ("lm_head.weight" in found) != tied
-    with open_weights(folder) as reader:
-        assert reader.names == set(found)
+    assert WeightReader(folder).names == set(found)
 
 
 def test_merge_goes_by_where_pieces_belong_not_by_their_order():

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import RolloutConfig
-from megatron_rapo.hf import open_weights, read_shape
+from megatron_rapo.hf import WeightReader, read_shape
 from megatron_rapo.reshard.layout import engine_shards, fill
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.types import Completion
@@ -222,7 +222,8 @@ def process_left_alone(folder: Path, tensor: int) -> dict[str, Any]:
 def load(engine: Engine, folder: Path, *, version: int, left_out: str = "") -> None:
     """This rank's shards of a model folder, by the parameter map."""
     shards = engine_shards(read_shape(folder), tensor=engine.replica_size, rank=engine.rank_in_replica)
-    with open_weights(folder) as reader, engine.updating(version) as weights:
+    reader = WeightReader(folder)
+    with engine.updating(version) as weights:
         for name, shard in shards.items():
             if name != left_out:
                 fill(weights.target(name), shard, reader.read)

@@ -1,26 +1,13 @@
-"""Hugging Face model folders: what the model is, its weights read slice by slice, and writing a new folder."""
+"""What a model is, from the config.json of its Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
-from safetensors.torch import save_file
-
-from megatron_rapo.checkpoints import put_in_place
 from megatron_rapo.config import ConfigError
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-COMPANIONS = ("config.json", "generation_config.json", "*token*", "vocab.*", "merges.txt", "*.jinja", "*.model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +41,7 @@ def read_shape(folder: Path) -> ModelShape:
     if architecture not in _ARCHITECTURES:
         raise ConfigError(
             f"model.path={folder}: architecture {architecture} is not supported; "
-            f"supported: {', '.join(sorted(_ARCHITECTURES))}. To add one, say what it is made of in hf.py and "
+            f"supported: {', '.join(sorted(_ARCHITECTURES))}. To add one, say what it is made of in hf/shape.py and "
             "where its parameters live in reshard/layout.py."
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -108,13 +95,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors.")
     try:
-        config = _read_object(folder / "config.json")
+        config = read_object(folder / "config.json")
     except FileNotFoundError:
         raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.") from None
     return config
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ConfigError where it does not."""
     try:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -130,76 +118,3 @@ def _refuse(folder: Path, name: str, value: Any, allowed: set[Any]) -> None:
             f"model.path={folder}: {name}={value} is not implemented and would be trained wrongly; "
             f"use a model with {name} in {sorted(allowed)}."
         )
-
-
-class WeightReader:
-    """Reads slices of a folder's tensors without loading the rest; made by `open_weights`."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        if (folder / INDEX).exists():
-            files = _read_object(folder / INDEX).get("weight_map", {})
-            absent = sorted({name for name in files.values() if not (folder / name).exists()})
-            if absent:
-                raise ConfigError(
-                    f"model.path={folder}: {INDEX} names {', '.join(absent)}, not there; fetch the whole model."
-                )
-        elif (folder / WEIGHTS).exists():
-            with safe_open(folder / WEIGHTS, framework="pt") as handle:
-                files = dict.fromkeys(handle.keys(), WEIGHTS)
-        else:
-            raise ConfigError(f"model.path={folder}: neither {WEIGHTS} nor {INDEX} is there; give safetensors weights.")
-        self._folder = folder
-        self._files: dict[str, str] = files
-        self._handles = {
-            name: stack.enter_context(safe_open(folder / name, framework="pt")) for name in sorted(set(files.values()))
-        }
-
-    @property
-    def names(self) -> set[str]:
-        """All tensors of the folder."""
-        return set(self._files)
-
-    def read(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
-        """Rows (axis 0) or columns (axis 1) start to stop of tensor `name`, in the folder's dtype."""
-        if name not in self._files:
-            raise ConfigError(f"model.path={self._folder}: tensor {name} is missing; the checkpoint is not complete.")
-        view = self._handles[self._files[name]].get_slice(name)
-        tensor: torch.Tensor = view[start:stop] if axis == 0 else view[:, start:stop]
-        return tensor
-
-
-@contextmanager
-def open_weights(folder: Path) -> Iterator[WeightReader]:
-    """A WeightReader over `folder`. Raises ConfigError where the folder has no safetensors."""
-    with ExitStack() as stack:
-        yield WeightReader(folder, stack)
-
-
-def save_folder(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], *, like: Path) -> None:
-    """Write `weights` as safetensors (shards of at most 5 GB) beside copies of `like`'s configuration and tokenizer.
-
-    config.json says which dtype the weights have. The folder appears whole or not at all: everything is written
-    beside it and renamed.
-    """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
-    split = split_torch_state_dict_into_shards(tensors)
-    for file, names in split.filename_to_tensors.items():
-        save_file({name: tensors[name] for name in names}, partial / file, metadata={"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (partial / INDEX).write_text(json.dumps(index, indent=2))
-    for pattern in COMPANIONS:
-        for companion in like.glob(pattern):
-            shutil.copy2(companion, partial / companion.name)
-    _label_dtype(partial / "config.json", next(iter(tensors.values())).dtype)
-    put_in_place(partial, folder)
-
-
-def _label_dtype(path: Path, dtype: torch.dtype) -> None:
-    config = json.loads(path.read_text())
-    config.pop("torch_dtype", None)  # its name before transformers 4.56
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,135 @@
+import pytest
+
+from megatron_rapo.config import ConfigError
+from megatron_rapo.hf import ModelShape, read_shape
+from tests.models import save_tiny_model
+
+
+def refusal(call, *arguments, **keywords):
+    with pytest.raises(ConfigError) as raised:
+        call(*arguments, **keywords)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_shape_of_a_saved_model(tmp_path, tied):
+    folder = save_tiny_model(
+        tmp_path,
+        tied=tied,
+        vocab_size=131,
+        hidden_size=128,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_size=160,
+        max_positions=512,
+    )
+    assert read_shape(folder) == ModelShape(
+        architecture="Qwen2ForCausalLM",
+        num_layers=3,
+        hidden_size=128,
+        ffn_hidden_size=160,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        vocab_size=131,
+        tied=tied,
+        qkv_bias=True,
+        qk_norm=False,
+        norm_eps=1e-6,
+        rope_theta=10_000.0,
+        max_position=512,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({"rms_norm_eps": 1e-5}, "norm_eps", 1e-5),
+        ({"num_key_value_heads": None}, "num_kv_heads", 2),  # as many as heads
+        ({"head_dim": 48}, "head_dim", 48),
+        ({"tie_word_embeddings": None}, "tied", False),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_theta", 1e6),
+        ({"rope_parameters": None, "rope_theta": 1000000}, "rope_theta", 1e6),  # as transformers 4 wrote it
+        ({"rope_parameters": None}, "rope_theta", 1e4),
+    ],
+)
+def test_settings_that_may_be_left_out_or_changed(edited, changes, field, expected):
+    assert getattr(read_shape(edited(**changes)), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type=yarn {} in ['default']"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope type=linear {} in ['default']"),
+        ({"use_sliding_window": True}, "use_sliding_window=True {} in [False]"),
+        ({"hidden_act": "gelu"}, "hidden_act=gelu {} in ['silu']"),
+    ],
+)
+def test_what_would_be_trained_wrongly_is_refused(edited, changes, said):
+    name = said.partition("=")[0]
+    folder = edited(**changes)
+    between = f"is not implemented and would be trained wrongly; use a model with {name}"
+    assert refusal(read_shape, folder) == f"model.path={folder}: {said.format(between)}."
+
+
+@pytest.mark.parametrize(
+    ("architectures", "named"), [(["MistralForCausalLM"], "MistralForCausalLM"), ([], "(none)"), (None, "(none)")]
+)
+def test_unsupported_architecture(edited, architectures, named):
+    folder = edited(architectures=architectures)
+    assert refusal(read_shape, folder) == (
+        f"model.path={folder}: architecture {named} is not supported; supported: LlamaForCausalLM, "
+        "Qwen2ForCausalLM, Qwen3ForCausalLM. To add one, say what it is made of in hf/shape.py and where its "
+        "parameters live in reshard/layout.py."
+    )
+
+
+def test_no_folder(tmp_path):
+    folder = tmp_path / "none"
+    assert refusal(read_shape, folder) == (
+        f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors."
+    )
+
+
+def test_no_config(tmp_path):
+    assert refusal(read_shape, tmp_path) == (
+        f"model.path={tmp_path}: holds no config.json; give a Hugging Face model folder."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"architectures": ', "not valid JSON (Expecting value: line 1 column 19 (char 18)); mend the file."),
+        (b"\xff\xff", "not valid JSON ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); mend"),
+        (b"[1, 2]", "not a JSON object; mend the file."),
+    ],
+)
+def test_broken_config(tmp_path, content, said):
+    (tmp_path / "config.json").write_bytes(content)
+    assert refusal(read_shape, tmp_path).startswith(f"{tmp_path / 'config.json'}: {said}")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ["num_hidden_layers"],
+        ["hidden_size"],
+        ["intermediate_size"],
+        ["num_attention_heads"],
+        ["vocab_size"],
+        ["max_position_embeddings"],
+        ["hidden_size", "vocab_size"],
+    ],
+)
+def test_config_without_a_number_that_it_needs(edited, missing):
+    folder = edited(**dict.fromkeys(missing))
+    assert refusal(read_shape, folder) == (
+        f"model.path={folder}: config.json has no number for {', '.join(missing)}; take the model's own file."
+    )
+
+
+def test_config_with_text_for_a_number(edited):
+    assert "config.json has no number for hidden_size; " in refusal(read_shape, edited(hidden_size="64"))
