@@ -11,6 +11,8 @@ from megatron_rapo.config.file import load_config
 from megatron_rapo.errors import InputError
 from megatron_rapo.launcher import adopt_srun, rank
 
+REQUEUE_STATUS = 75
+"""Exit status of a run that stopped because it was told to, and can go on (sysexits.h: EX_TEMPFAIL)."""
 FIRST_SPEAKS_S = 3.0
 """What is wrong on all processes the first one says, and the launcher ends the others meanwhile; what is wrong on one
 node alone, say a missing file, its processes say after this time."""
@@ -29,7 +31,10 @@ Every setting is described in megatron_rapo/config/; each run writes the ones it
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for a lost process, 2 for input that cannot work."""
+    """Run a command; returns the exit status.
+
+    0, 1 for a lost process, 2 for input that cannot work, 75 for a run that was told to stop and can go on.
+    """
     arguments = _parser().parse_args(argv)
     try:
         adopt_srun()
@@ -54,8 +59,8 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     from megatron_rapo.run import train
 
-    train(config, resume=arguments.resume, overwrite=arguments.overwrite)
-    return 0
+    finished = train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    return 0 if finished else REQUEUE_STATUS
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -53,6 +53,7 @@ def training_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmC
         "policy/ratio_capped": _mean(steps, "ratio_capped"),
         "optimizer/grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
         "optimizer/lr": steps[-1]["lr"],
+        "optimizer/skipped_steps": sum(step["skipped"] for step in steps),
     }
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
+from megatron_rapo.checkpoints.resume import sound_checkpoint
 from megatron_rapo.checks import check_memory, check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config, ConfigError, EvaluationConfig
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
-from megatron_rapo.distributed import end_promptly_on_signals, init_process_group
+from megatron_rapo.distributed import init_process_group
 from megatron_rapo.evaluate import evaluate, show
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.launcher import rank, world_size
@@ -23,6 +24,7 @@ from megatron_rapo.rewards import VerifierPool
 from megatron_rapo.rollout import Engine
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.scores import Base, SampledWith, SavedEvaluation, check_output
+from megatron_rapo.signals import Signals
 
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 RUN_SETTINGS = "config.json"  # in the run folder: every setting of the run
 
 
-def train(config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Run `train` on this process; the launcher started the others.
+def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
+    """Run `train` on this process; the launcher started the others. Returns whether it came to its end.
 
     Raises ConfigError, DataError and CheckpointError before anything expensive is built.
     """
@@ -51,12 +53,14 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> None:
         )
     folder = config.run.folder
     checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None
-    if checkpoint:
-        check_resumable(checkpoint, config)
-    end_promptly_on_signals()
+    signals = Signals(config.checkpoint.grace_s)
     init_process_group(config.run.timeout_s)
+    damaged: list[str] = []
     if checkpoint is None:
         _claim(config, overwrite=overwrite)
+    else:
+        checkpoint, damaged = sound_checkpoint(checkpoint)
+        check_resumable(checkpoint, config)
 
     with (
         _monitor(config, checkpoint) as monitor,
@@ -68,13 +72,16 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> None:
             _report_left_out(monitor.message, config.evaluation.data, heldout, config)
         monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
         with monitor.phase("start"):
-            trainer, engine = _build(config, shape, verifier, monitor, train_set, heldout)
+            trainer, engine = _build(config, shape, verifier, monitor, signals, train_set, heldout)
             stack.callback(engine.close)
+        for problem in damaged:
+            monitor.message(f"WARNING: {problem}")
         if checkpoint:
-            monitor.message(f"resuming from {checkpoint}")
+            monitor.message(f"resuming from {checkpoint}{', the newest sound one' if damaged else ''}")
             trainer.restore(checkpoint)
-        trainer.run()
+        finished = trainer.run()
     dist.destroy_process_group()
+    return finished
 
 
 def _build(
@@ -82,6 +89,7 @@ def _build(
     shape: ModelShape,
     verifier: VerifierPool,
     monitor: Monitor,
+    signals: Signals,
     train_set: PromptSet,
     heldout: PromptSet | None,
 ) -> tuple[Trainer, Engine]:
@@ -110,6 +118,7 @@ def _build(
         weight_sync=weight_sync,
         sampler=sampler,
         monitor=monitor,
+        signals=signals,
         train_prompts=train_set.prompts,
         heldout_prompts=heldout.prompts if heldout else (),
     )
@@ -134,7 +143,7 @@ def evaluate_model(config: Config, *, output: Path | None, base: Base | None) ->
     if output and rank() == 0:  # the only one that writes
         check_output(output, base)
     sampling = _sampled_with(config, settings)
-    end_promptly_on_signals()
+    Signals(grace_s=0.0)  # an evaluation has nothing to save
     init_process_group(config.run.timeout_s)
     console = Console(0) if dist.get_rank() == 0 else None
     if console:

@@ -21,6 +21,7 @@ from megatron_rapo.data import EpochOrder
 from megatron_rapo.evaluate import evaluate
 from megatron_rapo.hf import save_folder
 from megatron_rapo.mcore.checkpoint import load_checkpoint, save_checkpoint
+from megatron_rapo.mcore.model import DTYPES
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.step import LossFunction
 from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_scalars, training_scalars
@@ -28,8 +29,11 @@ from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.parity import refuse_gap
+from megatron_rapo.reshard.layout import hf_shapes
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
+from megatron_rapo.signals import Signals, Stopped
+from megatron_rapo.skipped_steps import SkippedSteps
 from megatron_rapo.types import Group, Prompt
 from megatron_rapo.weight_sync import WeightSync
 
@@ -45,14 +49,16 @@ class Trainer:
         weight_sync: WeightSync,
         sampler: Sampler,
         monitor: Monitor,
+        signals: Signals,
         train_prompts: Sequence[Prompt],
         heldout_prompts: Sequence[Prompt] = (),
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
-        self._weight_sync = weight_sync
+        self._weight_sync, self._signals = weight_sync, signals
         self._train_prompts, self._heldout_prompts = train_prompts, heldout_prompts
         self._order = EpochOrder(len(train_prompts), config.run.seed)
         self._loss = self._loss_with()
+        self._skipped = SkippedSteps(config, monitor.message)
         self._step = 0
         self._scores: dict[str, dict[str, float]] = {}  # when -> {"pass@k": value}
 
@@ -63,18 +69,29 @@ class Trainer:
         self._order.load_state_dict(state["order"])
         self._scores = state["scores"]
 
-    def run(self) -> None:
-        """Train to the configured number of steps, evaluating before and after where there are held-out problems."""
+    def run(self) -> bool:
+        """Train to the configured number of steps, evaluating before and after where there are held-out problems.
+
+        Returns False where a signal asked it to stop before; the last finished step is saved.
+        """
         total = self._config.run.steps
         if self._step == 0:
             self._evaluate("before")
         every = self._config.checkpoint.every_steps
         while self._step < total:
-            self._train_one_step()
+            order = self._order.state_dict()
+            try:
+                self._signals.check()
+                self._train_one_step()
+            except Stopped:
+                self._order.load_state_dict(order)
+                self._stop()
+                return False
             if self._step == total or (every and self._step % every == 0):
                 self._save()
         self._evaluate("after")
         self._finish()
+        return True
 
     def _train_one_step(self) -> None:
         started, monitor, share = time.perf_counter(), self._monitor, self._config.batch.prompts_per_optimizer_step
@@ -83,6 +100,7 @@ class Trainer:
         resharding = self._weight_sync.run(self._step)
         rollout = self._rollout(step)
         self._sampler.engine.sleep()
+        self._signals.check()
         versions = {c.weight_version for g in rollout.groups for c in g.completions}
         assert versions == {self._step}, f"sampled from weights {versions}, training has reached {self._step}"
         groups = [rollout.groups[i : i + share] for i in range(0, len(rollout.groups), share)]
@@ -91,13 +109,14 @@ class Trainer:
             steps = self._policy.score([self._policy.pack(of_step) for of_step in sequences])
             diagnostics = self._policy.diagnostics([b for batches in steps for b in batches])
         refuse_gap(diagnostics["rollout/logprob_gap_mean"], self._config.reshard, step=self._step)
+        self._signals.check()
         with self._policy.training_state.in_place():
             every = self._config.monitor.gradient_share_every_steps
             if every and (step - 1) % every == 0 and self._config.algorithm.alpha:
                 with monitor.phase("gradient_share"):
                     diagnostics |= self._gradient_shares(steps[0])
             with monitor.phase("train"):
-                losses = [self._policy.train_step(batches, self._loss) for batches in steps]
+                losses = [self._skipped.watched(step, b, self._policy.train_step(b, self._loss)) for b in steps]
         self._step = step
 
         elapsed = time.perf_counter() - started
@@ -191,6 +210,13 @@ class Trainer:
         with self._monitor.phase("checkpoint"):
             save_checkpoint(self._config.run.folder / CHECKPOINTS, self._step, self._policy, state)
 
+    def _stop(self) -> None:
+        """Keep what was trained so far, where that is not kept already; the step under way is lost."""
+        folder = checkpoint_folder(self._config.run.folder / CHECKPOINTS, self._step)
+        if self._step and not folder.exists():
+            self._save()
+        self._monitor.message(f"stopped after step {self._step}; --resume goes on")
+
     def _finish(self) -> None:
         """Keep what was trained and say where it is."""
         folder, scores = self._config.run.folder, by_metric(self._scores)
@@ -216,7 +242,13 @@ class Trainer:
     def _export(self, folder: Path) -> None:
         tensors = self._policy.hf_tensors()
         if dist.get_rank() == 0:
-            save_folder(folder, tensors, like=self._config.model.path)
+            save_folder(
+                folder,
+                tensors,
+                shapes=hf_shapes(self._policy.shape),
+                dtype=DTYPES[self._config.precision.dtype],
+                like=self._config.model.path,
+            )
         else:
             for _ in tensors:  # the gathers need every rank
                 pass

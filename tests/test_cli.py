@@ -160,6 +160,7 @@ def test_good_settings_go_on_to_what_is_checked_next(config):
     assert "torch" in heavy and not heavy & {"megatron", "vllm"}
 
 
+@pytest.mark.parametrize(("finished", "status"), [(True, 0), (False, cli.REQUEUE_STATUS)])
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -168,10 +169,15 @@ def test_good_settings_go_on_to_what_is_checked_next(config):
         (["--overwrite"], {"resume": False, "overwrite": True}),
     ],
 )
-def test_train_gets_its_settings(config, monkeypatch, arguments, expected):
+def test_train_gets_its_settings(config, monkeypatch, arguments, expected, finished, status):
     called = {}
-    monkeypatch.setattr(run, "train", lambda config, **options: called.update(config=config, options=options))
-    assert cli.main(["train", str(config), *arguments, "--set", "run.steps=5", "--set=run.seed=6"]) == 0
+
+    def train(config, **options):
+        called.update(config=config, options=options)
+        return finished
+
+    monkeypatch.setattr(run, "train", train)
+    assert cli.main(["train", str(config), *arguments, "--set", "run.steps=5", "--set=run.seed=6"]) == status
     assert called["options"] == expected
     assert (called["config"].run.steps, called["config"].run.seed) == (5, 6)
 

@@ -29,6 +29,16 @@ REFUSALS = [
         "raise reward.correct.",
     ),
     (
+        ["checkpoint.keep_every=20"],
+        "checkpoint.keep_every=20: does nothing with checkpoint.keep_last=0, which keeps all; set keep_last, or leave "
+        "keep_every out.",
+    ),
+    (
+        ["run.steps=100", "checkpoint.every_steps=8", "checkpoint.keep_last=2", "checkpoint.keep_every=20"],
+        "checkpoint.keep_every=20: not a multiple of checkpoint.every_steps=8, so not all of those steps have a "
+        "checkpoint; set a multiple of it.",
+    ),
+    (
         ["batch.completions_per_prompt=1"],
         "batch.completions_per_prompt=1: group-relative advantages need at least 2 completions of a prompt; "
         "set batch.completions_per_prompt >= 2.",
@@ -297,7 +307,7 @@ def test_every_bad_field_is_named_at_once(load):
         (
             "zzz.a=5",
             "zzz={'a': 5}: no such setting; known names here: model, data, reward, batch, algorithm, parallel, "
-            "rollout, reshard, optimizer, precision, checkpoint, monitor, evaluation, run.",
+            "rollout, reshard, memory, optimizer, precision, checkpoint, monitor, evaluation, run.",
         ),
     ],
 )
@@ -486,8 +496,8 @@ def test_defaults_are_written_out(load, tmp_path):
     config = load()
     written = json.loads(config.to_json())
     assert list(written) == [
-        *("model", "data", "reward", "batch", "algorithm", "parallel", "rollout", "reshard", "optimizer"),
-        *("precision", "checkpoint", "monitor", "evaluation", "run"),
+        *("model", "data", "reward", "batch", "algorithm", "parallel", "rollout", "reshard", "memory"),
+        *("optimizer", "precision", "checkpoint", "monitor", "evaluation", "run"),
     ]
     assert written["algorithm"] == {
         "divergence": "forward_kl",

@@ -1,12 +1,12 @@
 """Which groups a step trains on, where those whose rewards are all equal are replaced (DAPO's dynamic sampling)."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from megatron_rapo.data import EpochOrder
+from megatron_rapo.monitor import Monitor
 from megatron_rapo.sampling import sampling_seed
 from megatron_rapo.trainer import Trainer
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
@@ -58,8 +58,9 @@ def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100):
         config,
         policy=SimpleNamespace(sequence_mean=None),
         weight_sync=None,
+        signals=None,
         sampler=sampler,
-        monitor=SimpleNamespace(phase=lambda name: nullcontext()),
+        monitor=Monitor(),
         train_prompts=prompts,
     )
     rollout = trainer._rollout(STEP)

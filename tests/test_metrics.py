@@ -72,7 +72,15 @@ STEPS = [
     {
         **{"loss": 1.0, "surrogate": 9.0, "divergence": 0.2, "entropy_bonus": 0.04, "entropy": 2.0, "clipped": 0.0},
         **{"kl": 0.3, "ratio_capped": 0.0, "num_tokens": 100.0},
-        **{"grad_norm": 3.0, "lr": 1e-6, "rho": 0.5, "rho_squared": 0.5, "importance": 1.0, "importance_squared": 2.0},
+        **{
+            "grad_norm": 3.0,
+            "lr": 1e-6,
+            "skipped": 1.0,
+            "rho": 0.5,
+            "rho_squared": 0.5,
+            "importance": 1.0,
+            "importance_squared": 2.0,
+        },
         **{"log_rho_capped": 0.5, "importance_capped": 0.75},
         # a quarter of the tokens; none of the others is among the low rewards
         **{"kl/high_reward": 0.1, "rho/high_reward": 0.25, "rho_squared/high_reward": 0.5},
@@ -82,7 +90,15 @@ STEPS = [
     {
         **{"loss": -2.0, "surrogate": 4.0, "divergence": 0.4, "entropy_bonus": 0.02, "entropy": 1.0, "clipped": 0.25},
         **{"kl": 0.5, "ratio_capped": 0.5, "num_tokens": 100.0},
-        **{"grad_norm": 5.0, "lr": 3e-6, "rho": 1.5, "rho_squared": 4.5, "importance": 2.0, "importance_squared": 6.0},
+        **{
+            "grad_norm": 5.0,
+            "lr": 3e-6,
+            "skipped": 0.0,
+            "rho": 1.5,
+            "rho_squared": 4.5,
+            "importance": 2.0,
+            "importance_squared": 6.0,
+        },
         **{"log_rho_capped": 0.0, "importance_capped": 0.0},
         **{"kl/high_reward": 0.2, "rho/high_reward": 0.5, "rho_squared/high_reward": 1.0},
         **{"importance/high_reward": 0.5, "importance_squared/high_reward": 1.0},
@@ -104,6 +120,7 @@ def test_training_by_hand():
         "policy/ratio_capped": 0.25,
         "optimizer/grad_norm": 4.0,
         "optimizer/lr": 3e-6,  # the last step's
+        "optimizer/skipped_steps": 1.0,
     }
 
 
@@ -170,7 +187,7 @@ def test_every_scalar_is_declared_and_every_sum_is_the_losses():
         **{"divergence": "forward_kl", "alpha": 0.1, "beta": 0.02, **settings},
         splits={"low_reward": torch.tensor([True, False]), "high_reward": torch.tensor([False, True])},
     )
-    step = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "num_tokens": 2.0} | {
+    step = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "skipped": 0.0, "num_tokens": 2.0} | {
         name: value.item() / 2 for name, value in sums.metrics.items()
     }
     training, estimator = training_scalars([step], ALGORITHM), estimator_scalars([step], ALGORITHM)

@@ -157,7 +157,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("not refused in time")
 
     monkeypatch.setattr(run, "init_process_group", built)
-    monkeypatch.setattr(run, "end_promptly_on_signals", lambda: None)
+    monkeypatch.setattr(run, "Signals", lambda grace_s: None)
 
 
 def problems(path: Path, count: int) -> Path:

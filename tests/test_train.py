@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,91 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from megatron_rapo.monitor import SCALARS
-
-ROOT = Path(__file__).parents[1]
-CONFIG = """
-[model]
-path = "examples/tiny/model"
-[data]
-train = "examples/tiny/train.jsonl"
-template = "plain"
-max_prompt_tokens = 32
-[batch]
-prompts_per_step = 4
-completions_per_prompt = 4
-optimizer_steps_per_rollout = 2
-tokens_per_microbatch = 1024
-refill_rounds = 2
-[algorithm]
-divergence = "forward_kl_exact"
-alpha = 0.02
-ratio = "sequence"
-[parallel]
-tensor = 2
-[rollout]
-max_completion_tokens = 64
-kv_cache_mib = 32
-[reshard]
-parity_every_steps = 1
-[optimizer]
-lr = 2e-4
-[precision]
-dtype = "float32"
-[checkpoint]
-every_steps = 1
-[monitor]
-gradient_share_every_steps = 1
-[evaluation]
-data = "{heldout}"
-samples_per_problem = 4
-k = [1, 4]
-max_completion_tokens = 64
-[run]
-folder = "{folder}"
-steps = {steps}
-timeout_s = 60.0
-"""
-
-
-def start(folder: Path, *arguments: str, steps: int = 3, nproc: int = 2) -> subprocess.Popen[str]:
-    """torchrun of `train` into `folder`/run, with its output in a pipe."""
-    folder.mkdir(exist_ok=True)
-    heldout = folder / "heldout.jsonl"
-    heldout.write_text("".join((ROOT / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[:6]))
-    config = folder / "config.toml"
-    config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    command += ["-m", "megatron_rapo", "train", str(config), *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """The output of a run that must succeed."""
-    try:
-        output, _ = process.communicate(timeout=200)
-    finally:
-        kill_tree(process)
-    assert process.returncode == 0, output
-    return output
-
-
-def kill_tree(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+from tests.training import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
 
 
 @pytest.fixture(scope="module")
@@ -222,11 +137,7 @@ def test_export_is_the_trained_model(whole: tuple[Path, str]) -> None:
 
 def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:
     assert "resuming from" in resumed[1]
-    for expected, found in zip(metrics(whole[0]), metrics(resumed[0]), strict=True):
-        timeless = {name for name in expected if not name.startswith("seconds/") and not name.endswith("_s")}
-        assert {name: found[name] for name in timeless} == {name: expected[name] for name in timeless}
-    expected, found = (load_file(folder / "run/hf/model.safetensors") for folder in (whole[0], resumed[0]))
-    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    assert same_run(resumed[0], whole[0])
 
 
 def test_a_finished_run_can_be_resumed(resumed: tuple[Path, str]) -> None:
@@ -236,6 +147,18 @@ def test_a_finished_run_can_be_resumed(resumed: tuple[Path, str]) -> None:
     assert metrics(folder) == before
     again = json.loads((folder / "run/summary.json").read_text())
     assert again | {"seconds": 0} == summary | {"seconds": 0}
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:
+    folder, _ = resumed
+    damaged = folder / "run/checkpoints/step-000003/__0_0.distcp"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    output = finish(start(folder, "--resume"))
+    assert f"WARNING: {damaged}: bytes " in output and " are not what was written; " in output
+    assert "step-000002, the newest sound one" in output
+    assert same_run(folder, whole[0])
 
 
 def test_evaluate_gives_the_export_the_score_that_the_run_gave_it(whole: tuple[Path, str]) -> None:
@@ -261,17 +184,31 @@ def test_an_earlier_run_is_not_lost(whole: tuple[Path, str]) -> None:
     assert len(metrics(whole[0])) == 4
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_told_to_end_it_saves_and_goes_on(whole: tuple[Path, str], tmp_path: Path, number: signal.Signals) -> None:
+    """One process is told, as by a scheduler that takes its node; no checkpoint would be saved before the end."""
+    process = start(tmp_path, "--set", "checkpoint.every_steps=0")
+    try:
+        ranks_after_first_step(process, tmp_path)[1].send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        kill_tree(process)
+    assert process.returncode != 0 and "exitcode  : 75" in output
+    assert f"rank 1: told to end {'soon (SIGUSR1)' if number == signal.SIGUSR1 else '(SIGTERM)'}" in output
+    last = metrics(tmp_path)[-1]["step"]
+    assert f"stopped after step {last}; --resume goes on" in output and last < 3
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{last:06d}"]
+    if number == signal.SIGUSR1:  # the other way of being told leads to the same
+        finish(start(tmp_path, "--set", "checkpoint.every_steps=0", "--resume"))
+        assert same_run(tmp_path, whole[0])
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[int, psutil.Process]]]:
     """A run that has finished its first step, and its training processes by rank."""
     process = start(tmp_path, steps=100_000)
     try:
-        deadline = time.monotonic() + 150
-        while not ((tmp_path / "run/metrics.jsonl").exists() and metrics(tmp_path)):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.2)
-        children = psutil.Process(process.pid).children()
-        yield process, {int(c.environ()["RANK"]): c for c in children if "RANK" in c.environ()}
+        yield process, ranks_after_first_step(process, tmp_path)
     finally:
         kill_tree(process)
 

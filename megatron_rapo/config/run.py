@@ -25,8 +25,28 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 saves at the end only."""
+    keep_last: int = Field(default=0, ge=0)
+    """How many of the newest checkpoints are kept; 0 keeps all."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints of every so many steps are kept besides them; 0: none."""
+    grace_s: float = Field(default=25.0, gt=0)
+    """How long a run goes on after SIGTERM or SIGUSR1, to finish what it does and save, seconds (torchrun waits 30)."""
     hf_export: bool = True
     """Write the trained policy as a Hugging Face folder when the run ends."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CheckpointConfig:
+        if self.keep_every and not self.keep_last:
+            raise ValueError(
+                f"checkpoint.keep_every={self.keep_every}: does nothing with checkpoint.keep_last=0, which keeps all; "
+                "set keep_last, or leave keep_every out."
+            )
+        if self.keep_every and (not self.every_steps or self.keep_every % self.every_steps):
+            raise ValueError(
+                f"checkpoint.keep_every={self.keep_every}: not a multiple of checkpoint.every_steps="
+                f"{self.every_steps}, so not all of those steps have a checkpoint; set a multiple of it."
+            )
+        return self
 
 
 class MonitorConfig(Section):

@@ -70,6 +70,8 @@ class OptimizerConfig(Section):
     """Adam's denominator offset."""
     clip_grad_norm: float = Field(default=1.0, gt=0)
     """Global gradient norm above which gradients are scaled down."""
+    max_skipped_steps: int = Field(default=3, ge=0)
+    """Optimizer steps in a row that may be skipped, their loss or gradient not being finite; one more ends the run."""
     distributed: bool = False
     """Shard the optimizer's state over data-parallel ranks."""
 

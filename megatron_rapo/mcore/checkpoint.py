@@ -13,7 +13,18 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_save_sharded_strategy,
 )
 
-from megatron_rapo.checkpoints import CheckpointError, checkpoint_folder, point_to, put_in_place, save_settings
+from megatron_rapo.checkpoints import (
+    MODEL_FILES,
+    CheckpointError,
+    checkpoint_folder,
+    point_to,
+    prune,
+    put_in_place,
+    save_settings,
+)
+from megatron_rapo.checkpoints.manifest import Range, digests, whole, write_manifest
+from megatron_rapo.checkpoints.tensors import chunk_places
+from megatron_rapo.hf.weights import copy_model_files
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
@@ -35,12 +46,28 @@ def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]
         content = {**_sharded(policy, loading=False), "format": policy.checkpoint_format, "trainer": state}
         dist_checkpointing.save(content, str(partial), get_default_save_sharded_strategy("torch_dist"))
     dist.barrier()
+    tensors = _digests_of_tensors(partial)
     if dist.get_rank() == 0:
         save_settings(partial, policy.config)
+        copy_model_files(policy.config.model.path, partial / MODEL_FILES)
+        others = [str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()]
+        write_manifest(partial, tensors | {name: whole(partial / name) for name in others if name not in tensors})
         put_in_place(partial, folder)
         point_to(folder)
+        settings = policy.config.checkpoint
+        prune(folder, keep_last=settings.keep_last, keep_every=settings.keep_every)
     dist.barrier()
     return folder
+
+
+def _digests_of_tensors(folder: Path) -> dict[str, list[Range]]:
+    """Of all files of chunks, on every rank; each rank reads its share of them."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    places = sorted(chunk_places(folder).items())
+    mine = {file: digests(folder / file, of_file) for file, of_file in places[rank::world]}
+    everyone: list[dict[str, list[Range]]] = [{} for _ in range(world)]
+    dist.all_gather_object(everyone, mine)
+    return {file: ranges for part in everyone for file, ranges in part.items()}
 
 
 def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:

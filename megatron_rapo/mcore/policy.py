@@ -40,7 +40,7 @@ class Policy:
     """
 
     def __init__(self, config: Config, shape: ModelShape, parallel: Parallel) -> None:
-        self.config, self.parallel = config, parallel
+        self.config, self.shape, self.parallel = config, shape, parallel
         megatron, norms = transformer_config(config, shape), norm_names(config)
         self.norms = norms
         self.chunks = build_chunks(config, shape, megatron, parallel)
@@ -140,17 +140,28 @@ class Policy:
     def gradient_norm(self, batches: Sequence[PackedBatch], loss: LossFunction) -> float:
         """Global L2 norm of the gradient of `loss`, and nothing else: no update, no gradient is left behind."""
         self._accumulate(batches, loss)
-        self.optimizer.prepare_grads()
-        norm = float(self.optimizer.get_grad_norm())
+        norm = self._gradient_norm()
         self._zero_gradients()
         return norm
 
+    def _gradient_norm(self) -> float:
+        self.optimizer.prepare_grads()
+        return float(self.optimizer.get_grad_norm())
+
     def train_step(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
-        """One optimizer step. Returns the loss's means, `grad_norm` (before clipping) and `lr`."""
+        """One optimizer step. Returns the loss's means, `grad_norm` (before clipping), `lr` and `skipped`.
+
+        Where loss or gradient are not finite nothing is updated, the schedule neither, and `skipped` is 1 instead of 0.
+        """
         means = self._accumulate(batches, loss)
-        self.scheduler.step(increment=1)  # before the update: after it, a warm-up's first step would have rate 0
-        _, grad_norm, _ = self.optimizer.step()  # a gradient that is not finite has raised in forward_backward
-        return {**means, "grad_norm": float(grad_norm), "lr": self.optimizer.param_groups[0]["lr"]}
+        norm = self._gradient_norm()
+        finite = math.isfinite(means["loss"]) and math.isfinite(norm)
+        if finite:
+            self.scheduler.step(increment=1)  # before the update: after it, a warm-up's first step would have rate 0
+            self.optimizer.step()
+        else:
+            self._zero_gradients()
+        return {**means, "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"], "skipped": float(not finite)}
 
     def _accumulate(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
         self.training_state.require()

@@ -24,6 +24,7 @@ SCALARS: dict[str, str] = {
     "reference/phi_min": "Lowest exponent of the reference distribution in the step.",
     "optimizer/grad_norm": "Global L2 norm of the gradient before clipping.",
     "optimizer/lr": "Learning rate of the step's last optimizer step.",
+    "optimizer/skipped_steps": "Optimizer steps left out because loss or gradient were not finite.",
     "rollout/completion_tokens": "Mean length of a completion, tokens.",
     "rollout/truncated": "Completions that the length limit ended, fraction.",
     "rollout/groups_replaced": "Groups sampled beyond a step's, to replace some without signal, per group trained on.",

@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are. What is in them is written and read by `mcore/checkpoint.py`.
+"""Where a run's checkpoints are, and which of them a run goes on from.
 
 A checkpoint is one folder `step-000042`, written as `step-000042.partial` and renamed when it is whole; `latest`
 beside it is a text file with the name of the newest whole one.
@@ -14,7 +14,8 @@ from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
 
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
-_LATEST, _PREFIX, _SETTINGS = "latest", "step-", "settings.json"
+MODEL_FILES = "hf"  # folder within a checkpoint, of what belongs to a model besides its weights
+_LATEST, _PREFIX, _SETTINGS, _REMOVED = "latest", "step-", "settings.json", ".removed"
 _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}
 _FREE = {
     "model.layers",
@@ -27,6 +28,7 @@ _FREE = {
     "rollout.max_concurrent",
     "rollout.compile",
     "rollout.packed",
+    "optimizer.max_skipped_steps",
     "run.folder",
     "run.timeout_s",
 }
@@ -55,6 +57,26 @@ def latest_checkpoint(root: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{pointer}: names {folder.name}, which is not there; write the name of one that is.")
     return folder
+
+
+def earlier_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints beside `folder` of steps before it, newest first."""
+    found = [path for path in folder.parent.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted((path for path in found if checkpoint_step(path) < checkpoint_step(folder)), reverse=True)
+
+
+def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
+    """Remove the checkpoints before `newest`, but for the last ones (`newest` among them) and every so many steps.
+
+    What is removed loses its name first, so that no rest of one can be taken for a checkpoint. 0 keeps all, or none.
+    """
+    for rest in newest.parent.glob(f"{_PREFIX}*{_REMOVED}"):  # of an earlier removal that was interrupted
+        shutil.rmtree(rest)
+    if not keep_last:
+        return
+    for folder in earlier_checkpoints(newest)[keep_last - 1 :]:
+        if not keep_every or checkpoint_step(folder) % keep_every:
+            shutil.rmtree(folder.rename(folder.with_name(folder.name + _REMOVED)))
 
 
 def save_settings(folder: Path, config: Config) -> None:

@@ -13,6 +13,7 @@ from megatron_rapo.checkpoints import (
     checkpoint_folder,
     latest_checkpoint,
     point_to,
+    prune,
     put_in_place,
     save_settings,
 )
@@ -27,8 +28,9 @@ FREE = [
     *("rollout.packed", "reshard.bucket_mib", "reshard.verify", "reshard.parity_every_steps"),
     *("memory.engine_sleep", "memory.offload_optimizer"),
     *("reshard.max_logprob_gap", "precision.dtype", "precision.fp8", "checkpoint.every_steps", "checkpoint.hf_export"),
+    *("checkpoint.keep_last", "checkpoint.keep_every"),
     *("monitor.tensorboard", "monitor.sampled_completions", "monitor.gradient_share_every_steps"),
-    *("run.folder", "run.timeout_s"),
+    *("checkpoint.grace_s", "optimizer.max_skipped_steps", "run.folder", "run.timeout_s"),
 ]
 FIELDS = [
     f"{section}.{name}"
@@ -168,3 +170,23 @@ def test_the_latest_checkpoint(tmp_path: Path) -> None:
     folder.rmdir()
     with pytest.raises(CheckpointError, match=r"latest: names step-000012, which is not there; write the name of one"):
         latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [
+        (0, 0, [10, 20, 30, 40, 50]),
+        (1, 0, [50]),
+        (2, 0, [40, 50]),
+        (2, 20, [20, 40, 50]),
+        (9, 10, [10, 20, 30, 40, 50]),
+    ],
+)
+def test_old_checkpoints_are_removed(tmp_path: Path, keep_last: int, keep_every: int, kept: list[int]) -> None:
+    for step in (10, 20, 30, 40, 50, 60):
+        checkpoint_folder(tmp_path, step).mkdir()
+    (tmp_path / "step-000005.removed").mkdir()  # of a removal that was interrupted
+    (tmp_path / "step-000070.partial").mkdir()
+    prune(checkpoint_folder(tmp_path, 50), keep_last=keep_last, keep_every=keep_every)
+    expected = {checkpoint_folder(tmp_path, step).name for step in [*kept, 60]} | {"step-000070.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == expected  # of a later step than the one that was written: left

@@ -1,0 +1,32 @@
+"""Checkpoints of a run: where they are, what their files hold, the format of their tensors.
+
+What goes into one is written and read by `mcore/checkpoint.py`.
+"""
+
+from megatron_rapo.checkpoints.folders import (
+    CHECKPOINTS,
+    MODEL_FILES,
+    CheckpointError,
+    check_resumable,
+    checkpoint_folder,
+    checkpoint_step,
+    latest_checkpoint,
+    point_to,
+    prune,
+    put_in_place,
+    save_settings,
+)
+
+__all__ = [
+    "CHECKPOINTS",
+    "MODEL_FILES",
+    "CheckpointError",
+    "check_resumable",
+    "checkpoint_folder",
+    "checkpoint_step",
+    "latest_checkpoint",
+    "point_to",
+    "prune",
+    "put_in_place",
+    "save_settings",
+]

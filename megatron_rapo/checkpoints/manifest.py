@@ -1,0 +1,104 @@
+"""What the files of a checkpoint hold, by digests: written when it is whole, verified when it is loaded.
+
+A digest (XXH3, 128 bits) is of a range of bytes. A file of tensors has one for each chunk, so that what is read of it
+can be verified without reading the rest; any other file has one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from megatron_rapo.checkpoints.folders import CheckpointError
+
+MANIFEST = "manifest.json"
+BLOCK_BYTES = 2**22
+
+
+class Range(NamedTuple):
+    """Some bytes of a file, and what they are."""
+
+    start: int
+    length: int
+    digest: str
+
+
+class Manifest:
+    """Of one folder. Raises CheckpointError where it is not there or cannot be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            content = json.loads((folder / MANIFEST).read_text())
+            self._files = {name: [Range(*each) for each in ranges] for name, ranges in content["files"].items()}
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{folder}: holds no {MANIFEST}, so it is not whole; take another checkpoint."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / MANIFEST}: cannot be read ({error!r}); it is damaged, take another checkpoint."
+            ) from None
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(self._files)
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Read the named files. Raises CheckpointError for the first that is not what it was when it was written."""
+        for name in names:
+            path, ranges = self._folder / name, self._files[name]
+            size = sum(each.length for each in ranges)
+            if not path.is_file():
+                raise CheckpointError(f"{path}: is not there; take another checkpoint.")
+            if path.stat().st_size != size:
+                raise CheckpointError(
+                    f"{path}: has {path.stat().st_size:,} bytes instead of {size:,}; it is truncated or was written "
+                    "over, take another checkpoint."
+                )
+            for each, found in zip(ranges, digests(path, [(r.start, r.length) for r in ranges]), strict=True):
+                if each != found:
+                    raise CheckpointError(_damaged(path, each))
+
+    def verify_range(self, name: str, start: int, content: bytes) -> None:
+        """Of what was read of a file from `start` on, which must be one of its ranges. Raises CheckpointError."""
+        expected = next((each for each in self._files.get(name, []) if each.start == start), None)
+        found = Range(start, len(content), xxhash.xxh3_128_hexdigest(content))
+        if expected != found:
+            raise CheckpointError(_damaged(self._folder / name, expected or found))
+
+
+def digests(path: Path, places: Iterable[tuple[int, int]]) -> list[Range]:
+    """Of ranges of a file, by start and length."""
+    found = []
+    with open(path, "rb", buffering=0) as stream:
+        for start, length in places:
+            stream.seek(start)
+            state, left = xxhash.xxh3_128(), length
+            while left and (block := stream.read(min(left, BLOCK_BYTES))):
+                state.update(block)
+                left -= len(block)
+            found.append(Range(start, length - left, state.hexdigest()))
+    return found
+
+
+def whole(path: Path) -> list[Range]:
+    """A file as one range."""
+    return digests(path, [(0, path.stat().st_size)])
+
+
+def write_manifest(folder: Path, files: Mapping[str, Sequence[Range]]) -> None:
+    """Say what the files of `folder` hold: each by ranges, in order and from its start to its end."""
+    text = json.dumps({"digest": "xxh3_128", "files": files}, indent=1)
+    (folder / MANIFEST).write_text(text + "\n")
+
+
+def _damaged(path: Path, where: Range) -> str:
+    return (
+        f"{path}: bytes {where.start:,} to {where.start + where.length:,} are not what was written; the file is "
+        "damaged, take another checkpoint."
+    )

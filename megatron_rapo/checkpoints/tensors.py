@@ -1,0 +1,203 @@
+"""Megatron's distributed checkpoints (torch_dist) without its processes: tensors written and read piece by piece.
+
+Such a checkpoint is a folder in the format of torch.distributed.checkpoint, with two files of Megatron's. It knows
+global tensors: `.metadata` says which chunks each has, in which `.distcp` file, from which byte on; a chunk is what
+torch.save makes of a tensor. Layers share a tensor, of which they are the first axis.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_rapo.checkpoints.folders import CheckpointError
+from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest, Range, digests
+
+METADATA, COMMON, BACKEND, EMPTY = ".metadata", "common.pt", "metadata.json", "empty.distcp"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A rectangle of a global tensor."""
+
+    key: str
+    shape: tuple[int, ...]  # of the whole tensor
+    dtype: torch.dtype
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.sizes) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a chunk is."""
+
+    chunk: Chunk
+    file: str
+    range: Range
+
+
+def write_file(path: Path, chunks: Iterable[tuple[Chunk, Tensor]]) -> list[Written]:
+    """Write chunks one after the other, as they come."""
+    of_file, places = [], []
+    with open(path, "wb") as stream:
+        for chunk, tensor in chunks:
+            start = stream.tell()
+            torch.save(tensor, stream)
+            of_file.append(chunk)
+            places.append((start, stream.tell() - start))
+        stream.flush()
+        os.fsync(stream.fileno())
+    ranges = digests(path, places)
+    return [Written(chunk, path.name, range_) for chunk, range_ in zip(of_file, ranges, strict=True)]
+
+
+def write_metadata(
+    folder: Path, written: Iterable[Written], common: Mapping[str, Any], *, empty_objects: Iterable[str] = ()
+) -> None:
+    """Make a checkpoint of files that were written in `folder`.
+
+    `empty_objects` are what Megatron asks for and there is nothing of, such as the extra state of layers without FP8.
+    """
+    tensors: dict[str, TensorStorageMetadata] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    for each in written:
+        chunk = each.chunk
+        if chunk.key not in tensors:
+            properties = TensorProperties(dtype=chunk.dtype)
+            tensors[chunk.key] = TensorStorageMetadata(properties, torch.Size(chunk.shape), [])
+        place = ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))
+        tensors[chunk.key].chunks.append(place)
+        index = MetadataIndex(chunk.key, place.offsets, len(tensors[chunk.key].chunks) - 1)
+        places[index] = _StorageInfo(each.file, each.range.start, each.range.length)
+    (folder / EMPTY).write_bytes(_nothing())
+    objects = {key: BytesStorageMetadata() for key in empty_objects}
+    places |= {MetadataIndex(key): _StorageInfo(EMPTY, 0, len(_nothing())) for key in objects}
+    metadata = Metadata(state_dict_metadata={**tensors, **objects}, planner_data={}, storage_data=places)
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    torch.save(dict(common), folder / COMMON)
+    (folder / BACKEND).write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+
+
+def _nothing() -> bytes:
+    """An object that is None, as Megatron saves it: in the list of a rank's."""
+    stream = BytesIO()
+    torch.save([None], stream)
+    return stream.getvalue()
+
+
+def chunk_places(folder: Path) -> dict[str, list[tuple[int, int]]]:
+    """Start and length of every chunk in each file of a checkpoint, in order."""
+    with open(folder / METADATA, "rb") as stream:
+        metadata: Metadata = pickle.load(stream)
+    places: dict[str, list[tuple[int, int]]] = {}
+    for info in (metadata.storage_data or {}).values():
+        places.setdefault(info.relative_path, []).append((info.offset, info.length))
+    return {file: sorted(of_file) for file, of_file in places.items()}
+
+
+class Reader:
+    """Reads rectangles of a checkpoint's tensors. Raises CheckpointError where `folder` is not a whole checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        missing = [name for name in (METADATA, COMMON, BACKEND) if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder}: holds no {', no '.join(missing)}, so it is no whole Megatron checkpoint (torch_dist); name "
+                "the folder that has them (of a run: RUN/checkpoints/step-...)."
+            )
+        self._folder = folder
+        self._manifest = Manifest(folder) if (folder / MANIFEST).is_file() else None  # Megatron-LM writes none
+        if self._manifest:
+            self._manifest.verify([METADATA, COMMON, BACKEND])
+        with open(folder / METADATA, "rb") as stream:
+            self._metadata: Metadata = pickle.load(stream)
+        self._places = {(index.fqn, index.offset): info for index, info in self._metadata.storage_data.items()}
+        items = self._metadata.state_dict_metadata.items()
+        self.tensors = {key: value for key, value in items if isinstance(value, TensorStorageMetadata)}
+        """Every global tensor by its key."""
+        self.objects = [key for key, value in items if isinstance(value, BytesStorageMetadata)]
+        """What is not a tensor: the extra state of FP8 layers, the optimizer's parameter groups."""
+        self.common: dict[str, Any] = torch.load(folder / COMMON, map_location="cpu", weights_only=False)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Of one tensor. Raises CheckpointError where it is not there."""
+        return self._tensor(key).properties.dtype
+
+    def read(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """A rectangle of the tensor `key`, in the checkpoint's dtype.
+
+        Raises CheckpointError where it, or its file, is not there or not whole.
+        """
+        tensor = self._tensor(key)
+        found = torch.empty(tuple(sizes), dtype=tensor.properties.dtype)
+        covered = 0
+        for chunk, into, part in _overlaps(tensor.chunks, offsets, sizes):
+            target = found[into]
+            target.copy_(self._chunk(key, chunk)[part])
+            covered += target.numel()
+        if covered != found.numel():
+            raise CheckpointError(f"{self._folder}: of tensor {key} there are {covered} of {found.numel()} numbers.")
+        return found
+
+    def _tensor(self, key: str) -> TensorStorageMetadata:
+        if key not in self.tensors:
+            raise CheckpointError(f"{self._folder}: tensor {key} is missing; it is not a checkpoint of this model.")
+        return self.tensors[key]
+
+    def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        info = self._places[key, chunk.offsets]
+        path = self._folder / info.relative_path
+        try:
+            with open(path, "rb") as stream:
+                stream.seek(info.offset)
+                content = stream.read(info.length)
+            if self._manifest:
+                self._manifest.verify_range(info.relative_path, info.offset, content)
+            tensor: Tensor = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: is not there, and holds part of {key}; take another checkpoint.") from None
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path}: what it holds of {key} from byte {info.offset} on cannot be read ({error}); it is truncated "
+                "or damaged, take another checkpoint."
+            ) from None
+        return tensor.view(chunk.sizes)
+
+
+Slices = tuple[slice, ...]
+
+
+def _overlaps(
+    chunks: Sequence[ChunkStorageMetadata], offsets: Sequence[int], sizes: Sequence[int]
+) -> Iterator[tuple[ChunkStorageMetadata, Slices, Slices]]:
+    """The chunks that share elements with a rectangle: the shared ones' place in it, and in the chunk."""
+    for chunk in chunks:
+        starts = [max(a, b) for a, b in zip(offsets, chunk.offsets, strict=True)]
+        ends = [min(a + n, b + m) for a, n, b, m in zip(offsets, sizes, chunk.offsets, chunk.sizes, strict=True)]
+        if all(start < end for start, end in zip(starts, ends, strict=True)):
+            into = tuple(slice(s - o, e - o) for s, e, o in zip(starts, ends, offsets, strict=True))
+            part = tuple(slice(s - o, e - o) for s, e, o in zip(starts, ends, chunk.offsets, strict=True))
+            yield chunk, into, part

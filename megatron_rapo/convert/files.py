@@ -1,0 +1,122 @@
+"""A folder made file by file, in several processes; what is finished is not made again after an interruption."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from megatron_rapo.checkpoints import put_in_place
+from megatron_rapo.errors import InputError
+
+RECIPE = "recipe.json"  # in the unfinished folder: what it is made from
+DONE = ".done"  # beside a finished file: what its maker said of it
+Progress = Callable[[int], None]  # told of as many bytes as were written
+POLL_S = 0.2
+
+
+class ConversionError(InputError):
+    """A conversion that cannot be done, or not as it was asked for."""
+
+
+class Job(Protocol):
+    """One file of the folder; can be pickled."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def make(self, path: Path, progress: Progress) -> Any:
+        """Write the file; what is returned comes to `finish` of `make_folder`."""
+
+
+def make_folder(
+    folder: Path,
+    jobs: Sequence[Job],
+    finish: Callable[[Path, Mapping[str, Any]], None],
+    *,
+    recipe: Mapping[str, Any],
+    processes: int,
+    progress: Progress,
+) -> None:
+    """Make every job's file, `finish` the folder and give it its name: it is there whole or not at all.
+
+    What an interrupted call with the same `recipe` had finished is kept. Raises ConversionError where `folder` is
+    there already.
+    """
+    if folder.exists():
+        raise ConversionError(f"{folder}: exists already; name another folder, or remove it.")
+    partial = folder.with_name(folder.name + ".partial")
+    _claim(partial, recipe)
+    todo = []
+    for job in jobs:
+        if (partial / (job.name + DONE)).exists():
+            progress(job.nbytes)
+        else:
+            todo.append(job)
+    if processes == 1:
+        for job in todo:
+            _make(partial, job, progress)
+    else:
+        _make_all(partial, todo, processes, progress)
+    done = {job.name: pickle.loads((partial / (job.name + DONE)).read_bytes()) for job in jobs}
+    finish(partial, done)
+    for job in jobs:
+        (partial / (job.name + DONE)).unlink()
+    (partial / RECIPE).unlink()
+    put_in_place(partial, folder)
+
+
+def _claim(partial: Path, recipe: Mapping[str, Any]) -> None:
+    """An unfinished folder of this recipe, or an empty one."""
+    text = json.dumps(recipe, indent=2, sort_keys=True)
+    noted = partial / RECIPE
+    if not noted.exists() or noted.read_text() != text:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        noted.write_text(text)
+
+
+def _make(partial: Path, job: Job, progress: Progress) -> None:
+    result = job.make(partial / job.name, progress)
+    noted = partial / (job.name + DONE)
+    unfinished = noted.with_name(noted.name + ".partial")
+    unfinished.write_bytes(pickle.dumps(result))
+    unfinished.rename(noted)
+
+
+def _make_all(partial: Path, jobs: Sequence[Job], processes: int, progress: Progress) -> None:
+    """In processes of their own, which tell of their progress through a queue."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(processes, context) as pool:
+        told = manager.Queue()
+        pending = {pool.submit(_make_in_worker, partial, job, told) for job in jobs}
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                while not told.empty():
+                    progress(told.get())
+                for future in finished:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _make_in_worker(partial: Path, job: Job, told: Any) -> None:
+    torch.set_num_threads(1)
+    _make(partial, job, told.put)
+
+
+def state_of(source: Path) -> dict[str, list[int]]:
+    """By which a folder that changed is told: sizes and times of its files."""
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(source.resolve().iterdir())}

@@ -1,0 +1,87 @@
+"""What is in a checkpoint, in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_rapo.checkpoints.tensors import Reader
+from megatron_rapo.convert.files import Progress
+from megatron_rapo.convert.source import HfSource, MegatronSource, ModelSource, open_source
+from megatron_rapo.reshard.digest import digest
+from megatron_rapo.reshard.layout import hf_shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Of one checkpoint."""
+
+    kind: str
+    facts: dict[str, str]
+    tensors: list[TensorSummary]
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """Of one tensor of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    digest: int  # as 64 bits (reshard/digest.py)
+
+
+def summarise(folder: Path, like: Path | None, progress: Progress) -> Summary:
+    """Reads every tensor of the model once. Raises ConfigError, CheckpointError or ConversionError."""
+    source = open_source(folder, like)
+    shapes = hf_shapes(source.model)
+    tensors = []
+    for name, tensor in source.tensors(shapes):
+        tensors.append(TensorSummary(name, shapes[name], tensor.dtype, int(digest(tensor)) % 2**64))
+        progress(tensor.nbytes)
+    numel = sum(math.prod(tensor.shape) for tensor in tensors)
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
+    facts = {
+        "architecture": source.model.architecture,
+        "layers": str(source.model.num_layers),
+        "parameters": f"{numel:,}",
+        "dtype": ", ".join(f"{dtype} ({count} tensors)" for dtype, count in dtypes.items()),
+        "bytes of weights": f"{sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors):,}",
+        "bytes on disk": f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()):,}",
+        **_particulars(source),
+    }
+    return Summary(
+        kind="Megatron" if isinstance(source, MegatronSource) else "Hugging Face", facts=facts, tensors=tensors
+    )
+
+
+def total_bytes(source: ModelSource) -> int:
+    """Of the model's weights."""
+    return sum(math.prod(shape) for shape in hf_shapes(source.model).values()) * source.dtype.itemsize
+
+
+def _particulars(source: ModelSource) -> dict[str, str]:
+    if isinstance(source, HfSource):
+        return {}
+    assert isinstance(source, MegatronSource)
+    return _of_run(source.reader) | {
+        "chunks": f"{sum(len(tensor.chunks) for tensor in source.reader.tensors.values()):,}",
+        "layout": _layout(source.reader.common),
+        "other tensors": f"{sum(key.startswith('optimizer.') for key in source.reader.tensors):,} of the optimizer",
+        "FP8 state": f"{sum('_extra_state' in key for key in source.reader.objects):,} objects",
+    }
+
+
+def _of_run(reader: Reader) -> dict[str, str]:
+    trainer: dict[str, Any] = reader.common.get("trainer", {})
+    return {"step": str(trainer["step"])} if "step" in trainer else {}
+
+
+def _layout(common: dict[str, Any]) -> str:
+    layout = common.get("layout")
+    return " x ".join(f"{name} {size}" for name, size in layout.items()) if layout else "of a run (any)"

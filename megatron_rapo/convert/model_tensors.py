@@ -1,0 +1,149 @@
+"""A model's parameters as global tensors of a Megatron checkpoint, from the parameter map.
+
+A global tensor is what one tensor-parallel rank would hold alone. Layers are the first axis of those that they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from megatron_rapo.checkpoints.tensors import Chunk
+from megatron_rapo.convert.files import ConversionError
+from megatron_rapo.hf import ModelShape
+from megatron_rapo.reshard.layout import (
+    EMBEDDING,
+    OUTPUT,
+    TRANSFORMER_ENGINE_NORMS,
+    Entry,
+    Shard,
+    Stacked,
+    Vocabulary,
+    entries,
+    fill,
+    narrowed,
+    padded_vocab_size,
+    stages_of_layers,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a checkpoint is cut up: as Megatron's ranks hold the model. Any layout can load it."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int = 1
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """One parameter of the model in a checkpoint."""
+
+    key: str
+    layer: int | None
+    num_layers: int
+    shard: Shard  # all of it
+    halves: int  # that are split over tensor ranks each by itself: 2 for gate and up
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the global tensor."""
+        return self.shard.shape if self.layer is None else (self.num_layers, *self.shard.shape)
+
+    def chunk(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Chunk:
+        """This parameter's part of the global tensor, or rows (of a row-parallel one, columns) start to stop of it."""
+        axis = self.shard.axis
+        size = (self.shard.shape[axis] if stop is None else stop) - start
+        offsets = tuple(start if i == axis else 0 for i in range(len(self.shard.shape)))
+        sizes = tuple(size if i == axis else n for i, n in enumerate(self.shard.shape))
+        if self.layer is not None:
+            offsets, sizes = (self.layer, *offsets), (1, *sizes)
+        return Chunk(self.key, self.shape, dtype, offsets, sizes)
+
+    def fill(self, dtype: torch.dtype, start: int, stop: int, read: Callable[[str, int, int, int], Tensor]) -> Tensor:
+        """What belongs into `chunk(dtype, start, stop)`, from slices of Hugging Face tensors."""
+        part = narrowed(self.shard, start, stop)
+        local = torch.empty(part.shape, dtype=dtype)
+        fill(local, part, read)
+        return local if self.layer is None else local[None]
+
+    def ranges(self, tensor: int, rank: int) -> list[tuple[int, int]]:
+        """What a tensor-parallel rank holds along the axis that is split; nothing of what is not, but for the first."""
+        whole = self.shard.shape[self.shard.axis]
+        if not self.shard.split:
+            return [(0, whole)] if rank == 0 else []
+        half, size = whole // self.halves, whole // self.halves // tensor
+        return [(i * half + rank * size, i * half + (rank + 1) * size) for i in range(self.halves)]
+
+
+def model_tensors(model: ModelShape, *, tensor: int = 1) -> list[ModelTensor]:
+    """Every parameter once, from the embedding to the output layer; the vocabulary padded for `tensor` ranks."""
+    padded = padded_vocab_size(model.vocab_size, tensor)
+    return [
+        ModelTensor(
+            _key(entry),
+            entry.layer,
+            model.num_layers,
+            _padded(entry, padded),
+            len(entry.holding.hf_names) if isinstance(entry.holding, Stacked) else 1,
+        )
+        for entry in entries(model, TRANSFORMER_ENGINE_NORMS)
+        if not (model.tied and entry.trainer == OUTPUT)
+    ]
+
+
+def extra_states(num_layers: int) -> list[str]:
+    """What layers of Megatron and of Transformer Engine ask for besides tensors: the state of FP8, or nothing."""
+    attention = ("linear_qkv", "linear_proj", "core_attention", "q_layernorm", "k_layernorm")
+    modules = [*(f"self_attention.{module}" for module in attention), "mlp.linear_fc1", "mlp.linear_fc2"]
+    of_layers = [
+        f"decoder.layers.{module}._extra_state/shard_{layer}_{num_layers}"
+        for module in modules
+        for layer in range(num_layers)
+    ]
+    return [*of_layers, "decoder.final_layernorm._extra_state/shard_0_1", "output_layer._extra_state/shard_0_1"]
+
+
+def check_layout(model: ModelShape, layout: Layout) -> None:
+    """Refuse a layout that cannot hold this model. Raises ConversionError."""
+    for field in ("num_heads", "ffn_hidden_size"):
+        if getattr(model, field) % layout.tensor:
+            raise ConversionError(
+                f"--tensor {layout.tensor}: does not divide the model's {field}={getattr(model, field)}; choose a size "
+                "that does."
+            )
+    if model.num_kv_heads % layout.tensor and layout.tensor % model.num_kv_heads:
+        raise ConversionError(
+            f"--tensor {layout.tensor}: neither divides the model's num_kv_heads={model.num_kv_heads} nor is a "
+            "multiple of it; choose a size that does."
+        )
+    if layout.pipeline * layout.virtual_pipeline > model.num_layers:
+        raise ConversionError(
+            f"--pipeline {layout.pipeline} --virtual-pipeline {layout.virtual_pipeline}: more chunks than the model's "
+            f"{model.num_layers} layers; choose sizes whose product is at most that."
+        )
+    if layout.virtual_pipeline > 1 and layout.pipeline == 1:
+        raise ConversionError(
+            f"--virtual-pipeline {layout.virtual_pipeline}: does nothing with --pipeline 1; leave it out."
+        )
+
+
+def stage_of(parameter: ModelTensor, layout: Layout) -> int:
+    """The pipeline rank that holds it."""
+    if parameter.layer is None:
+        return 0 if parameter.key == EMBEDDING else layout.pipeline - 1
+    stages = stages_of_layers(parameter.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)
+    return stages[parameter.layer]
+
+
+def _key(entry: Entry) -> str:
+    return entry.trainer if entry.layer is None else entry.trainer.replace(f"layers.{entry.layer}.", "layers.", 1)
+
+
+def _padded(entry: Entry, rows: int) -> Shard:
+    shard = entry.holding.trainer(1, 0)
+    return replace(shard, shape=(rows, *shard.shape[1:])) if isinstance(entry.holding, Vocabulary) else shard

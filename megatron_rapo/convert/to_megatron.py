@@ -1,0 +1,120 @@
+"""A Hugging Face folder made into a Megatron checkpoint: a file for each rank of a layout, tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_rapo.checkpoints import MODEL_FILES
+from megatron_rapo.checkpoints.manifest import whole, write_manifest
+from megatron_rapo.checkpoints.tensors import (
+    BACKEND,
+    COMMON,
+    EMPTY,
+    METADATA,
+    Chunk,
+    Written,
+    write_file,
+    write_metadata,
+)
+from megatron_rapo.convert.files import Progress, make_folder, state_of
+from megatron_rapo.convert.model_tensors import Layout, ModelTensor, check_layout, extra_states, model_tensors, stage_of
+from megatron_rapo.hf import WeightReader, read_shape
+from megatron_rapo.hf.weights import copy_model_files
+
+MAX_FILE_BYTES = 5 * 10**9
+
+
+def hf_to_megatron(
+    source: Path, target: Path, layout: Layout, *, dtype: torch.dtype, processes: int, progress: Progress
+) -> None:
+    """Write the checkpoint `target`, of which every rank of `layout` has its own files; any other layout can load it.
+
+    Raises ConfigError where `source` is no model that is supported, ConversionError where the layout does not fit it.
+    """
+    model = read_shape(source)
+    check_layout(model, layout)
+    files = [
+        RankFile(source, f"__{rank}_{number}.distcp", tuple(parts), dtype)
+        for rank, of_rank in enumerate(_by_rank(model_tensors(model, tensor=layout.tensor), layout))
+        for number, parts in enumerate(_split(of_rank, dtype))
+    ]
+
+    def finish(folder: Path, done: Mapping[str, list[Written]]) -> None:
+        common = {"checkpoint_version": 3.0, "iteration": 0, "layout": dataclasses.asdict(layout)}
+        written = [each for file in files for each in done[file.name]]
+        write_metadata(folder, written, common, empty_objects=extra_states(model.num_layers))
+        copy_model_files(source, folder / MODEL_FILES)
+        ranges = {file.name: [each.range for each in done[file.name]] for file in files}
+        others = [
+            *(METADATA, COMMON, BACKEND, EMPTY),
+            *(f"{MODEL_FILES}/{f.name}" for f in (folder / MODEL_FILES).iterdir()),
+        ]
+        write_manifest(folder, ranges | {name: whole(folder / name) for name in others})
+
+    recipe = {"source": state_of(source), "layout": dataclasses.asdict(layout), "dtype": str(dtype)}
+    make_folder(target, files, finish, recipe=recipe, processes=processes, progress=progress)
+
+
+Part = tuple[ModelTensor, int, int]  # first and last row (of a row-parallel weight: column)
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """Some of what one rank holds."""
+
+    source: Path
+    name: str
+    parts: tuple[Part, ...]
+    dtype: torch.dtype
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(_chunk(part, self.dtype).nbytes for part in self.parts)
+
+    def make(self, path: Path, progress: Progress) -> list[Written]:
+        return write_file(path, self._chunks(progress))
+
+    def _chunks(self, progress: Progress) -> Iterator[tuple[Chunk, Tensor]]:
+        reader = WeightReader(self.source)
+        for part in self.parts:
+            tensor, start, stop = part
+            chunk = _chunk(part, self.dtype)
+            yield chunk, tensor.fill(self.dtype, start, stop, reader.read)
+            progress(chunk.nbytes)
+
+
+def _chunk(part: Part, dtype: torch.dtype) -> Chunk:
+    tensor, start, stop = part
+    return tensor.chunk(dtype, start, stop)
+
+
+def _by_rank(tensors: Sequence[ModelTensor], layout: Layout) -> list[list[Part]]:
+    """What each rank holds, numbered as Megatron does: tensor ranks first."""
+    ranks: list[list[Part]] = [[] for _ in range(layout.tensor * layout.pipeline)]
+    for tensor in tensors:
+        stage = stage_of(tensor, layout)
+        for rank in range(layout.tensor):
+            held = [(tensor, start, stop) for start, stop in tensor.ranges(layout.tensor, rank)]
+            ranks[stage * layout.tensor + rank] += held
+    return ranks
+
+
+def _split(parts: Sequence[Part], dtype: torch.dtype) -> Iterator[list[Part]]:
+    """Into files of a size that a copy is quick to repeat."""
+    file: list[Part] = []
+    size = 0
+    for part in parts:
+        nbytes = _chunk(part, dtype).nbytes
+        if file and size + nbytes > MAX_FILE_BYTES:
+            yield file
+            file, size = [], 0
+        file.append(part)
+        size += nbytes
+    yield file

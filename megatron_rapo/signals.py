@@ -1,0 +1,77 @@
+"""Being told to stop: what Ctrl-C, a launcher and a scheduler send, and how a run answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import torch
+import torch.distributed as dist
+
+_NOW = {signal.SIGINT: "interrupted; --resume goes on from the latest checkpoint, if one was saved."}
+_SOON = {
+    signal.SIGTERM: "told to end (SIGTERM), by the scheduler or because another process of this run has failed",
+    signal.SIGUSR1: "told to end soon (SIGUSR1)",
+}
+
+
+class Stopped(Exception):
+    """A process of the run has been told to stop."""
+
+
+class Signals:
+    """Of this process, from construction on.
+
+    On Ctrl-C it ends at once: what a run writes is flushed step by step, and checkpoints appear whole or not at all. On
+    SIGTERM and SIGUSR1 it goes on to the next `check`, for at most `grace_s` seconds (0: not at all) or until the
+    signal comes again.
+
+    A process that waits in a collective runs no Python signal handler, so a thread is woken by the signal instead.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._asked = threading.Event()
+        self._wake_end, signal_end = os.pipe()
+        os.set_blocking(signal_end, False)
+        for number in (*_NOW, *_SOON):
+            signal.signal(number, lambda _number, _frame: None)  # the thread acts; the default would be silent or late
+        signal.set_wakeup_fd(signal_end)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    def check(self) -> None:
+        """Raise Stopped, on every process, where one has been told to stop. Collective over the world."""
+        asked = torch.tensor(int(self._asked.is_set()))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        if asked:
+            raise Stopped
+
+    def _watch(self) -> None:
+        while True:
+            for number in sorted(set(os.read(self._wake_end, 64)) & {*_NOW, *_SOON}):
+                self._received(signal.Signals(number))
+
+    def _received(self, number: signal.Signals) -> None:
+        if number in _NOW:
+            _end(number, _NOW[number] if os.environ.get("RANK", "0") == "0" else "")
+        if self._asked.is_set() or not self._grace_s:
+            _end(number, f"{_SOON[number]}.")
+        _say(f"{_SOON[number]}; stops within {self._grace_s:g} s.")
+        self._asked.set()
+        too_late = f"not done {self._grace_s:g} s after {number.name}; ends without saving."
+        deadline = threading.Timer(self._grace_s, _end, (number, too_late))
+        deadline.daemon = True
+        deadline.start()
+
+
+def _end(number: int, text: str) -> None:
+    """At once: an orderly exit could wait for a lost process."""
+    if text:
+        _say(text)
+    os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    print(f"rank {os.environ.get('RANK', '0')}: {text}", file=sys.stderr, flush=True)

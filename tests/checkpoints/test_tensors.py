@@ -1,0 +1,102 @@
+"""Reading what is damaged, and rectangles that no chunk holds alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
+from megatron_rapo.checkpoints.tensors import BACKEND, COMMON, METADATA, Chunk, Reader, write_file, write_metadata
+
+VALUES = torch.arange(2 * 6 * 8.0).view(2, 6, 8)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """One tensor in two files, cut into rows and columns."""
+    written = []
+    for number in range(2):
+        chunks = []
+        for row, column in ((0, 0), (0, 4), (3, 0), (3, 4)):
+            part = VALUES[number : number + 1, row : row + 3, column : column + 4].clone()
+            chunks.append((Chunk("w", (2, 6, 8), torch.float32, (number, row, column), (1, 3, 4)), part))
+        written += write_file(tmp_path / f"__{number}_0.distcp", chunks)
+    write_metadata(tmp_path, written, {"iteration": 5})
+    ranges = {file: [each.range for each in written if each.file == file] for file in sorted({w.file for w in written})}
+    write_manifest(tmp_path, ranges | {name: whole(tmp_path / name) for name in (METADATA, COMMON, BACKEND)})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("offsets", "sizes"),
+    [((0, 0, 0), (2, 6, 8)), ((1, 0, 0), (1, 6, 8)), ((0, 2, 3), (2, 2, 3)), ((1, 5, 7), (1, 1, 1))],
+)
+def test_any_rectangle(checkpoint: Path, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    where = tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
+    assert torch.equal(Reader(checkpoint).read("w", offsets, sizes), VALUES[where])
+
+
+def test_what_megatron_keeps_beside_the_tensors(checkpoint: Path) -> None:
+    reader = Reader(checkpoint)
+    assert reader.common["iteration"] == 5 and list(reader.tensors) == ["w"] and not reader.objects
+
+
+@pytest.mark.parametrize("name", [METADATA, COMMON, BACKEND])
+def test_a_folder_that_is_no_whole_checkpoint(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    with pytest.raises(CheckpointError) as raised:
+        Reader(checkpoint)
+    assert str(raised.value) == (
+        f"{checkpoint}: holds no {name}, so it is no whole Megatron checkpoint (torch_dist); name the folder that has "
+        "them (of a run: RUN/checkpoints/step-...)."
+    )
+
+
+def refusal(checkpoint: Path, key: str = "w", sizes: tuple[int, ...] = (2, 6, 8)) -> str:
+    with pytest.raises(CheckpointError) as raised:
+        Reader(checkpoint).read(key, (0,) * len(sizes), sizes)
+    return str(raised.value)
+
+
+def test_a_tensor_that_is_not_there(checkpoint: Path) -> None:
+    assert refusal(checkpoint, "v") == (f"{checkpoint}: tensor v is missing; it is not a checkpoint of this model.")
+    assert refusal(checkpoint, sizes=(2, 7, 8)) == f"{checkpoint}: of tensor w there are 96 of 112 numbers."
+
+
+def test_a_file_that_is_not_there(checkpoint: Path) -> None:
+    (checkpoint / "__1_0.distcp").unlink()
+    assert refusal(checkpoint) == (
+        f"{checkpoint / '__1_0.distcp'}: is not there, and holds part of w; take another checkpoint."
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_file_that_is_damaged(checkpoint: Path, damage: str) -> None:
+    damage_file(checkpoint, damage)
+    said = refusal(checkpoint)
+    assert said.startswith(f"{checkpoint / '__1_0.distcp'}: bytes ")
+    assert said.endswith("are not what was written; the file is damaged, take another checkpoint.")
+
+
+def test_a_damaged_file_of_a_checkpoint_without_digests(checkpoint: Path) -> None:
+    """Such as Megatron-LM writes."""
+    (checkpoint / MANIFEST).unlink()
+    assert torch.equal(Reader(checkpoint).read("w", (0, 0, 0), (2, 6, 8)), VALUES)
+    damage_file(checkpoint, "truncated")
+    said = refusal(checkpoint)
+    assert said.startswith(f"{checkpoint / '__1_0.distcp'}: what it holds of w from byte ")
+    assert said.endswith("it is truncated or damaged, take another checkpoint.")
+
+
+def damage_file(checkpoint: Path, damage: str) -> None:
+    path = checkpoint / "__1_0.distcp"
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        place = content.find(VALUES[1, 0, 0].numpy().tobytes())
+        content[place] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,96 @@
+"""Started on 2 processes: `skipped_worker.py FOLDER`; optimizer steps whose loss is not finite, among others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_rapo.config import Config
+from megatron_rapo.distributed import init_process_group
+from megatron_rapo.hf import read_shape
+from megatron_rapo.mcore.parallel import Parallel, init_parallel
+from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.objective import loss_function
+from megatron_rapo.packing import PackedBatch
+from megatron_rapo.skipped_steps import NOT_FINITE, SkippedSteps
+from tests.launch import write_result
+from tests.mcore.test_skipped_steps import CASES
+from tests.runs import recorded_rollout, tiny_config
+
+
+def main(folder: Path) -> None:
+    init_process_group(timeout_s=60.0)
+    rollout = recorded_rollout(folder / "model")
+    results: dict[str, Any] = {}
+    for name in CASES:
+        undisturbed, weights = train(folder, name, rollout, poisoned=())
+        disturbed, same = train(folder, name, rollout, poisoned=(1, 2))
+        results[name] = {
+            "undisturbed": undisturbed,
+            "disturbed": disturbed,
+            "weights equal": all(torch.equal(same[tensor], weights[tensor]) for tensor in weights),
+        }
+    results["said"] = watch(tiny_config(folder / "model", folder, optimizer={"max_skipped_steps": 2}))
+    if dist.get_rank() == 0:
+        write_result(results)
+    dist.destroy_process_group()
+
+
+def train(folder: Path, name: str, rollout: Any, *, poisoned: tuple[int, ...]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What three good steps gave, with others before some of them, and the weights at the end."""
+    schedule = {"schedule": "linear", "warmup_steps": 2, "lr": 1e-3}
+    sections = CASES[name] | {"optimizer": CASES[name].get("optimizer", {}) | schedule}
+    config = tiny_config(folder / "model", folder, **sections)
+    policy = Policy(config, read_shape(folder / "model"), init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    loss = loss_function(config, policy.sequence_mean)
+    found = []
+    for number in range(3):
+        [scored] = policy.score([policy.pack(rollout)])
+        if number in poisoned:
+            found.append(policy.train_step([poison(batch, policy.parallel) for batch in scored], loss))
+        found.append(policy.train_step(scored, loss))
+    weights = dict(policy.hf_tensors())
+    parallel_state.destroy_model_parallel()
+    return [{key: step[key] for key in ("loss", "grad_norm", "lr", "skipped")} for step in found], weights
+
+
+def poison(batch: PackedBatch, parallel: Parallel) -> PackedBatch:
+    """With an advantage that is not a number, on the first data-parallel rank only."""
+    factor = float("nan") if parallel.data_group.rank() == 0 else 1.0
+    return replace(batch, advantage_T=batch.advantage_T * factor)
+
+
+def watch(config: Config) -> dict[str, Any]:
+    """What is said and kept of skipped steps, and of one too many."""
+    said: list[str] = []
+    batch = PackedBatch(**{name: torch.ones(1) for name in PackedBatch.__dataclass_fields__})
+    skipped = SkippedSteps(config, said.append)
+    good: Mapping[str, float] = {"loss": 1.0, "grad_norm": 1.0, "skipped": 0.0}
+    bad: Mapping[str, float] = {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 1.0}
+    error = ""
+    try:
+        for step, means in enumerate((bad, bad, good, bad, bad, bad)):
+            assert skipped.watched(step, [batch], means) is means
+    except RuntimeError as raised:
+        error = str(raised)
+    dist.barrier()
+    folder = config.run.folder / NOT_FINITE
+    [kept] = torch.load(folder / "step-000001-2-rank-0.pt")
+    return {
+        "error": error,
+        "said": said,
+        "folder": str(folder),
+        "files": sorted(path.name for path in folder.iterdir()),
+        "kept": sorted(kept),
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,119 @@
+"""A short run from the command line on two processes, as a user starts it: started, finished, killed, compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+[model]
+path = "examples/tiny/model"
+[data]
+train = "examples/tiny/train.jsonl"
+template = "plain"
+max_prompt_tokens = 32
+[batch]
+prompts_per_step = 4
+completions_per_prompt = 4
+optimizer_steps_per_rollout = 2
+tokens_per_microbatch = 1024
+refill_rounds = 2
+[algorithm]
+divergence = "forward_kl_exact"
+alpha = 0.02
+ratio = "sequence"
+[parallel]
+tensor = 2
+[rollout]
+max_completion_tokens = 64
+kv_cache_mib = 32
+[reshard]
+parity_every_steps = 1
+[optimizer]
+lr = 2e-4
+[precision]
+dtype = "float32"
+[checkpoint]
+every_steps = 1
+[monitor]
+gradient_share_every_steps = 1
+[evaluation]
+data = "{heldout}"
+samples_per_problem = 4
+k = [1, 4]
+max_completion_tokens = 64
+[run]
+folder = "{folder}"
+steps = {steps}
+timeout_s = 60.0
+"""
+
+
+def start(folder: Path, *arguments: str, steps: int = 3, nproc: int = 2) -> subprocess.Popen[str]:
+    """torchrun of `train` into `folder`/run, with its output in a pipe."""
+    folder.mkdir(exist_ok=True)
+    heldout = folder / "heldout.jsonl"
+    heldout.write_text("".join((ROOT / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[:6]))
+    config = folder / "config.toml"
+    config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    command += ["-m", "megatron_rapo", "train", str(config), *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 200) -> str:
+    """The output of a run that must succeed."""
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    finally:
+        kill_tree(process)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+
+
+def ranks_after_first_step(process: subprocess.Popen[str], folder: Path) -> dict[int, psutil.Process]:
+    """The training processes of a run, by rank, when it has finished its first step."""
+    deadline = time.monotonic() + 150
+    while not ((folder / "run/metrics.jsonl").exists() and len(metrics(folder)) > 1):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children()
+    return {int(c.environ()["RANK"]): c for c in children if "RANK" in c.environ()}
+
+
+def same_run(found: Path, expected: Path) -> bool:
+    """The same numbers at every step but for times, and the same weights at the end."""
+    for row, other in zip(metrics(found), metrics(expected), strict=True):
+        timeless = {name for name in other if not name.startswith("seconds/") and not name.endswith("_s")}
+        assert {name: row[name] for name in timeless} == {name: other[name] for name in timeless}
+    ours, theirs = (load_file(folder / "run/hf/model.safetensors") for folder in (found, expected))
+    return all(torch.equal(ours[name], weight) for name, weight in theirs.items())

@@ -1,0 +1,205 @@
+#!/usr/bin/env python
+"""Checkpoints converted between Hugging Face and Megatron, looked at and compared.
+
+    python tools/convert_checkpoint.py hf-to-megatron INPUT OUTPUT [--tensor N] [--pipeline N] [--virtual-pipeline N]
+    python tools/convert_checkpoint.py megatron-to-hf INPUT OUTPUT [--max-shard-size 5GB]
+    python tools/convert_checkpoint.py inspect INPUT
+    python tools/convert_checkpoint.py verify A B [--tolerance X]
+
+A Megatron checkpoint is a distributed one (torch_dist): a run's RUN/checkpoints/step-... or what this tool wrote. It
+loads under any layout; --tensor and the others say for which it is cut up, so that each rank finds its own in one file.
+Needs no GPU and no torchrun, and memory for a few tensors. A conversion that was interrupted goes on when it is called
+again; the output has its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from megatron_rapo.convert import (
+    Layout,
+    compare,
+    hf_to_megatron,
+    megatron_to_hf,
+    open_source,
+    summarise,
+    total_bytes,
+)
+from megatron_rapo.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WORST = 10  # tensors that `verify` shows
+
+
+def to_megatron(options: argparse.Namespace) -> int:
+    source = open_source(options.input)
+    layout = Layout(tensor=options.tensor, pipeline=options.pipeline, virtual_pipeline=options.virtual_pipeline)
+    dtype = DTYPES.get(options.dtype, source.dtype)
+    with progress_bar("converting", total_bytes(source) // source.dtype.itemsize * dtype.itemsize) as progress:
+        hf_to_megatron(
+            options.input, options.output, layout, dtype=dtype, processes=options.processes, progress=progress
+        )
+    print(f"{options.output}: a Megatron checkpoint, cut up for {layout.tensor} x {layout.pipeline} ranks")
+    return 0
+
+
+def to_hf(options: argparse.Namespace) -> int:
+    source = open_source(options.input, options.like)
+    dtype = DTYPES.get(options.dtype, source.dtype)
+    with progress_bar("converting", total_bytes(source) // source.dtype.itemsize * dtype.itemsize) as progress:
+        megatron_to_hf(
+            options.input,
+            options.output,
+            like=options.like,
+            dtype=dtype,
+            max_shard_size=options.max_shard_size,
+            processes=options.processes,
+            progress=progress,
+        )
+    print(f"{options.output}: a Hugging Face folder")
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    with progress_bar("reading", total_bytes(open_source(options.input, options.like))) as progress:
+        found = summarise(options.input, options.like, progress)
+    console = Console()
+    facts = Table("", "", title=f"{found.kind} checkpoint {options.input}", show_header=False)
+    for name, value in found.facts.items():
+        facts.add_row(name, value)
+    console.print(facts)
+    tensors = tensor_table("shape", "dtype", "digest")
+    for tensor in found.tensors:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        tensors.add_row(tensor.name, str(list(tensor.shape)), dtype, f"{tensor.digest:016x}")
+    console.print(tensors)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Status 0 only where the two are the same (or within the tolerance)."""
+    a, b = (open_source(folder, options.like) for folder in (options.a, options.b))
+    with progress_bar("comparing", total_bytes(a)) as progress:
+        found = list(compare(a, b, progress))
+    different = [d for d in found if (d.largest > options.tolerance if options.tolerance else d.count)]
+    if not different:
+        within = f"within {options.tolerance:g}" if options.tolerance else "bit by bit"
+        print(f"{options.a} and {options.b} are the same {within}: {len(found)} tensors")
+        return 0
+    print(f"{options.a} and {options.b} differ in {len(different)} of {len(found)} tensors; the worst of them:")
+    table = tensor_table("largest difference", "numbers that differ")
+    for each in sorted(different, key=lambda d: d.largest, reverse=True)[:WORST]:
+        table.add_row(each.name, f"{each.largest:.3g}", f"{each.count:,} of {each.numel:,}")
+    Console().print(table)
+    return 1
+
+
+def tensor_table(*columns: str) -> Table:
+    """Of which the first column is the tensor's name, all of it."""
+    table = Table()
+    table.add_column("tensor", overflow="fold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """On a terminal: bytes, speed and the time that remains."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def size(text: str) -> str:
+    """A size as huggingface_hub takes it."""
+    if not re.fullmatch(r"\d+(KB|MB|GB|TB)", text):
+        raise argparse.ArgumentTypeError(f"{text}: not a size; write for example 500MB or 5GB")
+    return text
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: not a number from 1 on")
+    return int(text)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="\n".join((__doc__ or "").splitlines()[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(function=function)
+        return added
+
+    def converts(added: argparse.ArgumentParser) -> None:
+        added.add_argument("input", type=Path, metavar="INPUT")
+        added.add_argument("output", type=Path, metavar="OUTPUT")
+        added.add_argument("--dtype", choices=DTYPES, help="of the output; the input's unless given")
+        added.add_argument("--processes", type=positive, default=1, help="that write files side by side")
+
+    def likes(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "--like",
+            type=Path,
+            metavar="FOLDER",
+            help="Hugging Face folder of the model, for a checkpoint without a copy",
+        )
+
+    there = command("hf-to-megatron", to_megatron, "a Megatron checkpoint of a Hugging Face folder")
+    converts(there)
+    for option, text in (
+        ("--tensor", "tensor-parallel size"),
+        ("--pipeline", "pipeline-parallel size"),
+        ("--virtual-pipeline", "model chunks of each pipeline rank"),
+    ):
+        there.add_argument(option, type=positive, default=1, metavar="N", help=f"{text} that it is cut up for")
+    back = command("megatron-to-hf", to_hf, "a Hugging Face folder of a Megatron checkpoint")
+    converts(back)
+    likes(back)
+    back.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="of each safetensors file")
+    looks = command("inspect", inspect, "what is in a checkpoint of either kind")
+    looks.add_argument("input", type=Path, metavar="INPUT")
+    likes(looks)
+    compares = command("verify", verify, "whether two checkpoints, of either kind, are the same; status 0 or 1")
+    compares.add_argument("a", type=Path, metavar="A")
+    compares.add_argument("b", type=Path, metavar="B")
+    compares.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="X", help="largest difference of a number; bit by bit without"
+    )
+    likes(compares)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        status: int = options.function(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
