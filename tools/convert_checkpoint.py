@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Checkpoints converted between Hugging Face and Megatron, looked at and compared.
+"""Checkpoints converted between Hugging Face and Megatron, cut up anew, looked at and compared.
 
     python tools/convert_checkpoint.py hf-to-megatron INPUT OUTPUT [--tensor N] [--pipeline N] [--virtual-pipeline N]
     python tools/convert_checkpoint.py megatron-to-hf INPUT OUTPUT [--max-shard-size 5GB]
+    python tools/convert_checkpoint.py reshard INPUT OUTPUT [--tensor N] [--pipeline N] [--virtual-pipeline N]
     python tools/convert_checkpoint.py inspect INPUT
     python tools/convert_checkpoint.py verify A B [--tolerance X]
 
@@ -26,13 +27,16 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from megatron_rapo.checkpoints.tensors import Reader
 from megatron_rapo.convert import (
     Layout,
     compare,
     hf_to_megatron,
     megatron_to_hf,
     open_source,
+    reshard_megatron,
     summarise,
+    tensor_bytes,
     total_bytes,
 )
 from megatron_rapo.errors import InputError
@@ -43,7 +47,7 @@ WORST = 10  # tensors that `verify` shows
 
 def to_megatron(options: argparse.Namespace) -> int:
     source = open_source(options.input)
-    layout = Layout(tensor=options.tensor, pipeline=options.pipeline, virtual_pipeline=options.virtual_pipeline)
+    layout = layout_of(options)
     dtype = DTYPES.get(options.dtype, source.dtype)
     with progress_bar("converting", total_bytes(source) // source.dtype.itemsize * dtype.itemsize) as progress:
         hf_to_megatron(
@@ -51,6 +55,25 @@ def to_megatron(options: argparse.Namespace) -> int:
         )
     print(f"{options.output}: a Megatron checkpoint, cut up for {layout.tensor} x {layout.pipeline} ranks")
     return 0
+
+
+def reshard(options: argparse.Namespace) -> int:
+    layout = layout_of(options)
+    with progress_bar("cutting up", tensor_bytes(Reader(options.input))) as progress:
+        reshard_megatron(
+            options.input,
+            options.output,
+            layout,
+            like=options.like,
+            processes=options.processes,
+            progress=progress,
+        )
+    print(f"{options.output}: the same checkpoint, cut up for {layout.tensor} x {layout.pipeline} ranks")
+    return 0
+
+
+def layout_of(options: argparse.Namespace) -> Layout:
+    return Layout(tensor=options.tensor, pipeline=options.pipeline, virtual_pipeline=options.virtual_pipeline)
 
 
 def to_hf(options: argparse.Namespace) -> int:
@@ -73,7 +96,7 @@ def to_hf(options: argparse.Namespace) -> int:
 def inspect(options: argparse.Namespace) -> int:
     with progress_bar("reading", total_bytes(open_source(options.input, options.like))) as progress:
         found = summarise(options.input, options.like, progress)
-    console = Console()
+    console = output()
     facts = Table("", "", title=f"{found.kind} checkpoint {options.input}", show_header=False)
     for name, value in found.facts.items():
         facts.add_row(name, value)
@@ -100,8 +123,14 @@ def verify(options: argparse.Namespace) -> int:
     table = tensor_table("largest difference", "numbers that differ")
     for each in sorted(different, key=lambda d: d.largest, reverse=True)[:WORST]:
         table.add_row(each.name, f"{each.largest:.3g}", f"{each.count:,} of {each.numel:,}")
-    Console().print(table)
+    output().print(table)
     return 1
+
+
+def output() -> Console:
+    """As wide as the terminal; where there is none, as what is printed."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 def tensor_table(*columns: str) -> Table:
@@ -152,7 +181,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     def converts(added: argparse.ArgumentParser) -> None:
         added.add_argument("input", type=Path, metavar="INPUT")
         added.add_argument("output", type=Path, metavar="OUTPUT")
-        added.add_argument("--dtype", choices=DTYPES, help="of the output; the input's unless given")
         added.add_argument("--processes", type=positive, default=1, help="that write files side by side")
 
     def likes(added: argparse.ArgumentParser) -> None:
@@ -163,16 +191,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             help="Hugging Face folder of the model, for a checkpoint without a copy",
         )
 
+    def casts(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--dtype", choices=DTYPES, help="of the output; the input's unless given")
+
+    def cuts(added: argparse.ArgumentParser) -> None:
+        for option, text in (
+            ("--tensor", "tensor-parallel size"),
+            ("--pipeline", "pipeline-parallel size"),
+            ("--virtual-pipeline", "model chunks of each pipeline rank"),
+        ):
+            added.add_argument(option, type=positive, default=1, metavar="N", help=f"{text} that it is cut up for")
+
     there = command("hf-to-megatron", to_megatron, "a Megatron checkpoint of a Hugging Face folder")
     converts(there)
-    for option, text in (
-        ("--tensor", "tensor-parallel size"),
-        ("--pipeline", "pipeline-parallel size"),
-        ("--virtual-pipeline", "model chunks of each pipeline rank"),
-    ):
-        there.add_argument(option, type=positive, default=1, metavar="N", help=f"{text} that it is cut up for")
+    casts(there)
+    cuts(there)
+    anew = command("reshard", reshard, "a Megatron checkpoint, optimizer state and all, cut up for another layout")
+    converts(anew)
+    cuts(anew)
+    likes(anew)
     back = command("megatron-to-hf", to_hf, "a Hugging Face folder of a Megatron checkpoint")
     converts(back)
+    casts(back)
     likes(back)
     back.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="of each safetensors file")
     looks = command("inspect", inspect, "what is in a checkpoint of either kind")

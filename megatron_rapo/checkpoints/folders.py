@@ -15,7 +15,8 @@ from megatron_rapo.errors import InputError
 
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
 MODEL_FILES = "hf"  # folder within a checkpoint, of what belongs to a model besides its weights
-_LATEST, _PREFIX, _SETTINGS, _REMOVED = "latest", "step-", "settings.json", ".removed"
+SETTINGS = "settings.json"  # in a checkpoint: what the run was set to
+_LATEST, _PREFIX, _REMOVED = "latest", "step-", ".removed"
 _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}
 _FREE = {
     "model.layers",
@@ -81,7 +82,7 @@ def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
 
 def save_settings(folder: Path, config: Config) -> None:
     """Keep the settings of a checkpoint with it, for `check_resumable`."""
-    (folder / _SETTINGS).write_text(config.to_json() + "\n")
+    (folder / SETTINGS).write_text(config.to_json() + "\n")
 
 
 def check_resumable(checkpoint: Path, config: Config) -> None:
@@ -91,9 +92,9 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
     of steps where the learning rate does not depend on it.
     """
     try:
-        saved = json.loads((checkpoint / _SETTINGS).read_text())
+        saved = json.loads((checkpoint / SETTINGS).read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{checkpoint}: holds no {_SETTINGS}, so it is not whole; resume from another.") from None
+        raise CheckpointError(f"{checkpoint}: holds no {SETTINGS}, so it is not whole; resume from another.") from None
     free = _FREE | ({"run.steps"} if config.optimizer.schedule == "constant" else set())
     for section, present in config.model_dump(mode="json").items():
         if section in _FREE_SECTIONS:

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest, Range, digests
 
-METADATA, COMMON, BACKEND, EMPTY = ".metadata", "common.pt", "metadata.json", "empty.distcp"
+METADATA, COMMON, BACKEND, OBJECTS = ".metadata", "common.pt", "metadata.json", "objects.distcp"
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,9 @@ def write_file(path: Path, chunks: Iterable[tuple[Chunk, Tensor]]) -> list[Writt
 
 
 def write_metadata(
-    folder: Path, written: Iterable[Written], common: Mapping[str, Any], *, empty_objects: Iterable[str] = ()
+    folder: Path, written: Iterable[Written], objects: Mapping[str, bytes], common: Mapping[str, Any]
 ) -> None:
-    """Make a checkpoint of files that were written in `folder`.
-
-    `empty_objects` are what Megatron asks for and there is nothing of, such as the extra state of layers without FP8.
-    """
+    """Make a checkpoint of files that were written in `folder`, and of what is not a tensor."""
     tensors: dict[str, TensorStorageMetadata] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
     for each in written:
@@ -92,16 +89,29 @@ def write_metadata(
         tensors[chunk.key].chunks.append(place)
         index = MetadataIndex(chunk.key, place.offsets, len(tensors[chunk.key].chunks) - 1)
         places[index] = _StorageInfo(each.file, each.range.start, each.range.length)
-    (folder / EMPTY).write_bytes(_nothing())
-    objects = {key: BytesStorageMetadata() for key in empty_objects}
-    places |= {MetadataIndex(key): _StorageInfo(EMPTY, 0, len(_nothing())) for key in objects}
-    metadata = Metadata(state_dict_metadata={**tensors, **objects}, planner_data={}, storage_data=places)
+    places |= _write_objects(folder, objects)
+    described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = dict(tensors)
+    described |= {key: BytesStorageMetadata() for key in objects}
+    metadata = Metadata(state_dict_metadata=described, planner_data={}, storage_data=places)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     torch.save(dict(common), folder / COMMON)
     (folder / BACKEND).write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
 
 
-def _nothing() -> bytes:
+def _write_objects(folder: Path, objects: Mapping[str, bytes]) -> dict[MetadataIndex, _StorageInfo]:
+    """Into one file, equal ones once."""
+    starts: dict[bytes, int] = {}
+    with open(folder / OBJECTS, "wb") as stream:
+        for content in objects.values():
+            if content not in starts:
+                starts[content] = stream.tell()
+                stream.write(content)
+    return {
+        MetadataIndex(key): _StorageInfo(OBJECTS, starts[content], len(content)) for key, content in objects.items()
+    }
+
+
+def nothing() -> bytes:
     """An object that is None, as Megatron saves it: in the list of a rank's."""
     stream = BytesIO()
     torch.save([None], stream)
@@ -109,12 +119,12 @@ def _nothing() -> bytes:
 
 
 def chunk_places(folder: Path) -> dict[str, list[tuple[int, int]]]:
-    """Start and length of every chunk in each file of a checkpoint, in order."""
+    """Start and length of every chunk and object in each file of a checkpoint, in order."""
     with open(folder / METADATA, "rb") as stream:
         metadata: Metadata = pickle.load(stream)
-    places: dict[str, list[tuple[int, int]]] = {}
+    places: dict[str, set[tuple[int, int]]] = {}
     for info in (metadata.storage_data or {}).values():
-        places.setdefault(info.relative_path, []).append((info.offset, info.length))
+        places.setdefault(info.relative_path, set()).add((info.offset, info.length))
     return {file: sorted(of_file) for file, of_file in places.items()}
 
 
@@ -162,6 +172,22 @@ class Reader:
             raise CheckpointError(f"{self._folder}: of tensor {key} there are {covered} of {found.numel()} numbers.")
         return found
 
+    def read_object(self, key: str) -> bytes:
+        """What is not a tensor, as it is saved."""
+        return self._content(key, self._places[key, None])
+
+    def _content(self, key: str, info: _StorageInfo) -> bytes:
+        path = self._folder / info.relative_path
+        try:
+            with open(path, "rb") as stream:
+                stream.seek(info.offset)
+                content = stream.read(info.length)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: is not there, and holds part of {key}; take another checkpoint.") from None
+        if self._manifest:
+            self._manifest.verify_range(info.relative_path, info.offset, content)
+        return content
+
     def _tensor(self, key: str) -> TensorStorageMetadata:
         if key not in self.tensors:
             raise CheckpointError(f"{self._folder}: tensor {key} is missing; it is not a checkpoint of this model.")
@@ -169,20 +195,13 @@ class Reader:
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         info = self._places[key, chunk.offsets]
-        path = self._folder / info.relative_path
+        content = self._content(key, info)
         try:
-            with open(path, "rb") as stream:
-                stream.seek(info.offset)
-                content = stream.read(info.length)
-            if self._manifest:
-                self._manifest.verify_range(info.relative_path, info.offset, content)
             tensor: Tensor = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: is not there, and holds part of {key}; take another checkpoint.") from None
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"{path}: what it holds of {key} from byte {info.offset} on cannot be read ({error}); it is truncated "
-                "or damaged, take another checkpoint."
+                f"{self._folder / info.relative_path}: what it holds of {key} from byte {info.offset} on cannot be "
+                f"read ({error}); it is truncated or damaged, take another checkpoint."
             ) from None
         return tensor.view(chunk.sizes)
 

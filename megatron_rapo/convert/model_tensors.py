@@ -71,13 +71,18 @@ class ModelTensor:
         fill(local, part, read)
         return local if self.layer is None else local[None]
 
-    def ranges(self, tensor: int, rank: int) -> list[tuple[int, int]]:
-        """What a tensor-parallel rank holds along the axis that is split; nothing of what is not, but for the first."""
-        whole = self.shard.shape[self.shard.axis]
+    def ranges(self, tensor: int, rank: int, *, whole: int | None = None) -> list[tuple[int, int]]:
+        """What a tensor-parallel rank holds along the axis that is split; nothing of what is not, but for the first.
+
+        `whole` is the axis' size where it is another than here: a vocabulary with other padding.
+        """
+        whole = whole or self.shard.shape[self.shard.axis]
         if not self.shard.split:
             return [(0, whole)] if rank == 0 else []
-        half, size = whole // self.halves, whole // self.halves // tensor
-        return [(i * half + rank * size, i * half + (rank + 1) * size) for i in range(self.halves)]
+        half = whole // self.halves
+        size = -(-half // tensor)
+        borders = [(min(rank * size, half), min((rank + 1) * size, half)) for _ in range(self.halves)]
+        return [(i * half + start, i * half + stop) for i, (start, stop) in enumerate(borders) if start < stop]
 
 
 def model_tensors(model: ModelShape, *, tensor: int = 1) -> list[ModelTensor]:

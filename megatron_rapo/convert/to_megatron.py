@@ -11,24 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_rapo.checkpoints import MODEL_FILES
-from megatron_rapo.checkpoints.manifest import whole, write_manifest
-from megatron_rapo.checkpoints.tensors import (
-    BACKEND,
-    COMMON,
-    EMPTY,
-    METADATA,
-    Chunk,
-    Written,
-    write_file,
-    write_metadata,
-)
+from megatron_rapo.checkpoints.tensors import Chunk, Written, nothing, write_file
 from megatron_rapo.convert.files import Progress, make_folder, state_of
-from megatron_rapo.convert.model_tensors import Layout, ModelTensor, check_layout, extra_states, model_tensors, stage_of
+from megatron_rapo.convert.megatron_folder import finish_folder, in_files
+from megatron_rapo.convert.model_tensors import (
+    Layout,
+    ModelTensor,
+    check_layout,
+    extra_states,
+    model_tensors,
+    stage_of,
+)
 from megatron_rapo.hf import WeightReader, read_shape
-from megatron_rapo.hf.weights import copy_model_files
-
-MAX_FILE_BYTES = 5 * 10**9
 
 
 def hf_to_megatron(
@@ -40,23 +34,15 @@ def hf_to_megatron(
     """
     model = read_shape(source)
     check_layout(model, layout)
+    ranks = _by_rank(model_tensors(model, tensor=layout.tensor), layout)
     files = [
-        RankFile(source, f"__{rank}_{number}.distcp", tuple(parts), dtype)
-        for rank, of_rank in enumerate(_by_rank(model_tensors(model, tensor=layout.tensor), layout))
-        for number, parts in enumerate(_split(of_rank, dtype))
+        RankFile(source, name, parts, dtype) for name, parts in in_files(ranks, lambda part: _chunk(part, dtype).nbytes)
     ]
 
     def finish(folder: Path, done: Mapping[str, list[Written]]) -> None:
-        common = {"checkpoint_version": 3.0, "iteration": 0, "layout": dataclasses.asdict(layout)}
-        written = [each for file in files for each in done[file.name]]
-        write_metadata(folder, written, common, empty_objects=extra_states(model.num_layers))
-        copy_model_files(source, folder / MODEL_FILES)
-        ranges = {file.name: [each.range for each in done[file.name]] for file in files}
-        others = [
-            *(METADATA, COMMON, BACKEND, EMPTY),
-            *(f"{MODEL_FILES}/{f.name}" for f in (folder / MODEL_FILES).iterdir()),
-        ]
-        write_manifest(folder, ranges | {name: whole(folder / name) for name in others})
+        objects = dict.fromkeys(extra_states(model.num_layers), nothing())
+        common = {"checkpoint_version": 3.0, "iteration": 0}
+        finish_folder(folder, done, objects=objects, common=common, layout=layout, like=source)
 
     recipe = {"source": state_of(source), "layout": dataclasses.asdict(layout), "dtype": str(dtype)}
     make_folder(target, files, finish, recipe=recipe, processes=processes, progress=progress)
@@ -104,17 +90,3 @@ def _by_rank(tensors: Sequence[ModelTensor], layout: Layout) -> list[list[Part]]
             held = [(tensor, start, stop) for start, stop in tensor.ranges(layout.tensor, rank)]
             ranks[stage * layout.tensor + rank] += held
     return ranks
-
-
-def _split(parts: Sequence[Part], dtype: torch.dtype) -> Iterator[list[Part]]:
-    """Into files of a size that a copy is quick to repeat."""
-    file: list[Part] = []
-    size = 0
-    for part in parts:
-        nbytes = _chunk(part, dtype).nbytes
-        if file and size + nbytes > MAX_FILE_BYTES:
-            yield file
-            file, size = [], 0
-        file.append(part)
-        size += nbytes
-    yield file

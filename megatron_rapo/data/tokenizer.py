@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """One of these holds the vocabulary."""
+SENTENCEPIECE = "tokenizer.model"
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
@@ -25,7 +26,12 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise DataError(f"{folder}: none of {', '.join(VOCABULARY_FILES)} is there; copy the model's tokenizer files.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if (folder / SENTENCEPIECE).is_file() and not (folder / "tokenizer.json").is_file():
+            from megatron_rapo.data.sentencepiece import load_sentencepiece
+
+            tokenizer: PreTrainedTokenizerBase = load_sentencepiece(folder / SENTENCEPIECE)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of any kind: the files are parsed by several libraries
         raise DataError(
             f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error}); copy the model's tokenizer "

@@ -8,9 +8,20 @@ import pytest
 import torch
 
 from megatron_rapo.checkpoints import CheckpointError
-from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
-from megatron_rapo.checkpoints.tensors import BACKEND, COMMON, METADATA, Chunk, Reader, write_file, write_metadata
+from megatron_rapo.checkpoints.manifest import MANIFEST, digests, whole, write_manifest
+from megatron_rapo.checkpoints.tensors import (
+    BACKEND,
+    COMMON,
+    METADATA,
+    OBJECTS,
+    Chunk,
+    Reader,
+    chunk_places,
+    write_file,
+    write_metadata,
+)
 
+OBJECTS_HELD = {"state/1": b"of a layer", "state/2": b"another's", "state/3": b"of a layer"}
 VALUES = torch.arange(2 * 6 * 8.0).view(2, 6, 8)
 
 
@@ -24,8 +35,9 @@ def checkpoint(tmp_path: Path) -> Path:
             part = VALUES[number : number + 1, row : row + 3, column : column + 4].clone()
             chunks.append((Chunk("w", (2, 6, 8), torch.float32, (number, row, column), (1, 3, 4)), part))
         written += write_file(tmp_path / f"__{number}_0.distcp", chunks)
-    write_metadata(tmp_path, written, {"iteration": 5})
+    write_metadata(tmp_path, written, OBJECTS_HELD, {"iteration": 5})
     ranges = {file: [each.range for each in written if each.file == file] for file in sorted({w.file for w in written})}
+    ranges[OBJECTS] = digests(tmp_path / OBJECTS, chunk_places(tmp_path)[OBJECTS])
     write_manifest(tmp_path, ranges | {name: whole(tmp_path / name) for name in (METADATA, COMMON, BACKEND)})
     return tmp_path
 
@@ -41,7 +53,17 @@ def test_any_rectangle(checkpoint: Path, offsets: tuple[int, ...], sizes: tuple[
 
 def test_what_megatron_keeps_beside_the_tensors(checkpoint: Path) -> None:
     reader = Reader(checkpoint)
-    assert reader.common["iteration"] == 5 and list(reader.tensors) == ["w"] and not reader.objects
+    assert reader.common["iteration"] == 5 and list(reader.tensors) == ["w"]
+    assert {key: reader.read_object(key) for key in reader.objects} == OBJECTS_HELD
+    assert (checkpoint / OBJECTS).read_bytes() == b"of a layeranother's"  # equal ones once
+
+
+def test_a_damaged_object(checkpoint: Path) -> None:
+    (checkpoint / OBJECTS).write_bytes(b"of a layeranother`s")
+    reader = Reader(checkpoint)
+    assert reader.read_object("state/3") == OBJECTS_HELD["state/3"]
+    with pytest.raises(CheckpointError, match=r"objects.distcp: bytes 10 to 19 are not what was written; "):
+        reader.read_object("state/2")
 
 
 @pytest.mark.parametrize("name", [METADATA, COMMON, BACKEND])

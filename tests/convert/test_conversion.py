@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf
+from megatron_rapo.checkpoints.tensors import Reader
+from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf, reshard_megatron
 from tests.launch import run_distributed
 from tests.models import load_reference, save_tiny_model
 
@@ -113,9 +114,8 @@ def test_what_was_converted_is_the_model_that_transformers_has(folder: Path, tmp
     back = to_hf(folder / "qwen3" / "TP2 PP2", tmp_path / "hf")
     tokens = torch.arange(3, 60)[None]
     with torch.no_grad():
-        assert torch.equal(
-            load_reference(back)(tokens).logits, load_reference(folder / "qwen3" / "model")(tokens).logits
-        )
+        found, expected = (load_reference(path)(tokens).logits for path in (back, folder / "qwen3" / "model"))
+    assert torch.equal(found, expected)
 
 
 def test_dtype_on_request(folder: Path, tmp_path: Path) -> None:
@@ -124,3 +124,22 @@ def test_dtype_on_request(folder: Path, tmp_path: Path) -> None:
     back = weights(to_hf(tmp_path / "megatron", tmp_path / "hf"))
     assert all(torch.equal(back[name], tensor.bfloat16()) for name, tensor in weights(model).items())
     assert '"dtype": "bfloat16"' in (tmp_path / "hf" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("layout", ["TP4", "TP2 PP2 VPP2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_up_anew(folder: Path, loaded: dict[str, Any], tmp_path: Path, family: str, layout: str) -> None:
+    """A run's checkpoint: every tensor the same, the optimizer's too; files for the ranks of the other layout."""
+    source, target = folder / family / "runs" / "TP2" / "step-000003", tmp_path / "anew"
+    reshard_megatron(source, target, Layout(**LAYOUTS[layout]), like=None, processes=1, progress=lambda _: None)
+    before, after = Reader(source), Reader(target)
+    assert before.tensors.keys() == after.tensors.keys() and any("exp_avg" in key for key in after.tensors)
+    for key, tensor in before.tensors.items():
+        whole = [0] * len(tensor.size), tensor.size
+        assert torch.equal(before.read(key, *whole), after.read(key, *whole)), key
+    assert {key: before.read_object(key) for key in before.objects} == {
+        key: after.read_object(key) for key in after.objects
+    }
+    assert (target / "settings.json").read_bytes() == (source / "settings.json").read_bytes()
+    assert {path.name for path in target.glob("__*")} == {f"__{rank}_0.distcp" for rank in range(4)}
+    assert same(to_hf(target, tmp_path / "hf"), folder / family / "model")

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_rapo import convert
 from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import Config
 from megatron_rapo.distributed import init_process_group
@@ -45,6 +46,10 @@ def main() -> None:
         went_on = [step(policy, config, rollout) for _ in range(2)]
         weights = dict(policy.hf_tensors())
         parallel_state.destroy_model_parallel()
+        results[f"{saved}, cut up anew"] = {
+            "went_on": went_on,
+            "resumed": go_on_resharded(checkpoint, model, folder, saved, rollout),
+        }
         for loaded in LAYOUTS:
             policy, config = build(model, folder, loaded)
             try:
@@ -64,6 +69,20 @@ def main() -> None:
     if dist.get_rank() == 0:
         write_result(results)
     dist.destroy_process_group()
+
+
+def go_on_resharded(checkpoint: Path, model: Path, folder: Path, saved: str, rollout: Any) -> Any:
+    """Two steps from the checkpoint as tools/convert_checkpoint.py cuts it up for another layout."""
+    target = checkpoint.with_name(f"{saved} anew".replace(" ", "-")) / checkpoint.name
+    if dist.get_rank() == 0:
+        layout = convert.Layout(tensor=2, pipeline=2)
+        convert.reshard_megatron(checkpoint, target, layout, like=None, processes=1, progress=lambda _: None)
+    dist.barrier()
+    policy, config = build(model, folder, saved)
+    load_checkpoint(target, policy)
+    resumed = [step(policy, config, rollout) for _ in range(2)]
+    parallel_state.destroy_model_parallel()
+    return resumed
 
 
 def build(model: Path, folder: Path, layout: str) -> tuple[Policy, Config]:

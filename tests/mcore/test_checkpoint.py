@@ -51,3 +51,9 @@ def test_another_kind_of_optimizer_state_is_refused(
     results: dict[str, Any], saved: str, loaded: str, words: str
 ) -> None:
     assert words in results[f"{saved} -> {loaded}"]["refused"]
+
+
+@pytest.mark.parametrize("layout", [*FLOAT32, *DISTRIBUTED])
+def test_a_checkpoint_that_was_cut_up_anew_is_the_same(results: dict[str, Any], layout: str) -> None:
+    found = results[f"{layout}, cut up anew"]
+    assert found["resumed"] == found["went_on"]

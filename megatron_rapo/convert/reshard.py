@@ -1,0 +1,107 @@
+"""A Megatron checkpoint cut up for another layout, optimizer state and all."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from megatron_rapo.checkpoints import SETTINGS
+from megatron_rapo.checkpoints.tensors import Chunk, Reader, Written, write_file
+from megatron_rapo.convert.files import Progress, make_folder, state_of
+from megatron_rapo.convert.megatron_folder import finish_folder, in_files
+from megatron_rapo.convert.model_tensors import Layout, ModelTensor, check_layout, model_tensors, stage_of
+from megatron_rapo.convert.source import MegatronSource
+
+_OPTIMIZER = re.compile(r"^optimizer\.state\.[^.]+\.")
+"""Megatron's prefix of what an optimizer keeps of a parameter, which is cut up as the parameter is."""
+
+
+def reshard_megatron(
+    source: Path, target: Path, layout: Layout, *, like: Path | None, processes: int, progress: Progress
+) -> None:
+    """Write the checkpoint `target` with all that `source` has, of which every rank of `layout` has its own files.
+
+    A run goes on from it as from the other, under any layout. Raises CheckpointError or ConversionError.
+    """
+    opened = MegatronSource(source, like)
+    check_layout(opened.model, layout)
+    reader = opened.reader
+    files = [ChunksFile(source, name, chunks) for name, chunks in in_files(_by_rank(opened, layout), _nbytes)]
+
+    def finish(folder: Path, done: Mapping[str, list[Written]]) -> None:
+        objects = {key: reader.read_object(key) for key in reader.objects}
+        of_run = [path for path in [source / SETTINGS] if path.exists()]
+        finish_folder(
+            folder, done, objects=objects, common=reader.common, layout=layout, like=opened.like, others=of_run
+        )
+
+    recipe = {"source": state_of(source), "layout": dataclasses.asdict(layout)}
+    make_folder(target, files, finish, recipe=recipe, processes=processes, progress=progress)
+
+
+def tensor_bytes(reader: Reader) -> int:
+    """Of everything in a checkpoint."""
+    return sum(tensor.size.numel() * tensor.properties.dtype.itemsize for tensor in reader.tensors.values())
+
+
+@dataclass(frozen=True)
+class ChunksFile:
+    """Some of what one rank holds."""
+
+    source: Path
+    name: str
+    chunks: tuple[Chunk, ...]
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(chunk.nbytes for chunk in self.chunks)
+
+    def make(self, path: Path, progress: Progress) -> list[Written]:
+        return write_file(path, self._read(progress))
+
+    def _read(self, progress: Progress) -> Iterator[tuple[Chunk, Tensor]]:
+        reader = Reader(self.source)
+        for chunk in self.chunks:
+            yield chunk, reader.read(chunk.key, chunk.offsets, chunk.sizes)
+            progress(chunk.nbytes)
+
+
+def _nbytes(chunk: Chunk) -> int:
+    return chunk.nbytes
+
+
+def _by_rank(source: MegatronSource, layout: Layout) -> list[list[Chunk]]:
+    """What each rank holds: of the model's parameters and their optimizer state its part; the first, all others."""
+    ranks: list[list[Chunk]] = [[] for _ in range(layout.tensor * layout.pipeline)]
+    parameters: dict[str, list[ModelTensor]] = {}
+    for parameter in model_tensors(source.model):
+        parameters.setdefault(parameter.key, []).append(parameter)
+    for key, tensor in source.reader.tensors.items():
+        shape, dtype = tuple(tensor.size), tensor.properties.dtype
+        of_model = parameters.get(_OPTIMIZER.sub("", key))
+        if of_model is None:
+            ranks[0] += [Chunk(key, shape, dtype, tuple(c.offsets), tuple(c.sizes)) for c in tensor.chunks]
+            continue
+        for parameter in of_model:
+            first = stage_of(parameter, layout) * layout.tensor
+            for rank in range(layout.tensor):
+                ranks[first + rank] += _cut(Chunk(key, shape, dtype, (), ()), parameter, layout.tensor, rank)
+    return ranks
+
+
+def _cut(whole: Chunk, parameter: ModelTensor, tensor: int, rank: int) -> Iterator[Chunk]:
+    """A rank's chunks of a tensor that is cut up as a parameter is; its vocabulary may have other padding."""
+    layers = 0 if parameter.layer is None else 1
+    axis = layers + parameter.shard.axis
+    for start, stop in parameter.ranges(tensor, rank, whole=whole.shape[axis]):
+        offsets, sizes = [0] * len(whole.shape), list(whole.shape)
+        if parameter.layer is not None:
+            offsets[0], sizes[0] = parameter.layer, 1
+        offsets[axis], sizes[axis] = start, stop - start
+        yield dataclasses.replace(whole, offsets=tuple(offsets), sizes=tuple(sizes))

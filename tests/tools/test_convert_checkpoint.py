@@ -1,0 +1,124 @@
+"""The command line: what is printed, and the exit status. tests/convert has what it is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import convert_checkpoint
+from tests.models import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "hf", tied=True, num_kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def converted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("converted") / "megatron"
+    options = ["--tensor", "2", "--pipeline", "2", "--processes", "2"]
+    assert convert_checkpoint.main(["hf-to-megatron", str(model), str(target), *options]) == 0
+    return target
+
+
+def run(*arguments: object) -> int:
+    return convert_checkpoint.main([str(argument) for argument in arguments])
+
+
+def test_there_and_back(model: Path, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reshard", converted, tmp_path / "anew", "--tensor", 1) == 0
+    assert run("megatron-to-hf", tmp_path / "anew", tmp_path / "hf") == 0
+    assert run("verify", model, tmp_path / "hf") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'anew'}: the same checkpoint, cut up for 1 x 1 ranks",
+        f"{tmp_path / 'hf'}: a Hugging Face folder",
+        f"{model} and {tmp_path / 'hf'} are the same bit by bit: 26 tensors",
+    ]
+
+
+def test_verify_names_what_differs(
+    model: Path, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in model.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"][3] += 0.25
+    weights["model.layers.0.mlp.up_proj.weight"][5, :2] -= 0.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert run("verify", converted, other) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{converted} and {other} differ in 2 of 26 tensors; the worst of them:"
+    rows = [line.replace("│", " ").split() for line in lines if "weight" in line]
+    assert rows == [
+        ["model.layers.0.mlp.up_proj.weight", "0.5", "2", "of", "8,192"],
+        ["model.norm.weight", "0.25", "1", "of", "64"],
+    ]
+    assert run("verify", converted, other, "--tolerance", 0.3) == 1
+    assert "differ in 1 of 26 tensors" in capsys.readouterr().out
+    assert run("verify", converted, other, "--tolerance", 0.6) == 0
+    assert "are the same within 0.6: 26 tensors" in capsys.readouterr().out
+
+
+def test_inspect(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", converted) == 0
+    shown = capsys.readouterr().out
+    for words in ("Qwen2ForCausalLM", "tensor 2 x pipeline 2 x virtual_pipeline 1", "float32 (26 tensors)"):
+        assert words in shown
+    assert "model.layers.1.self_attn.k_proj.bias" in shown and "model.norm.weight" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["hf-to-megatron", "{model}", "{new}", "--tensor", "3"],
+            "--tensor 3: does not divide the model's num_heads",
+        ),
+        (["hf-to-megatron", "{model}", "{new}", "--pipeline", "4"], "--pipeline 4 --virtual-pipeline 1: more chunks "),
+        (["hf-to-megatron", "{model}", "{new}", "--virtual-pipeline", "2"], "--virtual-pipeline 2: does nothing with "),
+        (["hf-to-megatron", "{model}", "{converted}"], "{converted}: exists already; name another folder, "),
+        (["hf-to-megatron", "{new}", "{new}2"], "model.path={new}: no such folder; "),
+        (["megatron-to-hf", "{model}", "{new}"], "{model}: holds no .metadata, no common.pt, no metadata.json, "),
+        (["inspect", "{new}"], "model.path={new}: no such folder; "),
+    ],
+)
+def test_what_cannot_be_done(
+    model: Path,
+    converted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    places = {"model": model, "converted": converted, "new": tmp_path / "new"}
+    assert run(*(argument.format(**places) for argument in arguments)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message.format(**places)}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_checkpoints_of_different_models(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = save_tiny_model(tmp_path / "other", tied=False, num_kv_heads=2)
+    assert run("verify", model, other) == 2
+    assert capsys.readouterr().err == (
+        "error: lm_head.weight: missing in one and of shape [128, 64] in the other; they are checkpoints of different "
+        "models.\n"
+    )
+
+
+def test_a_number_that_is_not_one(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nan
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_bytes((model / "config.json").read_bytes())
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert run("verify", tmp_path / "a", tmp_path / "b") == 0  # the same bits
+    assert run("verify", tmp_path / "a", model) == 1
+    assert "inf" in capsys.readouterr().out
