@@ -37,6 +37,8 @@ from megatron_rapo.skipped_steps import SkippedSteps
 from megatron_rapo.types import Group, Prompt
 from megatron_rapo.weight_sync import WeightSync
 
+EXPORTS = "exports"  # folder within run.folder: the policy as Hugging Face folders during the run
+
 
 class Trainer:
     """A run. All methods are collective over the world."""
@@ -89,6 +91,10 @@ class Trainer:
                 return False
             if self._step == total or (every and self._step % every == 0):
                 self._save()
+            hf_every = self._config.checkpoint.hf_every
+            if hf_every and self._step % hf_every == 0:
+                with self._monitor.phase("checkpoint"):
+                    self._export(checkpoint_folder(self._config.run.folder / EXPORTS, self._step))
         self._evaluate("after")
         self._finish()
         return True

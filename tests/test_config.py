@@ -29,6 +29,10 @@ REFUSALS = [
         "raise reward.correct.",
     ),
     (
+        ["run.steps=10", "checkpoint.hf_every=11"],
+        "checkpoint.hf_every=11: the run has 10 steps; set it to at most 10, or to 0.",
+    ),
+    (
         ["checkpoint.keep_every=20"],
         "checkpoint.keep_every=20: does nothing with checkpoint.keep_last=0, which keeps all; set keep_last, or leave "
         "keep_every out.",

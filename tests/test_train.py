@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
+from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.monitor import SCALARS
 from tests.training import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
 
@@ -133,6 +134,25 @@ def test_export_is_the_trained_model(whole: tuple[Path, str]) -> None:
     moved = [name for name, weight in base.items() if not torch.equal(trained[name], weight)]
     assert moved == list(base)
     assert max(float((trained[name] - base[name]).abs().max()) for name in base) < 6 * 2e-4 * 1.5  # 6 AdamW steps
+
+
+def test_an_export_during_the_run_is_the_policy_of_its_step(whole: tuple[Path, str], tmp_path: Path) -> None:
+    run = whole[0] / "run"
+    assert [path.name for path in (run / "exports").iterdir()] == ["step-000002"]
+    megatron_to_hf(
+        run / "checkpoints/step-000002",
+        tmp_path / "hf",
+        like=None,
+        dtype=None,
+        max_shard_size="5GB",
+        processes=1,
+        progress=lambda _: None,
+    )
+    converted = load_file(tmp_path / "hf/model.safetensors")
+    exported = AutoModelForCausalLM.from_pretrained(run / "exports/step-000002", dtype=torch.float32).state_dict()
+    assert all(torch.equal(exported[name], weight) for name, weight in converted.items())
+    last = load_file(run / "hf/model.safetensors")
+    assert not any(torch.equal(last[name], weight) for name, weight in converted.items())
 
 
 def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:

@@ -45,6 +45,7 @@ lr = 2e-4
 dtype = "float32"
 [checkpoint]
 every_steps = 1
+hf_every = 2
 [monitor]
 gradient_share_every_steps = 1
 [evaluation]

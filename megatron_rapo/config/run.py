@@ -31,6 +31,8 @@ class CheckpointConfig(Section):
     """Checkpoints of every so many steps are kept besides them; 0: none."""
     grace_s: float = Field(default=25.0, gt=0)
     """How long a run goes on after SIGTERM or SIGUSR1, to finish what it does and save, seconds (torchrun waits 30)."""
+    hf_every: int = Field(default=0, ge=0)
+    """Steps between Hugging Face folders of the policy, written during the run (RUN/exports/step-...); 0: none."""
     hf_export: bool = True
     """Write the trained policy as a Hugging Face folder when the run ends."""
 

@@ -46,6 +46,11 @@ class Config(Section):
                 f"checkpoint.every_steps={self.checkpoint.every_steps}: the run has {self.run.steps} steps; set it "
                 f"to at most {self.run.steps}, or to 0 to save at the end only."
             )
+        if self.checkpoint.hf_every > self.run.steps:
+            raise ValueError(
+                f"checkpoint.hf_every={self.checkpoint.hf_every}: the run has {self.run.steps} steps; set it to at "
+                f"most {self.run.steps}, or to 0."
+            )
         longest = self.data.max_prompt_tokens + self.rollout.max_completion_tokens
         chunk = 2 * self.parallel.context if self.parallel.context > 1 else 1  # context parallelism aligns sequences
         longest = -(-longest // chunk) * chunk

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import RolloutConfig
+from megatron_rapo.data import load_tokenizer
 from megatron_rapo.hf import read_shape
 from megatron_rapo.reshard.layout import engine_shards
 from megatron_rapo.rollout import guest
@@ -100,7 +101,7 @@ class Engine:
                 **_engine_options(rollout, max_sequence_tokens),
             )
         self._sampling_params = vllm.SamplingParams
-        self._tokenizer = self._llm.get_tokenizer()
+        self._tokenizer = load_tokenizer(model_path)  # vLLM's is another where the folder has a bare tokenizer.model
         self._stop_token_ids = _stop_token_ids(model_path)
         shards = engine_shards(read_shape(model_path), tensor=rollout.tensor, rank=self.rank_in_replica)
         [model] = self._llm.apply_model(lambda model: model)

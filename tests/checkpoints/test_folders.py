@@ -28,7 +28,7 @@ FREE = [
     *("rollout.packed", "reshard.bucket_mib", "reshard.verify", "reshard.parity_every_steps"),
     *("memory.engine_sleep", "memory.offload_optimizer"),
     *("reshard.max_logprob_gap", "precision.dtype", "precision.fp8", "checkpoint.every_steps", "checkpoint.hf_export"),
-    *("checkpoint.keep_last", "checkpoint.keep_every"),
+    *("checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.hf_every"),
     *("monitor.tensorboard", "monitor.sampled_completions", "monitor.gradient_share_every_steps"),
     *("checkpoint.grace_s", "optimizer.max_skipped_steps", "run.folder", "run.timeout_s"),
 ]

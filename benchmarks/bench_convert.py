@@ -1,0 +1,232 @@
+#!/usr/bin/env python
+"""Speed and memory of converting a checkpoint, against a plain copy of the same file.
+
+    python benchmarks/bench_convert.py [--check] [--repeats N] [--folder FOLDER] > result.json
+    python benchmarks/bench_convert.py --table result.json
+
+The model has random weights in bfloat16, in the shape of Qwen3-0.6B (1.2 GB). Every side runs in a process of its own,
+in turns, and ends with its files on the disk (fsync). Its time is from the call to the end, imports apart; its memory the
+kernel's high-water mark of the resident set, imports and all.
+
+- `copy`: the safetensors file, by shutil.copyfile.
+- `to_megatron`, `to_hf`: tools/convert_checkpoint.py's two ways, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf
+from megatron_rapo.hf import read_shape
+from megatron_rapo.hf.weights import WEIGHTS, FolderWriter
+from megatron_rapo.reshard.layout import hf_shapes
+
+SIDES = ("copy", "to_megatron", "to_hf")
+SPEED_TARGET = 0.5  # of a copy's
+MEMORY_TARGET_MIB, MEMORY_TARGET_TENSORS = 1e9 / 2**20, 3
+PROJECTED = {"Qwen2.5-7B": 15.23e9, "Qwen2.5-72B": 145.4e9}  # bytes in bfloat16
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 40_960,
+    "tie_word_embeddings": True,
+}
+SMALL = CONFIG | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 8192}
+
+
+def make_model(folder: Path, *, small: bool) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMALL if small else CONFIG))
+    shapes = hf_shapes(read_shape(folder))
+    generator = torch.Generator().manual_seed(0)
+    with FolderWriter(folder, shapes, torch.bfloat16, "100GB") as writer:
+        for name, shape in shapes.items():
+            writer.write(name, torch.randn(shape, generator=generator).mul_(0.02))
+        writer.finish()
+
+
+def run_side(side: str, folder: Path) -> None:
+    """In a process of its own: seconds and MiB on stdout."""
+    torch.set_num_threads(1)
+    model, megatron, target = folder / "model", folder / "megatron", folder / "target"
+    start = time.perf_counter()
+    if side == "copy":
+        target.mkdir()
+        shutil.copyfile(model / WEIGHTS, target / WEIGHTS)
+        descriptor = os.open(target / WEIGHTS, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    elif side == "to_megatron":
+        hf_to_megatron(model, target, Layout(), dtype=torch.bfloat16, processes=1, progress=lambda _: None)
+    else:
+        megatron_to_hf(
+            megatron,
+            target,
+            like=None,
+            dtype=None,
+            max_shard_size="100GB",
+            processes=1,
+            progress=lambda _: None,
+        )
+    seconds = time.perf_counter() - start
+    print(json.dumps({"s": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def measure(folder: Path, repeats: int) -> dict[str, list[dict[str, float]]]:
+    """Every side's turns, the first apart, which warms the page cache for all."""
+    hf_to_megatron(
+        folder / "model",
+        folder / "megatron",
+        Layout(),
+        dtype=torch.bfloat16,
+        processes=1,
+        progress=lambda _: None,
+    )
+    taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for turn in range(1 + repeats):
+        for side in SIDES:
+            command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment())
+            if side == "to_hf":
+                assert same_file(folder / "model" / WEIGHTS, folder / "target" / WEIGHTS), "not the same file"
+            shutil.rmtree(folder / "target")
+            if turn:
+                taken[side].append(json.loads(done.stdout))
+            print(f"turn {turn}/{repeats} {side}: {done.stdout.strip()}", file=sys.stderr)
+    return taken
+
+
+def environment() -> dict[str, str]:
+    repository = str(Path(__file__).parents[1])
+    path = os.pathsep.join(p for p in (repository, os.environ.get("PYTHONPATH", "")) if p)
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Tensors bit by bit; the order in the file is of no account."""
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def tensors(path: Path) -> Iterator[Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as handle:
+        for name in sorted(handle.keys()):
+            yield handle.get_tensor(name)
+
+
+def summary(taken: Mapping[str, Sequence[Mapping[str, float]]], nbytes: int, largest: int) -> dict[str, Any]:
+    """Medians, ratios and projections."""
+    copy_s = [turn["s"] for turn in taken["copy"]]
+    sides = {}
+    for side, turns in taken.items():
+        seconds = statistics.median(turn["s"] for turn in turns)
+        sides[side] = {
+            "s": round(seconds, 3),
+            "gb_per_s": round(nbytes / seconds / 1e9, 3),
+            "of_a_copys_speed": round(
+                statistics.median(a / turn["s"] for a, turn in zip(copy_s, turns, strict=True)), 3
+            ),
+            "peak_mib": round(max(turn["peak_mib"] for turn in turns)),
+            "projected_s": {model: round(size / nbytes * seconds) for model, size in PROJECTED.items()},
+        }
+    return {"bytes": nbytes, "largest_tensor_bytes": largest, "sides": sides}
+
+
+def targets_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    most = round(MEMORY_TARGET_MIB + MEMORY_TARGET_TENSORS * result["largest_tensor_bytes"] / 2**20)
+    targets = []
+    for side in ("to_megatron", "to_hf"):
+        found = result["sides"][side]
+        speed, peak = found["of_a_copys_speed"], found["peak_mib"]
+        targets += [
+            {"side": side, "figure": "of_a_copys_speed", "value": speed, "at_least": SPEED_TARGET},
+            {"side": side, "figure": "peak_mib", "value": peak, "at_most": most},
+        ]
+        targets[-2]["met"], targets[-1]["met"] = speed >= SPEED_TARGET, peak <= most
+    return targets
+
+
+def machine() -> dict[str, Any]:
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "cpu": cpu.partition(":")[2].strip() or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("torch", "safetensors")},
+        },
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The figures in Markdown."""
+    rows = [
+        "| | s | GB/s | of a copy's speed | peak memory, MiB | projected: 7B | 72B |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for side, found in result["sides"].items():
+        projected = [f"{seconds / 60:.1f} min" for seconds in found["projected_s"].values()]
+        cells = [side, f"{found['s']:.2f}", f"{found['gb_per_s']:.2f}", f"{found['of_a_copys_speed']:.2f}"]
+        rows.append(f"| {' | '.join([*cells, str(found['peak_mib']), *projected])} |")
+    return "\n".join(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Speed and memory of converting a checkpoint; prints JSON.")
+    parser.add_argument("--repeats", type=int, default=5, help="turns that every side takes")
+    parser.add_argument("--folder", type=Path, help="where to work, on the disk that is meant (4 GB)")
+    parser.add_argument("--small", action="store_true", help="a small model, to try the benchmark")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, print this result in Markdown")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return 0
+    if options.side:
+        run_side(options.side, options.folder)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="bench-convert-", dir=options.folder) as name:
+        folder = Path(name)
+        make_model(folder / "model", small=options.small)
+        shapes = hf_shapes(read_shape(folder / "model"))
+        largest = max(torch.Size(shape).numel() for shape in shapes.values()) * torch.bfloat16.itemsize
+        nbytes = (folder / "model" / WEIGHTS).stat().st_size
+        result = summary(measure(folder, options.repeats), nbytes, largest)
+    targets = targets_of(result)
+    print(json.dumps({"machine": machine(), "repeats": options.repeats, **result, "targets": targets}, indent=2))
+    missed = [target for target in targets if not target["met"]]
+    for target in missed:
+        print(f"missed: {target}", file=sys.stderr)
+    return int(options.check and bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
