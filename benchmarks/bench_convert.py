@@ -5,8 +5,8 @@
     python benchmarks/bench_convert.py --table result.json
 
 The model has random weights in bfloat16, in the shape of Qwen3-0.6B (1.2 GB). Every side runs in a process of its own,
-in turns, and ends with its files on the disk (fsync). Its time is from the call to the end, imports apart; its memory the
-kernel's high-water mark of the resident set, imports and all.
+in turns, and ends with its files on the disk (fsync). Its time is from the call to the end, imports apart; its memory
+the kernel's high-water mark of the resident set, imports and all.
 
 - `copy`: the safetensors file, by shutil.copyfile.
 - `to_megatron`, `to_hf`: tools/convert_checkpoint.py's two ways, in one process.
