@@ -22,6 +22,7 @@ from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.step import LossFunction
+from megatron_rapo.monitor import Monitor
 from megatron_rapo.objective import loss_function
 from megatron_rapo.packing import PackedBatch, context_chunks
 from megatron_rapo.trainer import Trainer
@@ -129,7 +130,8 @@ def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[Tr
             "nothing": norm(unrewarded, alpha=0.0, beta=0.0),
         }
 
-    trainer = Trainer(config, policy=policy, resharder=None, sampler=None, monitor=None, train_prompts=[None])
+    without = {"weight_sync": None, "signals": None, "sampler": None}  # what it would train with
+    trainer = Trainer(config, policy=policy, monitor=Monitor(), train_prompts=[None], **without)
     first = scored[: config.parallel.pipeline]  # what the trainer measures
     measured = {
         "norms": norms(scored),
