@@ -83,9 +83,8 @@ def make_model(folder: Path, *, small: bool) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(DTYPE).save_pretrained(folder)
     words = {f"<{i}>": i for i in range(size["vocab_size"])}
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<0>"))).save_pretrained(
-        folder
-    )
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<1>").save_pretrained(folder)
 
 
 # One case, in each of its processes.

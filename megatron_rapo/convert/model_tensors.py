@@ -67,9 +67,20 @@ class ModelTensor:
     def fill(self, dtype: torch.dtype, start: int, stop: int, read: Callable[[str, int, int, int], Tensor]) -> Tensor:
         """What belongs into `chunk(dtype, start, stop)`, from slices of Hugging Face tensors."""
         part = narrowed(self.shard, start, stop)
-        local = torch.empty(part.shape, dtype=dtype)
-        fill(local, part, read)
-        return local if self.layer is None else local[None]
+        local = self._one_piece(part, read)
+        if local is None:
+            local = torch.empty(part.shape, dtype=dtype)
+            fill(local, part, read)
+        return local.to(dtype) if self.layer is None else local.to(dtype)[None]
+
+    @staticmethod
+    def _one_piece(part: Shard, read: Callable[[str, int, int, int], Tensor]) -> Tensor | None:
+        """What is a piece of one tensor, as it was read and not copied."""
+        if len(part.pieces) != 1:
+            return None
+        [piece] = part.pieces
+        found = read(piece.hf_name, part.axis, piece.hf_start, piece.hf_start + piece.size)
+        return found if tuple(found.shape) == part.shape else None
 
     def ranges(self, tensor: int, rank: int, *, whole: int | None = None) -> list[tuple[int, int]]:
         """What a tensor-parallel rank holds along the axis that is split; nothing of what is not, but for the first.

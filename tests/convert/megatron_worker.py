@@ -13,6 +13,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.checkpoint import save_checkpoint
+from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from tests.convert.test_conversion import CONVERTED, FAMILIES, LAYOUTS
@@ -32,6 +33,7 @@ def main(folder: Path) -> None:
                 same = all(torch.equal(parameter, expected[name]) for name, parameter in policy.parameters.items())
                 results[f"{family}: {converted} -> {layout}"] = on_every_rank(same)
             if layout != "TP1":
+                give_optimizer_a_state(policy)
                 save_checkpoint(folder / family / "runs" / layout, 3, policy, {"step": 3})
             parallel_state.destroy_model_parallel()
     if dist.get_rank() == 0:
@@ -42,6 +44,16 @@ def main(folder: Path) -> None:
 def build(model: Path, folder: Path, parallel: dict[str, int]) -> Policy:
     config = tiny_config(model, folder, parallel=parallel)
     return Policy(config, read_shape(model), init_parallel(config.parallel, timeout_s=60.0, seed=0))
+
+
+def give_optimizer_a_state(policy: Policy) -> None:
+    """Moments, random ones, as of a run that has trained."""
+    allocate_state(policy.optimizer)
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    for part in getattr(policy.optimizer, "chained_optimizers", [policy.optimizer]):
+        for state in part.optimizer.state.values():
+            for moment in (state["exp_avg"], state["exp_avg_sq"]):
+                moment.copy_(torch.rand(moment.shape, generator=generator))
 
 
 def load(checkpoint: Path, policy: Policy) -> None:
