@@ -245,6 +245,12 @@ def summary(case: str, taken: Mapping[str, Mapping[str, list[float]]], traffic: 
         """The share of the whole that the proof is."""
         return round(1 - statistics.median(a / b for a, b in zip(without["total"], with_["total"], strict=True)), 3)
 
+    def shares(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Of planning, which a run does once, and one resharding with its proof."""
+        seconds = {"planning": max(planning_ns) / 1e9} | {name: statistics.median(s) for name, s in parts.items()}
+        whole = seconds["planning"] + seconds.pop("total")
+        return {name: round(value / whole, 3) for name, value in seconds.items()}
+
     return {
         "case": case,
         "mib": {
@@ -259,8 +265,13 @@ def summary(case: str, taken: Mapping[str, Mapping[str, list[float]]], traffic: 
         },
         "floor_s": round(statistics.median(floor), 5),
         "transfer_gb_per_s": round(moved / transfer_s / 1e9, 2),
+        "memcpy_gb_per_s": round(max(copied) / statistics.median(taken["memcpy"]["total"]) / 1e9, 2),
+        "shares": {"plain": shares(proven), "packed": shares(packed_proven)},
         "ratios": {
             "transfer of floor": ratio(ours["transfer"], floor),
+            "transfer of memcpy": ratio(
+                ours["transfer"], [seconds * moved / max(copied) for seconds in taken["memcpy"]["total"]]
+            ),
             "proof of resharding": added(ours, proven),
             "proof of resharding, packed": added(packed, packed_proven),
             "gather of ours": ratio(taken["gather, plain"]["total"], proven["total"]),

@@ -38,8 +38,14 @@ def test_figures_by_hand(result: dict[str, Any]) -> None:
     assert result["seconds"]["ours, plain"]["transfer"] == 2.0
     assert result["floor_s"] == 1.5
     assert result["transfer_gb_per_s"] == round(150 * MIB / 2.0 / 1e9, 2)
+    assert result["memcpy_gb_per_s"] == round(100 * MIB / 0.75 / 1e9, 2)
+    assert result["shares"] == {  # of 0.2 s of planning and 3 s, or 5 s, of resharding
+        "plain": {"planning": 0.062, "transfer": 0.625, "proof": 0.156, "engine": 0.0},
+        "packed": {"planning": 0.038, "transfer": 0.385, "proof": 0.096, "engine": 0.385},
+    }
     assert result["ratios"] == {  # each the median of the turns' own ratios
         "transfer of floor": (1.0 / 1.0 + 3.0 / 2.0) / 2,
+        "transfer of memcpy": round((1.0 / 0.75 + 3.0 / 1.5) / 2, 3),  # of 150 MiB, where 100 were measured
         "proof of resharding": round((0.5 / 2 + 0.5 / 4) / 2, 3),  # of the whole, what it adds
         "proof of resharding, packed": 0.1,
         "gather of ours": 7.5,
