@@ -55,7 +55,7 @@ FLOOR_TARGET = 1.5
 GATHER_TARGETS = {"TP2 -> TP2": 5.0, "TP2 x PP2 -> TP2": 2.0, "TP2 x PP2 -> TP1": 1.3}
 PROOF_TARGET = 0.25
 DTYPE = torch.bfloat16
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 512 << 20  # reshard.bucket_mib's default
 WARM_UP = 1  # turns that do not count
 
 Side = Callable[[], Mapping[str, float]]  # seconds of its parts, where it has some
