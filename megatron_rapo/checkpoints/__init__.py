@@ -14,7 +14,6 @@ from megatron_rapo.checkpoints.folders import (
     latest_checkpoint,
     point_to,
     prune,
-    put_in_place,
     save_settings,
 )
 
@@ -29,6 +28,5 @@ __all__ = [
     "latest_checkpoint",
     "point_to",
     "prune",
-    "put_in_place",
     "save_settings",
 ]

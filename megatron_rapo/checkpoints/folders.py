@@ -109,16 +109,6 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
                 )
 
 
-def put_in_place(partial: Path, folder: Path) -> None:
-    """Rename the whole folder `partial` to `folder`; an earlier `folder` is removed only when that is done."""
-    replaced = folder.with_name(folder.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
 def point_to(folder: Path) -> None:
     """Make the whole checkpoint in `folder` the latest of its run."""
     pointer = folder.with_name(_LATEST + ".partial")

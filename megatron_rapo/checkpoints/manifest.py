@@ -52,7 +52,7 @@ class Manifest:
         """Read the named files. Raises CheckpointError for the first that is not what it was when it was written."""
         for name in names:
             path, ranges = self._folder / name, self._files[name]
-            size = sum(each.length for each in ranges)
+            size = max((each.start + each.length for each in ranges), default=0)
             if not path.is_file():
                 raise CheckpointError(f"{path}: is not there; take another checkpoint.")
             if path.stat().st_size != size:
@@ -64,7 +64,7 @@ class Manifest:
                 if each != found:
                     raise CheckpointError(_damaged(path, each))
 
-    def verify_range(self, name: str, start: int, content: bytes) -> None:
+    def verify_range(self, name: str, start: int, content: bytes | memoryview) -> None:
         """Of what was read of a file from `start` on, which must be one of its ranges. Raises CheckpointError."""
         expected = next((each for each in self._files.get(name, []) if each.start == start), None)
         found = Range(start, len(content), xxhash.xxh3_128_hexdigest(content))
@@ -92,7 +92,7 @@ def whole(path: Path) -> list[Range]:
 
 
 def write_manifest(folder: Path, files: Mapping[str, Sequence[Range]]) -> None:
-    """Say what the files of `folder` hold: each by ranges, in order and from its start to its end."""
+    """Say what the files of `folder` hold: each by ranges, in order, of which the last ends with it."""
     text = json.dumps({"digest": "xxh3_128", "files": files}, indent=1)
     (folder / MANIFEST).write_text(text + "\n")
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatron_rapo.checkpoints.archive import load_tensor, map_range, rest, save_tensor
 from megatron_rapo.checkpoints.folders import CheckpointError
-from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest, Range, digests
+from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest, Range
+from megatron_rapo.writing import NewFile
 
 METADATA, COMMON, BACKEND, OBJECTS = ".metadata", "common.pt", "metadata.json", "objects.distcp"
 
@@ -62,28 +63,10 @@ class Written:
 
 def write_file(path: Path, chunks: Iterable[tuple[Chunk, Tensor]]) -> list[Written]:
     """Write chunks one after the other, as they come."""
-    of_file, places = [], []
-    with open(path, "wb") as stream, _without_crc32():
-        for chunk, tensor in chunks:
-            start = stream.tell()
-            torch.save(tensor, stream)
-            of_file.append(chunk)
-            places.append((start, stream.tell() - start))
-        stream.flush()
-        os.fsync(stream.fileno())
-    ranges = digests(path, places)
-    return [Written(chunk, path.name, range_) for chunk, range_ in zip(of_file, ranges, strict=True)]
-
-
-@contextmanager
-def _without_crc32() -> Iterator[None]:
-    """torch.save's sums of what it writes take longer than the writing, and the manifest has better ones."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
+    with NewFile(path) as file:
+        written = [Written(chunk, path.name, save_tensor(tensor, file)) for chunk, tensor in chunks]
+        file.finish()
+    return written
 
 
 def write_metadata(
@@ -189,18 +172,22 @@ class Reader:
 
     def read_object(self, key: str) -> bytes:
         """What is not a tensor, as it is saved."""
-        return self._content(key, self._places[key, None])
+        return bytes(rest(self._content(key, self._places[key, None])))
 
-    def _content(self, key: str, info: _StorageInfo) -> bytes:
+    def _content(self, key: str, info: _StorageInfo) -> mmap:
+        """Bytes of a file, verified."""
         path = self._folder / info.relative_path
         try:
-            with open(path, "rb") as stream:
-                stream.seek(info.offset)
-                content = stream.read(info.length)
+            content = map_range(path, info.offset, info.length)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: is not there, and holds part of {key}; take another checkpoint.") from None
+        except ValueError:
+            raise CheckpointError(
+                f"{path}: has {path.stat().st_size:,} bytes, and bytes {info.offset:,} to "
+                f"{info.offset + info.length:,} hold part of {key}; it is truncated, take another checkpoint."
+            ) from None
         if self._manifest:
-            self._manifest.verify_range(info.relative_path, info.offset, content)
+            self._manifest.verify_range(info.relative_path, info.offset, rest(content))
         return content
 
     def _tensor(self, key: str) -> TensorStorageMetadata:
@@ -212,11 +199,11 @@ class Reader:
         info = self._places[key, chunk.offsets]
         content = self._content(key, info)
         try:
-            tensor: Tensor = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            tensor = load_tensor(content)
+        except Exception as error:  # of many kinds
             raise CheckpointError(
                 f"{self._folder / info.relative_path}: what it holds of {key} from byte {info.offset} on cannot be "
-                f"read ({error}); it is truncated or damaged, take another checkpoint."
+                f"read ({error!r}); it is damaged, take another checkpoint."
             ) from None
         return tensor.view(chunk.sizes)
 

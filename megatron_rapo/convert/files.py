@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from megatron_rapo.checkpoints import put_in_place
 from megatron_rapo.errors import InputError
+from megatron_rapo.writing import put_in_place
 
 RECIPE = "recipe.json"  # in the unfinished folder: what it is made from
 DONE = ".done"  # beside a finished file: what its maker said of it

@@ -77,11 +77,8 @@ class MegatronSource:
         wanted = set(names)
         for parameter in self._parameters:
             if not wanted.isdisjoint(piece.hf_name for piece in parameter.shard.pieces):
-                whole, pieces = self._read(parameter), parameter.shard.pieces
-                if len(pieces) == 1 and whole.shape[parameter.shard.axis] == pieces[0].size:
-                    yield pieces[0].hf_name, whole  # not copied
-                else:
-                    yield from ((n, tensor) for n, tensor in merge([whole], [parameter.shard]) if n in wanted)
+                merged = merge([self._read(parameter)], [parameter.shard])
+                yield from ((name, tensor) for name, tensor in merged if name in wanted)
 
     def _read(self, parameter: ModelTensor) -> Tensor:
         """All of it but the vocabulary's padding, of which a checkpoint may have more."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -17,15 +16,16 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import Tensor
 
-from megatron_rapo.checkpoints import put_in_place
 from megatron_rapo.config import ConfigError
 from megatron_rapo.hf.shape import read_object
+from megatron_rapo.writing import NewFile, put_in_place
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODEL_FILES = ("config.json", "generation_config.json", "*token*", "vocab.*", "merges.txt", "*.jinja", "*.model")
 """What belongs to a model besides its weights."""
 MAX_SHARD_SIZE = "5GB"
+MAPPED_BYTES = 2**28
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """safetensors' names."""
 
@@ -33,7 +33,7 @@ _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 class WeightReader:
     """Reads slices of a folder's tensors without loading the rest.
 
-    A file is open while it is read only: what is mapped of it counts as this process' memory.
+    What was read of a file that is open counts as this process' memory, so it is opened anew every MAPPED_BYTES.
     Raises ConfigError where the folder has no safetensors, or not all that its index names.
     """
 
@@ -52,6 +52,8 @@ class WeightReader:
             raise ConfigError(f"model.path={folder}: neither {WEIGHTS} nor {INDEX} is there; give safetensors weights.")
         self._folder = folder
         self._files: dict[str, str] = files
+        self._name, self._mapped = "", 0  # of the open file, and how much of it was read
+        self._handle: Any = None
 
     @property
     def names(self) -> set[str]:
@@ -59,13 +61,19 @@ class WeightReader:
         return set(self._files)
 
     def read(self, name: str, axis: int, start: int, stop: int) -> Tensor:
-        """Rows (axis 0) or columns (axis 1) start to stop of tensor `name`, in the folder's dtype."""
+        """Rows (axis 0) or columns (axis 1) start to stop of tensor `name`, in the folder's dtype; mapped."""
         if name not in self._files:
             raise ConfigError(f"model.path={self._folder}: tensor {name} is missing; the checkpoint is not complete.")
-        with safe_open(self._folder / self._files[name], framework="pt") as handle:
-            view = handle.get_slice(name)
-            tensor: Tensor = view[start:stop] if axis == 0 else view[:, start:stop]
-        return tensor
+        tensor: Tensor = self._open(self._files[name]).get_tensor(name)
+        found = tensor[start:stop] if axis == 0 else tensor[:, start:stop]
+        self._mapped += found.nbytes
+        return found
+
+    def _open(self, file: str) -> Any:
+        if self._name != file or self._mapped > MAPPED_BYTES:
+            self._name, self._mapped = file, 0
+            self._handle = safe_open(self._folder / file, framework="pt")
+        return self._handle
 
 
 def save_folder(
@@ -164,8 +172,8 @@ class FileWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._missing = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in shapes}  # first bytes
-        self._stream = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
-        self._stream.write(len(text).to_bytes(8, "little") + text)
+        self._file = NewFile(path)
+        self._file.write(memoryview(len(text).to_bytes(8, "little") + text))
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Raises ValueError for a tensor that is not of the file, has another shape, or was written before."""
@@ -173,15 +181,15 @@ class FileWriter:
             raise ValueError(f"{name}: {'written twice' if name in self._shapes else 'not a tensor of this file'}.")
         if tuple(tensor.shape) != self._shapes[name]:
             raise ValueError(f"{name}: has shape {list(tensor.shape)} instead of {list(self._shapes[name])}.")
-        self._stream.seek(self._missing.pop(name))
-        self._stream.write(tensor.detach().to("cpu", self._dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
+        self._file.seek(self._missing.pop(name))
+        content = tensor.detach().to("cpu", self._dtype).contiguous().view(-1).view(torch.uint8)
+        self._file.write(content.numpy().data)
 
     def finish(self) -> None:
         """On the disk, all of it. Raises ValueError where a tensor was not written."""
         if self._missing:
             raise ValueError(f"not written: {', '.join(sorted(self._missing))}.")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        self._file.finish()
 
     def __enter__(self) -> FileWriter:
         return self
@@ -189,7 +197,7 @@ class FileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._file.__exit__(kind, error, traceback)
 
 
 def label_dtype(path: Path, dtype: torch.dtype) -> None:

@@ -19,7 +19,6 @@ from megatron_rapo.checkpoints import (
     checkpoint_folder,
     point_to,
     prune,
-    put_in_place,
     save_settings,
 )
 from megatron_rapo.checkpoints.manifest import Range, digests, whole, write_manifest
@@ -28,6 +27,7 @@ from megatron_rapo.hf.weights import copy_model_files
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.writing import put_in_place
 
 
 def save_checkpoint(root: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:

@@ -56,7 +56,7 @@ class ShardedWeights:
         device = next(iter(self._parameters.values())).device
         if self._pipeline_group.rank() == stage:
             local = self._parameters[name].detach().contiguous()
-            parts = [local]
+            parts = [local.clone()]
             if shard.split:
                 parts = [torch.empty_like(local) for _ in range(self._tensor_group.size())]
                 dist.all_gather(parts, local, group=self._tensor_group)

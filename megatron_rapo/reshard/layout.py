@@ -311,7 +311,10 @@ def fill(local: Tensor, shard: Shard, read: Callable[[str, int, int, int], Tenso
 
 
 def merge(locals_by_rank: Sequence[Tensor], shards_by_rank: Sequence[Shard]) -> Iterator[tuple[str, Tensor]]:
-    """The whole HF tensors that one parameter's shards of all tensor ranks hold: the inverse of `fill`."""
+    """The whole HF tensors that one parameter's shards of all tensor ranks hold: the inverse of `fill`.
+
+    What lies in one piece is a view of it.
+    """
     pairs = list(zip(locals_by_rank, shards_by_rank, strict=True))
     if not shards_by_rank[0].split:
         pairs = pairs[:1]
@@ -322,7 +325,8 @@ def merge(locals_by_rank: Sequence[Tensor], shards_by_rank: Sequence[Shard]) -> 
             part = local.narrow(axis, piece.start, piece.size)
             parts.setdefault(piece.hf_name, []).append((piece.hf_start, part))
     for hf_name, found in parts.items():
-        yield hf_name, torch.cat([part for _, part in sorted(found, key=lambda item: item[0])], dim=axis)
+        ordered = [part for _, part in sorted(found, key=lambda item: item[0])]
+        yield hf_name, torch.cat(ordered, dim=axis) if len(ordered) > 1 else ordered[0]
 
 
 def _hf_sizes(pieces: Sequence[Piece]) -> dict[str, int]:

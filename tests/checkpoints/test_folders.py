@@ -14,7 +14,6 @@ from megatron_rapo.checkpoints import (
     latest_checkpoint,
     point_to,
     prune,
-    put_in_place,
     save_settings,
 )
 from megatron_rapo.config import Config
@@ -121,42 +120,6 @@ def test_a_longer_run_at_a_constant_rate(tmp_path: Path) -> None:
 
 
 # --- folders ---
-
-
-def folder_with(path: Path, text: str) -> Path:
-    path.mkdir()
-    (path / text).write_text(text)
-    return path
-
-
-def listing(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-
-
-def test_put_in_place(tmp_path: Path) -> None:
-    put_in_place(folder_with(tmp_path / "a.partial", "new"), tmp_path / "a")
-    assert listing(tmp_path) == {"a/new"}
-
-
-def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path / "a", "old")
-    put_in_place(folder_with(tmp_path / "a.partial", "new"), folder)
-    assert listing(tmp_path) == {"a/new"}
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]  # nor an empty a.replaced
-
-
-def test_what_an_interrupted_replacement_left_does_not_matter(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path / "a", "old")
-    folder_with(tmp_path / "a.replaced", "older")
-    put_in_place(folder_with(tmp_path / "a.partial", "new"), folder)
-    assert listing(tmp_path) == {"a/new"}
-
-
-def test_the_old_folder_is_kept_until_the_new_one_is_there(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path / "a", "old")
-    with pytest.raises(FileNotFoundError):
-        put_in_place(tmp_path / "a.partial", folder)
-    assert {path.name for path in tmp_path.rglob("*")} >= {"old"}
 
 
 def test_the_latest_checkpoint(tmp_path: Path) -> None:

@@ -95,30 +95,35 @@ def test_a_file_that_is_not_there(checkpoint: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_file_that_is_damaged(checkpoint: Path, damage: str) -> None:
-    damage_file(checkpoint, damage)
+@pytest.mark.parametrize("digests_kept", [True, False])
+def test_a_truncated_file(checkpoint: Path, digests_kept: bool) -> None:
+    """With digests, and without as Megatron-LM writes it."""
+    if not digests_kept:
+        (checkpoint / MANIFEST).unlink()
+    assert torch.equal(Reader(checkpoint).read("w", (0, 0, 0), (2, 6, 8)), VALUES)
+    path = checkpoint / "__1_0.distcp"
+    path.write_bytes(path.read_bytes()[:2000])
     said = refusal(checkpoint)
-    assert said.startswith(f"{checkpoint / '__1_0.distcp'}: bytes ")
+    assert said.startswith(f"{path}: has 2,000 bytes, and bytes ")
+    assert said.endswith(" hold part of w; it is truncated, take another checkpoint.")
+
+
+def test_a_flipped_bit(checkpoint: Path) -> None:
+    path = checkpoint / "__1_0.distcp"
+    content = bytearray(path.read_bytes())
+    content[content.find(VALUES[1, 0, 0].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    said = refusal(checkpoint)
+    assert said.startswith(f"{path}: bytes ")
     assert said.endswith("are not what was written; the file is damaged, take another checkpoint.")
 
 
-def test_a_damaged_file_of_a_checkpoint_without_digests(checkpoint: Path) -> None:
-    """Such as Megatron-LM writes."""
+def test_what_torch_cannot_read(checkpoint: Path) -> None:
+    """Seen by itself only where there are no digests."""
     (checkpoint / MANIFEST).unlink()
-    assert torch.equal(Reader(checkpoint).read("w", (0, 0, 0), (2, 6, 8)), VALUES)
-    damage_file(checkpoint, "truncated")
-    said = refusal(checkpoint)
-    assert said.startswith(f"{checkpoint / '__1_0.distcp'}: what it holds of w from byte ")
-    assert said.endswith("it is truncated or damaged, take another checkpoint.")
-
-
-def damage_file(checkpoint: Path, damage: str) -> None:
     path = checkpoint / "__1_0.distcp"
-    content = bytearray(path.read_bytes())
-    if damage == "truncated":
-        content = content[: len(content) // 2]
-    else:
-        place = content.find(VALUES[1, 0, 0].numpy().tobytes())
-        content[place] ^= 1
-    path.write_bytes(content)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK", b"QQ"))
+    said = refusal(checkpoint)
+    assert said.startswith(f"{path}: what it holds of w from byte ")
+    assert said.endswith("it is damaged, take another checkpoint.")
