@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import shutil
+import tempfile
 
 import torch
 
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.layout import ENGINE_VOCABULARY_MULTIPLE, padded_vocab_size
+from megatron_rapo.reshard.layout import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
+
+OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
+"""In a checkpoint, of each parameter: Adam's two moments and, beside weights in bfloat16, its own in float32."""
 
 
 def resolve_layers(config: Config) -> str:
@@ -64,13 +70,7 @@ def check_rollout(config: Config, shape: ModelShape, world_size: int) -> None:
     """Refuse settings with which `world_size` processes cannot run this model's engines. Raises ConfigError."""
     _check_engines_fit(config, world_size)
     rollout = config.rollout
-    _check_divides("rollout.tensor", rollout.tensor, shape, ("num_heads", "ffn_hidden_size"))
-    kv_heads = shape.num_kv_heads
-    if kv_heads % rollout.tensor and rollout.tensor % kv_heads:  # vLLM splits KV heads over ranks, or copies them
-        raise ConfigError(
-            f"rollout.tensor={rollout.tensor}: neither divides the model's num_kv_heads={kv_heads} nor is a multiple "
-            "of it; choose a tensor-parallel size that does."
-        )
+    _check_splits("rollout.tensor", rollout.tensor, shape)
     rows = padded_vocab_size(shape.vocab_size, ENGINE_VOCABULARY_MULTIPLE)
     if rows % rollout.tensor:
         raise ConfigError(
@@ -88,7 +88,9 @@ def check_rollout(config: Config, shape: ModelShape, world_size: int) -> None:
             "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens."
         )
     bytes_per_number = 4 if config.precision.dtype == "float32" else 2
-    token_bytes = 2 * shape.num_layers * max(1, kv_heads // rollout.tensor) * shape.head_dim * bytes_per_number
+    token_bytes = (
+        2 * shape.num_layers * max(1, shape.num_kv_heads // rollout.tensor) * shape.head_dim * bytes_per_number
+    )
     needed_mib = -(-config.max_sequence_tokens * token_bytes // 2**20)
     if rollout.kv_cache_mib < needed_mib:
         raise ConfigError(
@@ -97,19 +99,16 @@ def check_rollout(config: Config, shape: ModelShape, world_size: int) -> None:
         )
 
 
-def _check_divides(setting: str, size: int, shape: ModelShape, fields: tuple[str, ...]) -> None:
-    for field in fields:
-        if getattr(shape, field) % size:
-            raise ConfigError(
-                f"{setting}={size}: does not divide the model's {field}={getattr(shape, field)}; "
-                "choose a tensor-parallel size that does."
-            )
+def _check_splits(setting: str, size: int, shape: ModelShape) -> None:
+    problem = unsplittable(shape, size)
+    if problem:
+        raise ConfigError(f"{setting}={size}: {problem}; choose a tensor-parallel size that does.")
 
 
 def check_model(config: Config, shape: ModelShape) -> None:
     """Refuse settings that this model cannot be trained with, before anything is built. Raises ConfigError."""
     parallel = config.parallel
-    _check_divides("parallel.tensor", parallel.tensor, shape, ("num_heads", "num_kv_heads", "ffn_hidden_size"))
+    _check_splits("parallel.tensor", parallel.tensor, shape)
     chunks = parallel.pipeline * parallel.virtual_pipeline
     if shape.num_layers < chunks:
         raise ConfigError(
@@ -141,3 +140,21 @@ def check_memory(config: Config) -> None:
             raise ConfigError(
                 f"memory.{field}={str(value).lower()}: makes room on a GPU, and there is none; leave it out."
             )
+
+
+def check_disk(config: Config, shape: ModelShape) -> None:
+    """Refuse a run folder whose disk has no room for one checkpoint and the export. Raises ConfigError or OSError."""
+    folder = config.run.folder
+    with tempfile.TemporaryFile(dir=folder):  # it can be written to
+        pass
+    numel = sum(math.prod(size) for size in hf_shapes(shape).values())
+    of_weights = numel * getattr(torch, config.precision.dtype).itemsize
+    checkpoint = of_weights + numel * OPTIMIZER_BYTES[config.precision.dtype]
+    export = of_weights if config.checkpoint.hf_export else 0
+    free = shutil.disk_usage(folder).free
+    if free < checkpoint + export:
+        raise ConfigError(
+            f"run.folder={folder}: its disk has {free / 1e9:.2f} GB free, and a checkpoint of this model takes "
+            f"{checkpoint / 1e9:.2f} GB, its export as a Hugging Face folder {export / 1e9:.2f}; make room, or name a "
+            "folder on another disk."
+        )

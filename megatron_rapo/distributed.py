@@ -1,12 +1,19 @@
-"""Joining the other processes, and telling when one of them is lost."""
+"""Joining the other processes, doing something with them, and telling when one of them is lost."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from megatron_rapo.errors import InputError
+
+Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 _WORLD_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -35,3 +42,30 @@ def is_lost_process(error: BaseException) -> bool:
     text = str(error)
     causes = ("closed by peer", "reset by peer", "Broken pipe", "timed out", "Timed out", "timeout")
     return ("gloo/" in text or "NCCL" in text) and any(cause in text for cause in causes)
+
+
+def everywhere(action: Callable[[], Result]) -> Result:
+    """Run `action` on every process; an OSError or InputError of one is raised on all. Collective."""
+    result, problem = None, None
+    try:
+        result = action()
+    except (OSError, InputError) as error:
+        problem = error
+    problems: list[OSError | InputError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise found
+    return cast(Result, result)
+
+
+def on_first_rank(action: Callable[[], None]) -> None:
+    """Run `action` on the first process, with `everywhere`'s errors; the others wait for it. Collective."""
+    everywhere(action if dist.get_rank() == 0 else lambda: None)
+
+
+def of_first_rank(value: Value) -> Value:
+    """The first process' value, on all. Collective."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

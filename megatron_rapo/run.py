@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
-from megatron_rapo.checkpoints.resume import sound_checkpoint
-from megatron_rapo.checks import check_memory, check_model, check_rollout, check_world_size
+from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
+from megatron_rapo.checks import check_disk, check_memory, check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config, ConfigError, EvaluationConfig
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
-from megatron_rapo.distributed import init_process_group
+from megatron_rapo.distributed import init_process_group, on_first_rank
 from megatron_rapo.evaluate import evaluate, show
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.launcher import rank, world_size
@@ -25,6 +25,7 @@ from megatron_rapo.rollout import Engine
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.scores import Base, SampledWith, SavedEvaluation, check_output
 from megatron_rapo.signals import Signals
+from megatron_rapo.writing import explained, is_of_disk
 
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
@@ -61,8 +62,11 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
     else:
         checkpoint, damaged = sound_checkpoint(checkpoint)
         check_resumable(checkpoint, config)
+        check_same_model(checkpoint, shape)
+    _check_disk(config, shape)
 
     with (
+        _usable(folder),
         _monitor(config, checkpoint) as monitor,
         VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
         ExitStack() as stack,
@@ -197,28 +201,37 @@ def _report_left_out(say: Callable[[str], None], path: Path, prompts: PromptSet,
 
 
 def _claim(config: Config, *, overwrite: bool) -> None:
-    """Take the run folder for a new run. Collective: every process learns of a refusal."""
-    refusal: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            refusal = [_take(config, overwrite=overwrite)]
-        except OSError as error:
-            refusal = [f"run.folder={config.run.folder}: cannot be used ({error}); name another folder."]
-    dist.broadcast_object_list(refusal, src=0)
-    if refusal[0]:
-        raise ConfigError(refusal[0])
+    """Take the run folder for a new run, empty. Collective: every process learns of a refusal."""
+    with _usable(config.run.folder):
+        on_first_rank(lambda: _empty(config, overwrite=overwrite))
 
 
-def _take(config: Config, *, overwrite: bool) -> str | None:
-    """Make the run folder, empty; or the reason why not."""
+def _check_disk(config: Config, shape: ModelShape) -> None:
+    """Refuse a run folder that cannot be written to, or has no room for a checkpoint. Collective."""
+    with _usable(config.run.folder):
+        on_first_rank(lambda: check_disk(config, shape))
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Within it, that the disk does not take what is written is the input's fault."""
+    try:
+        yield
+    except OSError as error:
+        if not is_of_disk(error):
+            raise
+        raise ConfigError(f"run.folder={folder}: {explained(error, folder)}") from None
+
+
+def _empty(config: Config, *, overwrite: bool) -> None:
+    """Make the run folder. Raises ConfigError where that would lose something."""
     folder = config.run.folder
     if folder.exists() and any(folder.iterdir()):
         refusal = _why_not_delete(config) if overwrite else _EARLIER_RUN.format(folder=folder)
         if refusal:
-            return refusal
+            raise ConfigError(refusal)
         shutil.rmtree(folder.resolve())
     folder.mkdir(parents=True, exist_ok=True)
-    return None
 
 
 _EARLIER_RUN = (

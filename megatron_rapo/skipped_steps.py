@@ -21,6 +21,14 @@ class SkippedSteps:
         self._folder, self._limit, self._say = config.run.folder / NOT_FINITE, config.optimizer.max_skipped_steps, say
         self._in_a_row = 0
 
+    def state_dict(self) -> dict[str, int]:
+        """For a checkpoint."""
+        return {"in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._in_a_row = state["in_a_row"]
+
     def watched(self, step: int, batches: Sequence[PackedBatch], means: Mapping[str, float]) -> Mapping[str, float]:
         """`means` of an optimizer step of `step` over these micro-batches of this process.
 

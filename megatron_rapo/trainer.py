@@ -18,18 +18,18 @@ import torch.distributed as dist
 from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
 from megatron_rapo.config import Config
 from megatron_rapo.data import EpochOrder
+from megatron_rapo.distributed import of_first_rank
 from megatron_rapo.evaluate import evaluate
-from megatron_rapo.hf import save_folder
-from megatron_rapo.mcore.checkpoint import load_checkpoint, save_checkpoint
-from megatron_rapo.mcore.model import DTYPES
+from megatron_rapo.export import export
+from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.mcore.step import LossFunction
 from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_scalars, training_scalars
 from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.parity import refuse_gap
-from megatron_rapo.reshard.layout import hf_shapes
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.signals import Signals, Stopped
@@ -61,15 +61,18 @@ class Trainer:
         self._order = EpochOrder(len(train_prompts), config.run.seed)
         self._loss = self._loss_with()
         self._skipped = SkippedSteps(config, monitor.message)
-        self._step = 0
+        self._saver = Saver(config.run.folder / CHECKPOINTS, policy)
+        self._step = self._saved_step = 0
         self._scores: dict[str, dict[str, float]] = {}  # when -> {"pass@k": value}
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from where `checkpoint` was written."""
         state = load_checkpoint(checkpoint, self._policy)
-        self._step = state["step"]
+        self._step = self._saved_step = state["step"]
         self._order.load_state_dict(state["order"])
         self._scores = state["scores"]
+        self._skipped.load_state_dict(state["skipped_steps"])
+        self._monitor.load_state_dict(state["monitor"])
 
     def run(self) -> bool:
         """Train to the configured number of steps, evaluating before and after where there are held-out problems.
@@ -84,6 +87,8 @@ class Trainer:
             order = self._order.state_dict()
             try:
                 self._signals.check()
+                with self._monitor.phase("checkpoint"):
+                    self._saver.poll()
                 self._train_one_step()
             except Stopped:
                 self._order.load_state_dict(order)
@@ -94,7 +99,7 @@ class Trainer:
             hf_every = self._config.checkpoint.hf_every
             if hf_every and self._step % hf_every == 0:
                 with self._monitor.phase("checkpoint"):
-                    self._export(checkpoint_folder(self._config.run.folder / EXPORTS, self._step))
+                    export(self._policy, checkpoint_folder(self._config.run.folder / EXPORTS, self._step))
         self._evaluate("after")
         self._finish()
         return True
@@ -212,24 +217,34 @@ class Trainer:
         self._monitor.message(f"held-out problems {when} training: {scores}")
 
     def _save(self) -> None:
-        state = {"step": self._step, "order": self._order.state_dict(), "scores": self._scores}
+        """Begin to; a checkpoint is there when `self._saver` has finished it."""
+        state = {
+            "step": self._step,
+            "order": self._order.state_dict(),
+            "scores": self._scores,
+            "skipped_steps": self._skipped.state_dict(),
+            "monitor": of_first_rank(self._monitor.state_dict()),
+        }
         with self._monitor.phase("checkpoint"):
-            save_checkpoint(self._config.run.folder / CHECKPOINTS, self._step, self._policy, state)
+            self._saver.save(self._step, state)
+        self._saved_step = self._step
 
     def _stop(self) -> None:
         """Keep what was trained so far, where that is not kept already; the step under way is lost."""
-        folder = checkpoint_folder(self._config.run.folder / CHECKPOINTS, self._step)
-        if self._step and not folder.exists():
+        if self._step and self._saved_step != self._step:
             self._save()
+        self._saver.finish()
         self._monitor.message(f"stopped after step {self._step}; --resume goes on")
 
     def _finish(self) -> None:
         """Keep what was trained and say where it is."""
         folder, scores = self._config.run.folder, by_metric(self._scores)
+        with self._monitor.phase("checkpoint"):
+            self._saver.finish()
         where = {"checkpoint": str(checkpoint_folder(folder / CHECKPOINTS, self._step))}
         if self._config.checkpoint.hf_export:
             with self._monitor.phase("checkpoint"):
-                self._export(folder / "hf")
+                export(self._policy, folder / "hf")
             where["hf_export"] = str(folder / "hf")
         if self._config.monitor.tensorboard:
             tensorboard = Path(sys.executable).with_name("tensorboard")
@@ -244,21 +259,6 @@ class Trainer:
         self._monitor.table("seconds", ["phase", "s"], [[name, f"{value:.1f}"] for name, value in seconds.items()])
         for name, place in where.items():
             self._monitor.message(f"{name.replace('_', ' ')}: {place}")
-
-    def _export(self, folder: Path) -> None:
-        tensors = self._policy.hf_tensors()
-        if dist.get_rank() == 0:
-            save_folder(
-                folder,
-                tensors,
-                shapes=hf_shapes(self._policy.shape),
-                dtype=DTYPES[self._config.precision.dtype],
-                like=self._config.model.path,
-            )
-        else:
-            for _ in tensors:  # the gathers need every rank
-                pass
-        dist.barrier()
 
 
 @dataclass(frozen=True, kw_only=True)

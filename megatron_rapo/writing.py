@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ BLOCK_BYTES = 2**16
 """What is written at a time, as shutil.copyfile does: small enough for the processor's cache, and Linux takes memory
 for a file in pieces of the writes' size, of which the large ones can be several times as slow."""
 SYNC_BYTES = 2**27
+_FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def blocks(content: memoryview) -> Iterator[memoryview]:
@@ -78,3 +80,19 @@ def put_in_place(partial: Path, folder: Path) -> None:
         folder.rename(replaced)
     partial.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def is_of_disk(error: OSError) -> bool:
+    """Whether it says that a disk does not take what is written."""
+    return error.errno in {*_FULL, *_READ_ONLY, errno.EIO}
+
+
+def explained(error: OSError, folder: Path) -> str:
+    """Why `folder` could not be written to, and what to do."""
+    if error.errno in _FULL:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        return f"the disk is full ({os.strerror(error.errno)}; {free / 1e9:.2f} GB free); make room on it."
+    if error.errno in _READ_ONLY:
+        return f"it cannot be written to ({os.strerror(error.errno)}); name a folder that can."
+    return f"{error}; see to the disk."

@@ -83,16 +83,16 @@ SHAPE = ModelShape(
 @pytest.mark.parametrize(
     ("overrides", "changed", "message"),
     [
-        *(
-            (
-                [f"{setting}={tensor}"],
-                {},
-                f"{setting}={tensor}: does not divide the model's {field}; choose a tensor-parallel size that does.",
-            )
-            for setting, tensor, field in (
-                ("parallel.tensor", 8, "num_heads=12"),
-                ("parallel.tensor", 3, "num_kv_heads=4"),
-            )
+        (
+            ["parallel.tensor=8"],
+            {},
+            "parallel.tensor=8: does not divide the model's num_heads=12; choose a tensor-parallel size that does.",
+        ),
+        (
+            ["parallel.tensor=3"],
+            {},
+            "parallel.tensor=3: neither divides the model's num_kv_heads=4 nor is a multiple of it; "
+            "choose a tensor-parallel size that does.",
         ),
         (
             ["parallel.tensor=4"],

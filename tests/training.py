@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,16 @@ timeout_s = 60.0
 """
 
 
-def start(folder: Path, *arguments: str, steps: int = 3, nproc: int = 2) -> subprocess.Popen[str]:
-    """torchrun of `train` into `folder`/run, with its output in a pipe."""
+def start(
+    folder: Path, *arguments: str, steps: int = 3, nproc: int = 2, prefix: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """torchrun of `train` into `folder`/run, with its output in a pipe; `prefix` is a command that starts it."""
     folder.mkdir(exist_ok=True)
     heldout = folder / "heldout.jsonl"
     heldout.write_text("".join((ROOT / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[:6]))
     config = folder / "config.toml"
     config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    command = [*prefix, sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     command += ["-m", "megatron_rapo", "train", str(config), *arguments]
     return subprocess.Popen(
         command,

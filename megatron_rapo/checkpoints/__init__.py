@@ -6,6 +6,7 @@ What goes into one is written and read by `mcore/checkpoint.py`.
 from megatron_rapo.checkpoints.folders import (
     CHECKPOINTS,
     MODEL_FILES,
+    PARTIAL,
     SETTINGS,
     CheckpointError,
     check_resumable,
@@ -20,6 +21,7 @@ from megatron_rapo.checkpoints.folders import (
 __all__ = [
     "CHECKPOINTS",
     "MODEL_FILES",
+    "PARTIAL",
     "SETTINGS",
     "CheckpointError",
     "check_resumable",

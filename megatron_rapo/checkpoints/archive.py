@@ -21,13 +21,28 @@ ALIGNMENT = 64  # bytes: where numbers begin within an archive of torch.save, an
 
 
 def save_tensor(tensor: Tensor, file: NewFile) -> Range:
-    """Append a tensor to `file` from the next multiple of ALIGNMENT on; of a view only what it shows."""
+    """Append a tensor to `file` from the next multiple of ALIGNMENT on; of a view only what it shows.
+
+    Raises OSError.
+    """
     if tensor.nbytes != tensor.untyped_storage().nbytes():
         tensor = tensor.clone(memory_format=torch.contiguous_format)
     file.write(memoryview(bytes(-file.tell() % ALIGNMENT)))
     stream = _DigestedStream(file)
-    with _without_crc32():
-        torch.save(tensor, cast(IO[bytes], stream))
+    try:
+        with _without_crc32():
+            torch.save(tensor, cast(IO[bytes], stream))
+    except RuntimeError:
+        if stream.problem:
+            raise stream.problem from None  # torch.save hides it
+        raise
+    return stream.range()
+
+
+def save_bytes(content: memoryview, file: NewFile) -> Range:
+    """Append anything else."""
+    stream = _DigestedStream(file)
+    stream.write(content)
     return stream.range()
 
 
@@ -74,12 +89,17 @@ class _DigestedStream:
 
     def __init__(self, file: NewFile) -> None:
         self._file, self._start, self._state = file, file.tell(), xxhash.xxh3_128()
+        self.problem: OSError | None = None
 
     def write(self, content: bytes | memoryview) -> int:
         whole = memoryview(content)
-        for block in blocks(whole):
-            self._state.update(block)
-            self._file.write(block)
+        try:
+            for block in blocks(whole):
+                self._state.update(block)
+                self._file.write(block)
+        except OSError as error:
+            self.problem = error
+            raise
         return whole.nbytes
 
     def flush(self) -> None:

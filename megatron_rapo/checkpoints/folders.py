@@ -16,6 +16,7 @@ from megatron_rapo.errors import InputError
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
 MODEL_FILES = "hf"  # folder within a checkpoint, of what belongs to a model besides its weights
 SETTINGS = "settings.json"  # in a checkpoint: what the run was set to
+PARTIAL = ".partial"  # ending of the folder that a checkpoint is written into
 _LATEST, _PREFIX, _REMOVED = "latest", "step-", ".removed"
 _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}
 _FREE = {
@@ -71,8 +72,9 @@ def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
 
     What is removed loses its name first, so that no rest of one can be taken for a checkpoint. 0 keeps all, or none.
     """
-    for rest in newest.parent.glob(f"{_PREFIX}*{_REMOVED}"):  # of an earlier removal that was interrupted
-        shutil.rmtree(rest)
+    for ending in (_REMOVED, PARTIAL):  # of a removal and of a save that were interrupted
+        for rest in newest.parent.glob(f"{_PREFIX}*{ending}"):
+            shutil.rmtree(rest)
     if not keep_last:
         return
     for folder in earlier_checkpoints(newest)[keep_last - 1 :]:
@@ -111,6 +113,6 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
 
 def point_to(folder: Path) -> None:
     """Make the whole checkpoint in `folder` the latest of its run."""
-    pointer = folder.with_name(_LATEST + ".partial")
+    pointer = folder.with_name(_LATEST + PARTIAL)
     pointer.write_text(folder.name + "\n")
     pointer.rename(folder.with_name(_LATEST))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints.folders import CheckpointError, earlier_checkpoints
+from megatron_rapo.checkpoints.folders import MODEL_FILES, CheckpointError, earlier_checkpoints
 from megatron_rapo.checkpoints.manifest import Manifest
+from megatron_rapo.hf import ModelShape, read_shape
 
 
 def sound_checkpoint(latest: Path) -> tuple[Path, list[str]]:
@@ -22,6 +24,17 @@ def sound_checkpoint(latest: Path) -> tuple[Path, list[str]]:
             return folder, problems
         problems.append(wrong)
     raise CheckpointError(f"no checkpoint to go on from is sound: {' '.join(problems)}")
+
+
+def check_same_model(checkpoint: Path, shape: ModelShape) -> None:
+    """Refuse a checkpoint of a model that is not of this shape. Raises CheckpointError."""
+    saved = dataclasses.asdict(read_shape(checkpoint / MODEL_FILES))
+    for field, value in dataclasses.asdict(shape).items():
+        if value != saved[field]:
+            raise CheckpointError(
+                f"{checkpoint}: is of a model with {field}={saved[field]}, and that of model.path has {value}; set "
+                "model.path to the folder that the run began with."
+            )
 
 
 def _what_is_wrong(folder: Path) -> str | None:

@@ -25,6 +25,8 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 saves at the end only."""
+    async_save: bool = True
+    """Write checkpoints from a copy in host memory while training goes on, which waits for the copy only."""
     keep_last: int = Field(default=0, ge=0)
     """How many of the newest checkpoints are kept; 0 keeps all."""
     keep_every: int = Field(default=0, ge=0)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.writing import put_in_place
+from megatron_rapo.writing import explained, put_in_place
 
 RECIPE = "recipe.json"  # in the unfinished folder: what it is made from
 DONE = ".done"  # beside a finished file: what its maker said of it
@@ -51,11 +51,30 @@ def make_folder(
     """Make every job's file, `finish` the folder and give it its name: it is there whole or not at all.
 
     What an interrupted call with the same `recipe` had finished is kept. Raises ConversionError where `folder` is
-    there already.
+    there already, or cannot be written.
     """
     if folder.exists():
         raise ConversionError(f"{folder}: exists already; name another folder, or remove it.")
-    partial = folder.with_name(folder.name + ".partial")
+    try:
+        done = _make_jobs(folder, jobs, recipe, processes, progress)
+        finish(_partial(folder), done)
+        for job in jobs:
+            (_partial(folder) / (job.name + DONE)).unlink()
+        (_partial(folder) / RECIPE).unlink()
+        put_in_place(_partial(folder), folder)
+    except OSError as error:
+        raise ConversionError(f"{folder}: could not be written: {explained(error, folder)}") from error
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _make_jobs(
+    folder: Path, jobs: Sequence[Job], recipe: Mapping[str, Any], processes: int, progress: Progress
+) -> dict[str, Any]:
+    """What each job's maker said, now or in an interrupted call."""
+    partial = _partial(folder)
     _claim(partial, recipe)
     todo = []
     for job in jobs:
@@ -68,12 +87,7 @@ def make_folder(
             _make(partial, job, progress)
     else:
         _make_all(partial, todo, processes, progress)
-    done = {job.name: pickle.loads((partial / (job.name + DONE)).read_bytes()) for job in jobs}
-    finish(partial, done)
-    for job in jobs:
-        (partial / (job.name + DONE)).unlink()
-    (partial / RECIPE).unlink()
-    put_in_place(partial, folder)
+    return {job.name: pickle.loads((partial / (job.name + DONE)).read_bytes()) for job in jobs}
 
 
 def _claim(partial: Path, recipe: Mapping[str, Any]) -> None:

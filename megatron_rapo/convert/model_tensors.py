@@ -27,6 +27,7 @@ from megatron_rapo.reshard.layout import (
     narrowed,
     padded_vocab_size,
     stages_of_layers,
+    unsplittable,
 )
 
 
@@ -126,17 +127,9 @@ def extra_states(num_layers: int) -> list[str]:
 
 def check_layout(model: ModelShape, layout: Layout) -> None:
     """Refuse a layout that cannot hold this model. Raises ConversionError."""
-    for field in ("num_heads", "ffn_hidden_size"):
-        if getattr(model, field) % layout.tensor:
-            raise ConversionError(
-                f"--tensor {layout.tensor}: does not divide the model's {field}={getattr(model, field)}; choose a size "
-                "that does."
-            )
-    if model.num_kv_heads % layout.tensor and layout.tensor % model.num_kv_heads:
-        raise ConversionError(
-            f"--tensor {layout.tensor}: neither divides the model's num_kv_heads={model.num_kv_heads} nor is a "
-            "multiple of it; choose a size that does."
-        )
+    problem = unsplittable(model, layout.tensor)
+    if problem:
+        raise ConversionError(f"--tensor {layout.tensor}: {problem}; choose a size that does.")
     if layout.pipeline * layout.virtual_pipeline > model.num_layers:
         raise ConversionError(
             f"--pipeline {layout.pipeline} --virtual-pipeline {layout.virtual_pipeline}: more chunks than the model's "

@@ -1,4 +1,4 @@
-"""Megatron's checkpoint files written by this process itself.
+"""Megatron's checkpoint files written by this process itself, with digests.
 
 megatron-core 0.16.1 forks one writer per file, from a process in which gloo, vLLM and NCCL have threads: a fork there
 may hang, and the writers of a killed run stay behind for ever, with its pipes open. It also keeps their results in a
@@ -9,30 +9,78 @@ from __future__ import annotations
 
 import functools
 import queue
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
 
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
 
-_Writer = filesystem_async.FileSystemWriterAsync
+from megatron_rapo.checkpoints.archive import save_bytes, save_tensor
+from megatron_rapo.checkpoints.manifest import Range
+from megatron_rapo.writing import NewFile
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one file will hold."""
+
+    path: Path
+    objects: Sequence[tuple[WriteItem, BytesIO]]
+    tensors: Sequence[tuple[WriteItem, Tensor]]  # in host memory
+
+
+@dataclass
+class Outcome:
+    """Of writing a rank's files."""
+
+    results: dict[int, list[WriteResult]] = field(default_factory=dict)  # Megatron's, by the file's number
+    digests: dict[str, list[Range]] = field(default_factory=dict)  # by the file's name
 
 
 @functools.cache
-def install() -> None:
-    """Have synchronous saves of this process write without other processes, once."""
+def use_own_queue() -> None:
+    """Have Megatron take results from a queue of this process instead of a server's, once."""
     filesystem_async._results_queue = queue.Queue()
-    _Writer.write_preloaded_data_multiproc = staticmethod(_write)
 
 
-def _write(transforms: list[Any], use_msc: bool, rank: int, buckets: list[Any], results: queue.Queue[Any]) -> None:
-    """Write `buckets` one after the other; `results` gets {bucket number: write results}, or the first exception."""
-    written: dict[int, Any] = {}
-    for number, bucket in enumerate(buckets):
-        outcome: queue.Queue[Any] = queue.Queue()
-        counter: queue.Queue[int] = queue.Queue()
-        counter.put(number)  # what Megatron's function takes from it to say that it is done
-        _Writer.write_preloaded_data(transforms, number, bucket, outcome, counter, use_fsync=True, use_msc=use_msc)
-        _, written[number] = outcome.get_nowait()
-        if isinstance(written[number], Exception):
-            results.put(written[number])
-            return
-    results.put(written)
+def content_of(request: AsyncRequest, *, copied: bool) -> list[Content]:
+    """What this rank has to write, in host memory; `copied` so that training may go on meanwhile."""
+    if request.async_fn is None:
+        return []
+    _, buckets, _ = request.async_fn_args
+    return [
+        Content(Path(path), objects, [(item, tensor.to("cpu", copy=copied)) for item, tensor in tensors])
+        for path, _, (objects, tensors) in buckets
+    ]
+
+
+def write(files: Sequence[Content]) -> Outcome:
+    """Write the files, on the disk when this returns. Raises OSError."""
+    outcome = Outcome()
+    for number, content in enumerate(files):
+        name = content.path.name
+        with NewFile(content.path) as file:
+            written = [(item, save_bytes(data.getbuffer(), file)) for item, data in content.objects]
+            written += [(item, save_tensor(tensor, file)) for item, tensor in content.tensors]
+            file.finish()
+        outcome.results[number] = [
+            WriteResult(item.index, size_in_bytes=each.length, storage_data=_StorageInfo(name, each.start, each.length))
+            for item, each in written
+        ]
+        outcome.digests[name] = [each for _, each in written]
+    return outcome
+
+
+def finish(request: AsyncRequest, outcome: Outcome) -> None:
+    """Have Megatron write down what is where. Collective over the world."""
+    if outcome.results:
+        _, _, results = request.async_fn_args
+        results.put(outcome.results)
+    for finalize in request.finalize_fns:
+        finalize()

@@ -57,6 +57,15 @@ class Monitor:
         self._take()
         return {name: round(value, 3) for name, value in self._total_seconds.items()}
 
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """For a checkpoint: what adds up over a run, however often it is interrupted."""
+        return {"seconds": self.seconds()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Add to what was timed so far what had been when `state_dict` was taken."""
+        for name, value in state["seconds"].items():
+            self._total_seconds[name] = self._total_seconds.get(name, 0.0) + value
+
     def __enter__(self) -> Monitor:
         if self._console:
             self._console.__enter__()

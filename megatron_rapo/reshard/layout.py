@@ -8,8 +8,9 @@ rank of either holds it. A new family is another set of entries and a parity tes
 Along one axis a shard is a run of pieces, each a range of rows (or columns) of one HF tensor:
 
 - column-parallel weights are split over their rows, row-parallel ones over their columns;
-- Megatron interleaves linear_qkv by query group, [q of group 0, k 0, v 0, q of group 1, ...]; vLLM's qkv_proj is
-  [q, k, v], and where it has more ranks than there are KV heads, neighbouring ranks hold the same one;
+- Megatron interleaves linear_qkv by query group, [q of group 0, k 0, v 0, q of group 1, ...], and splits that evenly,
+  in the middle of groups where there are more ranks than groups; vLLM's qkv_proj is [q, k, v], and where it has more
+  ranks than there are KV heads, neighbouring ranks hold the same one;
 - linear_fc1 and gate_up_proj stack a rank's gate rows on its up rows;
 - the vocabulary is padded with rows that no piece covers: to a multiple of the tensor size in Megatron, of 64 in vLLM.
 """
@@ -145,14 +146,16 @@ class QueryKeyValue:
     head_dim: int
 
     def trainer(self, tensor: int, rank: int) -> Shard:
+        """Even parts of the interleaved rows, whole groups or (of fewer KV heads than ranks) pieces of one."""
         d, queries = self.head_dim, self.num_heads // self.num_kv_heads * self.head_dim
-        groups = self.num_kv_heads // tensor
         rows = [
             (part, group * size, size)
-            for group in range(rank * groups, (rank + 1) * groups)
+            for group in range(self.num_kv_heads)
             for part, size in (("q", queries), ("k", d), ("v", d))
         ]
-        return self._shard(rows)
+        everything = self._shard(rows)
+        size = everything.shape[0] // tensor
+        return narrowed(everything, rank * size, (rank + 1) * size)
 
     def engine(self, tensor: int, rank: int) -> Shard:
         queries = self.num_heads // tensor * self.head_dim
@@ -251,17 +254,24 @@ def _layer(model: ModelShape, layer: int, norms: NormNames) -> Iterator[Entry]:
     yield columns("mlp.linear_fc2.weight", "mlp.down_proj.weight", ffn)
 
 
+def unsplittable(model: ModelShape, tensor: int) -> str | None:
+    """Why `tensor` ranks cannot split the model (Megatron's rules, which are vLLM's too); None where they can."""
+    for field in ("num_heads", "ffn_hidden_size"):
+        if getattr(model, field) % tensor:
+            return f"does not divide the model's {field}={getattr(model, field)}"
+    if model.num_kv_heads % tensor and tensor % model.num_kv_heads:
+        return f"neither divides the model's num_kv_heads={model.num_kv_heads} nor is a multiple of it"
+    return None
+
+
 def trainer_shards(model: ModelShape, *, tensor: int, rank: int, norms: NormNames) -> dict[str, Shard]:
     """Every parameter of the whole model by Megatron's name, as rank `rank` of `tensor` holds its part.
 
-    Raises ValueError where `tensor` does not divide heads, KV heads or the feed-forward size.
+    Raises ValueError where `tensor` cannot split this model.
     """
-    for field in ("num_heads", "num_kv_heads", "ffn_hidden_size"):
-        if getattr(model, field) % tensor:
-            raise ValueError(
-                f"parallel.tensor={tensor}: does not divide the model's {field}={getattr(model, field)}; "
-                "choose a tensor-parallel size that does."
-            )
+    problem = unsplittable(model, tensor)
+    if problem:
+        raise ValueError(f"parallel.tensor={tensor}: {problem}; choose a tensor-parallel size that does.")
     return {entry.trainer: entry.holding.trainer(tensor, rank) for entry in entries(model, norms)}
 
 

@@ -66,5 +66,11 @@ def test_bytes_beyond_the_end(tmp_path: Path) -> None:
         map_range(tmp_path / "file", 50, 51)
 
 
+def test_a_full_disk_is_said() -> None:
+    """torch.save itself raises a RuntimeError about positions."""
+    with NewFile(Path("/dev/full")) as file, pytest.raises(OSError, match="No space left on device"):
+        save_tensor(torch.ones(1000), file)
+
+
 def same(found: Tensor, expected: Tensor) -> None:
     assert found.dtype == expected.dtype and torch.equal(found, expected)

@@ -12,12 +12,12 @@ from megatron.core import dist_checkpointing, parallel_state
 
 from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
-from megatron_rapo.mcore.checkpoint import save_checkpoint
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from tests.convert.test_conversion import CONVERTED, FAMILIES, LAYOUTS
 from tests.launch import write_result
+from tests.mcore.saving import saved
 from tests.runs import tiny_config
 
 
@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
                 results[f"{family}: {converted} -> {layout}"] = on_every_rank(same)
             if layout != "TP1":
                 give_optimizer_a_state(policy)
-                save_checkpoint(folder / family / "runs" / layout, 3, policy, {"step": 3})
+                saved(folder / family / "runs" / layout, 3, policy, {"step": 3})
             parallel_state.destroy_model_parallel()
     if dist.get_rank() == 0:
         write_result(results)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -15,13 +21,17 @@ from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import Config
 from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
-from megatron_rapo.mcore.checkpoint import load_checkpoint, save_checkpoint
+from megatron_rapo.mcore import checkpoint_writer
+from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.objective import loss_function
+from megatron_rapo.types import TrainingSequence
 from tests.launch import write_result
 from tests.runs import recorded_rollout, tiny_config
 
+WRITE = checkpoint_writer.write
 LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2": {"parallel": {"tensor": 2}},
     "PP2": {"parallel": {"pipeline": 2}},
@@ -42,9 +52,8 @@ def main() -> None:
         policy, config = build(model, folder, saved)
         for _ in range(2):
             step(policy, config, rollout)
-        checkpoint = save_checkpoint(folder / saved.replace(" ", "-"), 2, policy, {"step": 2, "words": ["any", 1]})
-        went_on = [step(policy, config, rollout) for _ in range(2)]
-        weights = dict(policy.hf_tensors())
+        checkpoint, went_on, drawn = save_while_going_on(policy, config, folder / saved.replace(" ", "-"), rollout)
+        weights, state = dict(policy.hf_tensors()), optimizer_tensors(policy)
         parallel_state.destroy_model_parallel()
         results[f"{saved}, cut up anew"] = {
             "went_on": went_on,
@@ -53,22 +62,97 @@ def main() -> None:
         for loaded in LAYOUTS:
             policy, config = build(model, folder, loaded)
             try:
-                state = load_checkpoint(checkpoint, policy)
+                trainer = load_checkpoint(checkpoint, policy)
             except CheckpointError as error:
                 results[f"{saved} -> {loaded}"] = {"refused": str(error)}
                 parallel_state.destroy_model_parallel()
                 continue
+            drawn_again = random_numbers()
             resumed = [step(policy, config, rollout) for _ in range(2)]
             results[f"{saved} -> {loaded}"] = {
-                "state": state,
+                "state": trainer,
                 "went_on": went_on,
                 "resumed": resumed,
+                "random_equal": on_all(drawn_again == drawn),
                 "weights_equal": all(torch.equal(t, weights[name]) for name, t in policy.hf_tensors()),
+                "optimizer_equal": saved == loaded and on_all(same(optimizer_tensors(policy), state)),
             }
             parallel_state.destroy_model_parallel()
+    results["full disk"] = full_disk(model, folder)
     if dist.get_rank() == 0:
         write_result(results)
     dist.destroy_process_group()
+
+
+def save_while_going_on(
+    policy: Policy, config: Config, root: Path, rollout: list[TrainingSequence]
+) -> tuple[Path, list[dict[str, float]], list[float]]:
+    """The checkpoint of now, what two more steps give before any of it is written, and random numbers of now."""
+    saver, gone_on = Saver(root, policy), threading.Event()
+    with mock.patch.object(checkpoint_writer, "write", lambda files: gone_on.wait() and WRITE(files)):
+        checkpoint = saver.save(2, {"step": 2, "words": ["any", 1]})
+    drawn = random_numbers()
+    went_on = [step(policy, config, rollout) for _ in range(2)]
+    saver.poll()
+    assert not checkpoint.exists()
+    gone_on.set()
+    saver.finish()
+    return checkpoint, went_on, drawn
+
+
+def full_disk(model: Path, folder: Path) -> dict[str, Any]:
+    """One checkpoint, and another that the last rank has no room for: what every rank says, and what is left."""
+    policy, _ = build(model, folder, "TP2")
+    root = folder / "full"
+    saver = Saver(root, policy)
+    saver.save(1, {})
+    saver.finish()
+    last = dist.get_rank() == dist.get_world_size() - 1
+    with mock.patch.object(checkpoint_writer, "write", to_full_disk if last else WRITE):
+        saver.save(2, {})
+    said: list[str] = [""] * dist.get_world_size()
+    try:
+        saver.finish()
+    except CheckpointError as error:
+        dist.all_gather_object(said, str(error))
+    left = sorted(path.name for path in root.iterdir())
+    dist.barrier()
+    saver.save(3, {})
+    saver.finish()
+    parallel_state.destroy_model_parallel()
+    return {"said": said, "left": left, "then": sorted(path.name for path in root.iterdir())}
+
+
+def to_full_disk(files: Sequence[checkpoint_writer.Content]) -> checkpoint_writer.Outcome:
+    return WRITE([dataclasses.replace(file, path=Path("/dev/full")) for file in files])
+
+
+def random_numbers() -> list[float]:
+    """Of every generator on the host, other ones on each rank."""
+    for generator in (random.random, np.random.random, lambda: float(torch.rand(()))):
+        for _ in range(dist.get_rank()):
+            generator()
+    return [random.random(), float(np.random.random()), float(torch.rand(()))]
+
+
+def optimizer_tensors(policy: Policy) -> list[torch.Tensor]:
+    """What this rank's Adam updates and keeps, parameter by parameter."""
+    found = []
+    for part in getattr(policy.optimizer, "chained_optimizers", [policy.optimizer]):
+        for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
+            state = part.optimizer.state[parameter]
+            found += [parameter.detach().clone(), *(torch.as_tensor(state[name]).clone() for name in sorted(state))]
+    return found
+
+
+def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return len(ours) == len(theirs) > 0 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def on_all(fact: bool) -> bool:
+    value = torch.tensor(int(fact))
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return bool(value)
 
 
 def go_on_resharded(checkpoint: Path, model: Path, folder: Path, saved: str, rollout: Any) -> Any:

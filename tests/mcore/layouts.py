@@ -18,10 +18,8 @@ DISTRIBUTED = {"distributed": True}
 LAYOUTS = {
     "TP1 untied": Layout(1, "untied"),
     "TP1 tied": Layout(1, "tied"),
-    "TP2 untied": Layout(2, "untied", {"parallel": TENSOR}),
     "TP2 tied": Layout(2, "tied", {"parallel": TENSOR}),
     "TP2 SP tied": Layout(2, "tied", {"parallel": TENSOR | {"sequence": True}}),
-    "PP2 untied": Layout(2, "untied", {"parallel": PIPELINE}),
     "PP2 tied": Layout(2, "tied", {"parallel": PIPELINE}),
     "PP2 VPP2 tied": Layout(2, "tied", {"parallel": PIPELINE | {"virtual_pipeline": 2}}),
     "DP2 untied": Layout(2, "untied"),
@@ -29,15 +27,14 @@ LAYOUTS = {
     "CP2 untied": Layout(2, "untied", {"parallel": CONTEXT}),
     "TP2 recompute full tied": Layout(2, "tied", {"parallel": TENSOR, "model": {"recompute": "full"}}),
     "TP2 recompute selective tied": Layout(2, "tied", {"parallel": TENSOR, "model": {"recompute": "selective"}}),
+    "TP4 tied": Layout(4, "tied", {"parallel": {"tensor": 4}}),  # of 2 KV heads, so that two ranks share one
     "TP2 PP2 untied": Layout(4, "untied", {"parallel": TENSOR | PIPELINE}),
-    "TP2 PP2 tied": Layout(4, "tied", {"parallel": TENSOR | PIPELINE}),
     "TP2 CP2 SP tied": Layout(4, "tied", {"parallel": TENSOR | CONTEXT | {"sequence": True}}),
     "PP2 CP2 untied": Layout(4, "untied", {"parallel": PIPELINE | CONTEXT}),
     # Other families; five layers, which no number of chunks but one divides.
     "TP1 qwen3": Layout(1, "qwen3"),
-    "TP2 SP qwen3": Layout(2, "qwen3", {"parallel": TENSOR | {"sequence": True}}),
-    "TP2 qwen3": Layout(2, "qwen3", {"parallel": TENSOR}),
     "PP2 VPP2 qwen3": Layout(2, "qwen3", {"parallel": PIPELINE | {"virtual_pipeline": 2}}),
+    "TP4 SP qwen3": Layout(4, "qwen3", {"parallel": {"tensor": 4, "sequence": True}}),  # of 2 KV heads
     "TP1 llama": Layout(1, "llama"),
     "TP2 PP2 llama": Layout(4, "llama", {"parallel": TENSOR | PIPELINE}),
     "TP2 DP2 distributed optimizer untied": Layout(4, "untied", {"parallel": TENSOR, "optimizer": DISTRIBUTED}),
@@ -56,7 +53,6 @@ MEASURED_LAYOUTS = (
     "PP2 VPP2 tied",
     "DP2 distributed optimizer tied",
     "CP2 untied",
-    "TP2 PP2 untied",
     BF16,
 )
 # alpha: the exact divergences count in the loss and its gradient

@@ -13,12 +13,13 @@ from megatron.core import parallel_state
 from megatron_rapo.config import Config
 from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
-from megatron_rapo.mcore.checkpoint import load_checkpoint, save_checkpoint
+from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.objective import loss_function
 from megatron_rapo.types import TrainingSequence
 from tests.launch import write_result
+from tests.mcore.saving import saved
 from tests.mcore.test_offload import CASES
 from tests.runs import recorded_rollout, tiny_config
 
@@ -46,7 +47,7 @@ def compare(folder: Path, name: str, rollout: list[TrainingSequence]) -> dict[st
         norms = [step(policy, config, rollout) for _ in range(STEPS)]
         bytes_after = optimizer_bytes(policy) + gradient_bytes(policy)
         found["away" if offload else "in place"] = bytes_after
-        checkpoint = save_checkpoint(folder / f"{name}-{offload}".replace(" ", "-"), STEPS, policy, {})
+        checkpoint = saved(folder / f"{name}-{offload}".replace(" ", "-"), STEPS, policy, {})
         norms.append(step(policy, config, rollout))
         runs[offload] = norms, dict(policy.hf_tensors())
         parallel_state.destroy_model_parallel()

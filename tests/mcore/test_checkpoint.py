@@ -26,7 +26,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_resuming_is_bitwise(results: dict[str, Any], layout: str) -> None:
     found = results[f"{layout} -> {layout}"]
     assert found["resumed"] == found["went_on"]
-    assert found["weights_equal"] is True
+    assert found["weights_equal"] is True and found["optimizer_equal"] is True
+    assert found["random_equal"] is True
     assert found["state"] == {"step": 2, "words": ["any", 1]}
 
 
@@ -57,3 +58,11 @@ def test_another_kind_of_optimizer_state_is_refused(
 def test_a_checkpoint_that_was_cut_up_anew_is_the_same(results: dict[str, Any], layout: str) -> None:
     found = results[f"{layout}, cut up anew"]
     assert found["resumed"] == found["went_on"]
+
+
+def test_a_checkpoint_that_one_process_cannot_write(results: dict[str, Any]) -> None:
+    found = results["full disk"]
+    assert len(set(found["said"])) == 1  # on every process
+    assert "/full/step-000002.partial: the checkpoint could not be saved: the disk is full (" in found["said"][0]
+    assert found["left"] == ["latest", "step-000001"]
+    assert found["then"] == ["latest", "step-000001", "step-000003"]

@@ -30,8 +30,7 @@ from tests.launch import write_result
 from tests.runs import tiny_config
 
 TENSOR, PIPELINE, VIRTUAL = {"tensor": 2}, {"pipeline": 2}, {"virtual_pipeline": 2}
-ONE_KV_HEAD = {"TP1": {}, "PP2": PIPELINE, "PP2 x VPP2": PIPELINE | VIRTUAL}
-EVERY = ONE_KV_HEAD | {"TP2": TENSOR}
+EVERY = {"TP1": {}, "PP2": PIPELINE, "PP2 x VPP2": PIPELINE | VIRTUAL, "TP2": TENSOR}
 BOTH = {"TP2 x PP2": TENSOR | PIPELINE}
 
 
@@ -57,8 +56,8 @@ CASES = {
     "untied -> TP2": Case(2, 2, EVERY, "untied"),
     "tied -> TP1": Case(2, 1, EVERY, "tied"),
     "tied -> TP2": Case(2, 2, EVERY, "tied"),
-    "1 KV head -> TP1": Case(2, 1, ONE_KV_HEAD, "1 KV head"),
-    "1 KV head -> TP2": Case(2, 2, ONE_KV_HEAD, "1 KV head"),
+    "1 KV head -> TP1": Case(2, 1, EVERY, "1 KV head"),
+    "1 KV head -> TP2": Case(2, 2, EVERY, "1 KV head"),
     "qwen3 -> TP2": Case(2, 2, {"TP2": TENSOR}, "qwen3"),
     "llama -> TP1": Case(2, 1, {"PP2": PIPELINE}, "llama"),
     "tied, packed -> TP1": Case(2, 1, {"TP2": TENSOR}, "tied", packed=True),

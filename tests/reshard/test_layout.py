@@ -47,7 +47,6 @@ def shape(**changed):
 SHAPES = [
     (shape(tied=tied, vocab_size=vocab, num_kv_heads=kv, qkv_bias=bias), tensor)
     for tied, vocab, kv, bias, tensor in itertools.product((True, False), (24, 21), (1, 2, 4), (True, False), (1, 2, 4))
-    if kv % tensor == 0
 ]
 SHAPES += [(shape(head_dim=3, ffn_hidden_size=20, num_layers=1, vocab_size=23), 2)]  # heads wider than hidden / heads
 IDS = [f"{'tied' if m.tied else 'untied'}-v{m.vocab_size}-kv{m.num_kv_heads}-b{m.qkv_bias:d}-tp{t}" for m, t in SHAPES]
@@ -110,7 +109,7 @@ def test_every_element_is_held_once(model, tensor):
         assert by_rank[0][name].split == ("norm" not in name)
         for hf_name, count in counts.items():
             assert torch.equal(count, torch.full_like(count, each)), (name, hf_name)
-    held = [piece.hf_name for shard in by_rank[0].values() for piece in shard.pieces]
+    held = [piece.hf_name for by_name in by_rank for shard in by_name.values() for piece in shard.pieces]
     assert set(held) == set(whole)
 
 
@@ -141,19 +140,20 @@ def along(shard, read):
 # 4 heads of 2 rows: q has rows 0 to 7; 2 KV heads: k and v have rows 0 to 3; heads 0 and 1 share KV head 0.
 GROUP_0 = [100, 101, 102, 103, 200, 201, 300, 301]
 GROUP_1 = [104, 105, 106, 107, 202, 203, 302, 303]
+HALVES = [GROUP_0[:4], GROUP_0[4:], GROUP_1[:4], GROUP_1[4:]]  # of groups that two ranks share
 
 
 @pytest.mark.parametrize("kind", ["weight", "bias"])
-@pytest.mark.parametrize(("tensor", "expected"), [(1, [GROUP_0 + GROUP_1]), (2, [GROUP_0, GROUP_1])])
+@pytest.mark.parametrize(("tensor", "expected"), [(1, [GROUP_0 + GROUP_1]), (2, [GROUP_0, GROUP_1]), (4, HALVES)])
 def test_qkv_rows_by_hand(tensor, expected, kind):
     model = shape()
     for by_name, rows in zip(ranks(model, tensor), expected, strict=True):
         shard = by_name[f"decoder.layers.1.self_attention.linear_qkv.{kind}"]
         assert along(shard, numbered(model)) == rows
         assert shard.shape == ((len(rows), 8) if kind == "weight" else (len(rows),))
-        assert {piece.hf_name for piece in shard.pieces} == {
-            f"model.layers.1.self_attn.{part}_proj.{kind}" for part in "qkv"
-        }
+        parts = {"qkv"[row // 100 - 1] for row in rows}
+        names = {f"model.layers.1.self_attn.{part}_proj.{kind}" for part in parts}
+        assert {piece.hf_name for piece in shard.pieces} == names
 
 
 def test_each_head_its_own_group():
@@ -254,7 +254,6 @@ def test_merge_goes_by_where_pieces_belong_not_by_their_order():
     ("changed", "tensor", "field"),
     [
         ({}, 3, "num_heads=4"),
-        ({"num_kv_heads": 1}, 2, "num_kv_heads=1"),
         ({"ffn_hidden_size": 13}, 2, "ffn_hidden_size=13"),
     ],
 )
@@ -263,6 +262,15 @@ def test_a_tensor_size_that_does_not_divide_is_refused(changed, tensor, field):
         trainer_shards(shape(**changed), tensor=tensor, rank=0, norms=TORCH_NORMS)
     assert str(raised.value) == (
         f"parallel.tensor={tensor}: does not divide the model's {field}; choose a tensor-parallel size that does."
+    )
+
+
+def test_kv_heads_that_neither_divide_nor_are_divided_are_refused():
+    with pytest.raises(ValueError) as raised:
+        trainer_shards(shape(num_heads=12, num_kv_heads=6), tensor=4, rank=0, norms=TORCH_NORMS)
+    assert str(raised.value) == (
+        "parallel.tensor=4: neither divides the model's num_kv_heads=6 nor is a multiple of it; choose a "
+        "tensor-parallel size that does."
     )
 
 

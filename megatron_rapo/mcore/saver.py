@@ -1,0 +1,135 @@
+"""Checkpoints saved: whole or not at all, while training goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+
+from megatron_rapo.checkpoints import (
+    MODEL_FILES,
+    PARTIAL,
+    CheckpointError,
+    checkpoint_folder,
+    point_to,
+    prune,
+    save_settings,
+)
+from megatron_rapo.checkpoints.manifest import Range, whole, write_manifest
+from megatron_rapo.distributed import everywhere, on_first_rank
+from megatron_rapo.hf.weights import copy_model_files
+from megatron_rapo.mcore import checkpoint_writer
+from megatron_rapo.mcore.checkpoint import content
+from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.writing import explained, put_in_place
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    folder: Path
+    partial: Path
+    request: AsyncRequest
+    writing: Future[checkpoint_writer.Outcome]
+
+
+class Saver:
+    """Saves checkpoints of `policy` under `root`, one at a time. Every method is collective over the world.
+
+    With checkpoint.async_save a thread of each process writes from copies in host memory, and the checkpoint gets its
+    name at the next `poll` or `finish` after all have written. Raises CheckpointError on every process where one could
+    not write; what was saved before is untouched.
+    """
+
+    def __init__(self, root: Path, policy: Policy) -> None:
+        self._root, self._policy = root, policy
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
+
+    def save(self, step: int, trainer: dict[str, Any]) -> Path:
+        """Begin to save what the policy is after `step`, `trainer` with it. Returns the folder that it will be in."""
+        self.finish()
+        folder = checkpoint_folder(self._root, step)
+        partial = folder.with_suffix(PARTIAL)
+        asynchronous = self._policy.config.checkpoint.async_save
+        with self._all_or_nothing(partial):
+            on_first_rank(lambda: _make_empty(partial))
+            checkpoint_writer.use_own_queue()
+            with self._policy.training_state.in_place():
+                request = dist_checkpointing.save(
+                    content(self._policy, trainer),
+                    str(partial),
+                    get_default_save_sharded_strategy("torch_dist"),
+                    async_sharded_save=True,
+                )
+                files = checkpoint_writer.content_of(request, copied=asynchronous)
+        self._pending = _Pending(folder, partial, request, self._thread.submit(checkpoint_writer.write, files))
+        if not asynchronous:
+            self.finish()
+        return folder
+
+    def poll(self) -> None:
+        """Finish what is being saved where every process has written."""
+        if self._pending and _on_all(self._pending.writing.done()):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for what is being saved, and make it the latest checkpoint."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, None
+        with self._all_or_nothing(pending.partial):
+            outcome = everywhere(pending.writing.result)
+            checkpoint_writer.finish(pending.request, outcome)
+            everyone: list[dict[str, list[Range]]] = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(everyone, outcome.digests)
+            digests = {file: ranges for of_rank in everyone for file, ranges in of_rank.items()}
+            on_first_rank(lambda: self._name(pending, digests))
+
+    def _name(self, pending: _Pending, digests: dict[str, list[Range]]) -> None:
+        """Add what belongs to every checkpoint, and make it one."""
+        config, partial, folder = self._policy.config, pending.partial, pending.folder
+        save_settings(partial, config)
+        copy_model_files(config.model.path, partial / MODEL_FILES)
+        others = [str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()]
+        write_manifest(partial, digests | {name: whole(partial / name) for name in others if name not in digests})
+        put_in_place(partial, folder)
+        point_to(folder)
+        prune(folder, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
+
+    @contextmanager
+    def _all_or_nothing(self, partial: Path) -> Iterator[None]:
+        """Where the disk does not take it: no rest of it, and an error that says why."""
+        try:
+            yield
+        except OSError as error:
+            problem = explained(error, partial)
+            if dist.get_rank() == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"{partial}: the checkpoint could not be saved: {problem} Those before it are untouched, and --resume "
+                "goes on from the latest."
+            ) from error
+
+
+def _make_empty(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def _on_all(fact: bool) -> bool:
+    value = torch.tensor(int(fact))
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return bool(value)

@@ -1,0 +1,17 @@
+"""Checkpoints saved by tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.mcore.saver import Saver
+
+
+def saved(root: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:
+    """A checkpoint of `policy`, when it is there. Collective."""
+    saver = Saver(root, policy)
+    folder = saver.save(step, state)
+    saver.finish()
+    return folder
