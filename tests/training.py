@@ -59,6 +59,11 @@ folder = "{folder}"
 steps = {steps}
 timeout_s = 60.0
 """
+LAYOUTS: dict[str, Sequence[str]] = {  # on two processes, as settings on the command line
+    "TP2": (),
+    "PP2": ("--set", "parallel.tensor=1", "--set", "parallel.pipeline=2"),
+    "DP2 distributed": ("--set", "parallel.tensor=1", "--set", "optimizer.distributed=true"),
+}
 
 
 def start(

@@ -5,7 +5,7 @@
     python tools/convert_checkpoint.py megatron-to-hf INPUT OUTPUT [--max-shard-size 5GB]
     python tools/convert_checkpoint.py reshard INPUT OUTPUT [--tensor N] [--pipeline N] [--virtual-pipeline N]
     python tools/convert_checkpoint.py inspect INPUT
-    python tools/convert_checkpoint.py verify A B [--tolerance X]
+    python tools/convert_checkpoint.py verify A B [--tolerance X] [--logits]
 
 A Megatron checkpoint is a distributed one (torch_dist): a run's RUN/checkpoints/step-... or what this tool wrote. It
 loads under any layout; --tensor and the others say for which it is cut up, so that each rank finds its own in one file.
@@ -30,6 +30,7 @@ from rich.table import Table
 from megatron_rapo.checkpoints.tensors import Reader
 from megatron_rapo.convert import (
     Layout,
+    ModelSource,
     compare,
     hf_to_megatron,
     megatron_to_hf,
@@ -115,16 +116,29 @@ def verify(options: argparse.Namespace) -> int:
     with progress_bar("comparing", total_bytes(a)) as progress:
         found = list(compare(a, b, progress))
     different = [d for d in found if (d.largest > options.tolerance if options.tolerance else d.count)]
-    if not different:
+    if different:
+        print(f"{options.a} and {options.b} differ in {len(different)} of {len(found)} tensors; the worst of them:")
+        table = tensor_table("largest difference", "numbers that differ")
+        for each in sorted(different, key=lambda d: d.largest, reverse=True)[:WORST]:
+            table.add_row(each.name, f"{each.largest:.3g}", f"{each.count:,} of {each.numel:,}")
+        output().print(table)
+    else:
         within = f"within {options.tolerance:g}" if options.tolerance else "bit by bit"
         print(f"{options.a} and {options.b} are the same {within}: {len(found)} tensors")
-        return 0
-    print(f"{options.a} and {options.b} differ in {len(different)} of {len(found)} tensors; the worst of them:")
-    table = tensor_table("largest difference", "numbers that differ")
-    for each in sorted(different, key=lambda d: d.largest, reverse=True)[:WORST]:
-        table.add_row(each.name, f"{each.largest:.3g}", f"{each.count:,} of {each.numel:,}")
-    output().print(table)
-    return 1
+    same = verify_logits(a, b, options) if options.logits else True
+    return 0 if same and not different else 1
+
+
+def verify_logits(a: ModelSource, b: ModelSource, options: argparse.Namespace) -> bool:
+    from megatron_rapo.convert.logits import compare_logits  # transformers takes seconds to import
+
+    found = compare_logits(a, b, options.text)
+    print(
+        f"logits after {found.tokens} tokens of text, in float32: they differ by {found.largest:.3g} at most, their "
+        f"distributions by {found.mean_kl:.3g} nats on average; the likeliest token is the same after "
+        f"{found.same_choice}"
+    )
+    return found.largest <= options.tolerance
 
 
 def output() -> Console:
@@ -224,6 +238,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     compares.add_argument(
         "--tolerance", type=float, default=0.0, metavar="X", help="largest difference of a number; bit by bit without"
     )
+    compares.add_argument(
+        "--logits", action="store_true", help="also compute both models' logits (one at a time, 4 bytes a parameter)"
+    )
+    compares.add_argument("--text", help="of which; a problem and its solution unless given")
     likes(compares)
     return parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
 """A run killed with `kill -9` at random instants, resumed each time, and compared with one that was left alone.
 
-    python -m tests.chaos.chaos [--kills 30] [--seed 0] > result.json
+    python -m tests.chaos.chaos [--kills 30] [--seed 0] [--layout TP2] > result.json
 
 Exit status 0 where both runs have the same numbers at every step and the same weights in the end.
 """
@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from tests.training import finish, kill_tree, metrics, same_run, start
+from tests.training import LAYOUTS, finish, kill_tree, metrics, same_run, start
 
 PHASES = ("checkpoint", "reshard", "parity", "rollout", "verify", "score", "gradient_share", "train")
 """In the order in which they follow on a step that was recorded."""
@@ -32,33 +34,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layout", choices=LAYOUTS, default="TP2")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="rapo-chaos-") as folder:
-        result = chaos(Path(folder), options.kills, options.seed)
+        result = chaos(Path(folder), options.kills, options.seed, options.layout)
     print(json.dumps(result, indent=2))
     return 0 if result["same"] else 1
 
 
-def chaos(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def chaos(folder: Path, kills: int, seed: int, layout: str) -> dict[str, Any]:
     """Both runs, in `folder`: where each kill fell, and whether the runs are the same."""
-    steps = kills + STEPS_MORE
-    finish(start(folder / "alone", steps=steps), timeout_s=60 + 20 * steps)
+    steps, settings = kills + STEPS_MORE, LAYOUTS[layout]
+    finish(start(folder / "alone", *settings, steps=steps), timeout_s=60 + 20 * steps)
     step_s = {name: seconds_of(folder / "alone", name) for name in PHASES}
     rng = random.Random(seed)
     found = []
     for number in range(kills):
-        found.append(run_and_kill(folder / "killed", steps, rng, step_s))
+        found.append(run_and_kill(folder / "killed", steps, rng, step_s, settings))
         print(f"kill {number + 1} of {kills}: {found[-1]}", file=sys.stderr, flush=True)
-    output = finish(start(folder / "killed", *how_to_go_on(folder / "killed"), steps=steps), timeout_s=60 + 20 * steps)
+    last = start(folder / "killed", *settings, *how_to_go_on(folder / "killed"), steps=steps)
+    output = finish(last, timeout_s=60 + 20 * steps)
     assert "WARNING" not in output, output
-    return {"kills": found, "seed": seed, "steps": steps, "same": same_run(folder / "killed", folder / "alone")}
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "versions": {name: version(packages_distributions()[name][0]) for name in ("torch", "megatron", "vllm")},
+        "layout": layout,
+        "kills": found,
+        "seed": seed,
+        "steps": steps,
+        "same": same_run(folder / "killed", folder / "alone"),
+    }
 
 
-def run_and_kill(folder: Path, steps: int, rng: random.Random, step_s: Mapping[str, float]) -> dict[str, Any]:
+def run_and_kill(
+    folder: Path, steps: int, rng: random.Random, step_s: Mapping[str, float], settings: Sequence[str]
+) -> dict[str, Any]:
     """Start or resume the run in `folder`, and kill all of its processes at once or after its first step."""
     before = last_step(folder)
     started = time.monotonic()
-    process = start(folder, *how_to_go_on(folder), steps=steps)
+    process = start(folder, *settings, *how_to_go_on(folder), steps=steps)
     try:
         if rng.random() < EARLY:
             wait(process, rng.uniform(0.0, START_S))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.chaos import chaos
 
 
-def test_a_run_that_is_killed_again_and_again_is_the_one_that_was_left_alone(tmp_path: Path) -> None:
-    found = chaos(tmp_path, kills=2, seed=1)
-    assert found["same"] and len(found["kills"]) == 2
+@pytest.mark.parametrize("layout", ["PP2", "DP2 distributed"])
+def test_a_run_that_is_killed_is_the_one_that_was_left_alone(tmp_path: Path, layout: str) -> None:
+    found = chaos(tmp_path, kills=1, seed=1, layout=layout)
+    assert found["same"] and len(found["kills"]) == 1

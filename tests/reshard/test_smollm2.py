@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.smollm2 import save_smollm2
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("smollm2")
-    model = save_smollm2(folder / "model")
-    return run_distributed(Path(__file__).with_name("smollm2_worker.py"), 2, model, folder, timeout_s=300) or {}
+    return run_distributed(Path(__file__).with_name("smollm2_worker.py"), 2, smollm2, folder, timeout_s=300) or {}
 
 
 def test_the_engine_says_what_transformers_says(results: dict[str, Any]) -> None:

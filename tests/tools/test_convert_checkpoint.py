@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import convert_checkpoint
 from tests.models import save_tiny_model
+
+TINY = Path(__file__).parents[2] / "examples/tiny/model"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,25 @@ def test_verify_names_what_differs(
     assert "differ in 1 of 26 tensors" in capsys.readouterr().out
     assert run("verify", converted, other, "--tolerance", 0.6) == 0
     assert "are the same within 0.6: 26 tensors" in capsys.readouterr().out
+
+
+def test_verify_by_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the tiny model, which has a tokenizer: the same, and with one number changed."""
+    assert run("hf-to-megatron", TINY, tmp_path / "megatron", "--pipeline", 2) == 0
+    capsys.readouterr()
+    assert run("verify", TINY, tmp_path / "megatron", "--logits") == 0
+    same, logits = capsys.readouterr().out.splitlines()
+    assert same.endswith("the same bit by bit: 50 tensors")
+    assert re.match(r"logits after \d\d+ tokens of text, in float32: they differ by 0 at most, ", logits)
+    shutil.copytree(TINY, tmp_path / "other")
+    tensors = load_file(TINY / "model.safetensors")
+    tensors["model.norm.weight"][0] += 0.01
+    save_file(tensors, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    text = ("--text", "7 + 5 = ")
+    assert run("verify", TINY, tmp_path / "other", "--tolerance", 1.0, "--logits", *text) == 0
+    found = re.search(r"they differ by (\S+) at most, their distributions by (\S+) nats", capsys.readouterr().out)
+    assert found and 1e-4 < float(found[1]) < 1.0 and 0 < float(found[2]) < 0.01
+    assert run("verify", TINY, tmp_path / "other", "--tolerance", 1e-9, "--logits", *text) == 1
 
 
 def test_inspect(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
