@@ -5,15 +5,13 @@ One process per device runs all of it, in step with the others.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
 from megatron_rapo.config import Config
@@ -34,6 +32,7 @@ from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.signals import Signals, Stopped
 from megatron_rapo.skipped_steps import SkippedSteps
+from megatron_rapo.summary import summarise
 from megatron_rapo.types import Group, Prompt
 from megatron_rapo.weight_sync import WeightSync
 
@@ -238,27 +237,17 @@ class Trainer:
 
     def _finish(self) -> None:
         """Keep what was trained and say where it is."""
-        folder, scores = self._config.run.folder, by_metric(self._scores)
+        folder = self._config.run.folder
+        where = {"checkpoint": str(checkpoint_folder(folder / CHECKPOINTS, self._step))}
         with self._monitor.phase("checkpoint"):
             self._saver.finish()
-        where = {"checkpoint": str(checkpoint_folder(folder / CHECKPOINTS, self._step))}
-        if self._config.checkpoint.hf_export:
-            with self._monitor.phase("checkpoint"):
+            if self._config.checkpoint.hf_export:
                 export(self._policy, folder / "hf")
-            where["hf_export"] = str(folder / "hf")
+                where["hf_export"] = str(folder / "hf")
         if self._config.monitor.tensorboard:
             tensorboard = Path(sys.executable).with_name("tensorboard")
             where["tensorboard"] = f"{tensorboard} --logdir {folder / TENSORBOARD_FOLDER}"
-        seconds = self._monitor.seconds()
-        if dist.get_rank() == 0:
-            summary = {**scores, **where, "seconds": seconds}
-            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        if scores:
-            rows = [[name, *(f"{value:.3f}" for value in when.values())] for name, when in scores.items()]
-            self._monitor.table("held-out problems", ["", *next(iter(scores.values()))], rows)
-        self._monitor.table("seconds", ["phase", "s"], [[name, f"{value:.1f}"] for name, value in seconds.items()])
-        for name, place in where.items():
-            self._monitor.message(f"{name.replace('_', ' ')}: {place}")
+        summarise(folder, self._monitor, self._scores, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,12 +275,3 @@ def samples(groups: Sequence[Group], count: int) -> list[Sample]:
         )
         for group in groups[:count]
     ]
-
-
-def by_metric(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """{"before": {"pass@1": x}, ...} -> {"pass@1": {"before": x, ...}, ...}."""
-    table: dict[str, dict[str, float]] = {}
-    for when, values in scores.items():
-        for name, value in values.items():
-            table.setdefault(name, {})[when] = value
-    return table

@@ -1,10 +1,12 @@
 import dataclasses
 import importlib.util
+import re
 
 import pytest
 
 from megatron_rapo import checks
-from megatron_rapo.checks import check_model, check_rollout, check_world_size, resolve_layers
+from megatron_rapo.checks import check_disk, check_model, check_rollout, check_world_size, resolve_layers
+from megatron_rapo.config import ConfigError
 from megatron_rapo.hf import ModelShape
 from tests.settings import EVALUATION, refusal
 
@@ -266,3 +268,22 @@ def test_fp8_needs_the_layers_that_have_it(load, machine):
         "precision.fp8=hybrid: does nothing with model.layers=torch; "
         "use a GPU with Transformer Engine or set precision.fp8=none."
     )
+
+
+def test_a_disk_without_room_for_a_checkpoint(load, tmp_path):
+    """Of a trillion layers; in bfloat16 a parameter takes 14 bytes in a checkpoint and 2 in the export."""
+    config = load(f'run.folder="{tmp_path}"')
+    with pytest.raises(ConfigError) as refused:
+        check_disk(config, dataclasses.replace(SHAPE, ffn_hidden_size=10**15))
+    message = (
+        rf"run\.folder={tmp_path}: its disk has [0-9.]+ GB free, and a checkpoint of this model takes (\d+)\.\d\d GB, "
+        r"its export as a Hugging Face folder (\d+)\.\d\d; make room, or name a folder on another disk\."
+    )
+    found = re.fullmatch(message, str(refused.value))
+    assert found and int(found[1]) == pytest.approx(7 * int(found[2]))
+    check_disk(config, SHAPE)
+
+
+def test_a_folder_that_cannot_be_written(load):
+    with pytest.raises(OSError):
+        check_disk(load('run.folder="/proc"'), SHAPE)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron_rapo.checkpoints.tensors import Reader
+from megatron_rapo.convert import fp8_state
 from megatron_rapo.convert.files import Progress
 from megatron_rapo.convert.source import HfSource, MegatronSource, ModelSource, open_source
 from megatron_rapo.reshard.digest import digest
@@ -73,7 +74,9 @@ def _particulars(source: ModelSource) -> dict[str, str]:
         "chunks": f"{sum(len(tensor.chunks) for tensor in source.reader.tensors.values()):,}",
         "layout": _layout(source.reader.common),
         "other tensors": f"{sum(key.startswith('optimizer.') for key in source.reader.tensors):,} of the optimizer",
-        "FP8 state": f"{sum('_extra_state' in key for key in source.reader.objects):,} objects",
+        "FP8 state": fp8_state.describe(
+            source.reader.read_object(key) for key in source.reader.objects if fp8_state.OBJECT in key
+        ),
     }
 
 

@@ -1,0 +1,85 @@
+"""The extra state of Transformer Engine's FP8 layers in a checkpoint, read without Transformer Engine.
+
+Each layer's is one object: a tensor of bytes (Transformer Engine 2), a pickle of its recipe and, where scaling is
+delayed, of the history of largest magnitudes and the scales made of it. Cutting a checkpoint up anew keeps it as it is;
+a Hugging Face folder has no place for it, and a checkpoint made of one begins without, as a new run does.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import torch
+
+OBJECT = "._extra_state"
+
+
+@dataclass(frozen=True)
+class Fp8State:
+    """Of one layer."""
+
+    recipe: str  # Transformer Engine's name: DelayedScaling, Float8CurrentScaling, ...
+    largest: float | None  # magnitude in the forward pass' history; None where scaling is not delayed
+
+
+def read_fp8_state(content: bytes) -> Fp8State | None:
+    """Of an object as a checkpoint has it; None where FP8 was not used. Raises ValueError for another format."""
+    try:
+        [state] = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        if state is None or not state.numel():
+            return None
+        found = _Unpickler(BytesIO(state.numpy().tobytes())).load()
+    except Exception as error:  # of any kind, as of any bytes
+        raise ValueError(f"not the state of an FP8 layer of Transformer Engine 2 ({error!r})") from error
+    if found is None:
+        return None
+    history = found.get("amax_history_fwd")
+    return Fp8State(type(found["recipe"]).__name__, None if history is None else float(history.max()))
+
+
+def describe(contents: Iterable[bytes]) -> str:
+    """Of all layers, in a line."""
+    states, unknown = [], 0
+    for content in contents:
+        try:
+            states.append(read_fp8_state(content))
+        except ValueError:
+            unknown += 1
+    used = [state for state in states if state]
+    if not used and not unknown:
+        return "none"
+    said = [f"{' and '.join(sorted({state.recipe for state in used}))} in {len(used)} layers"] if used else []
+    largest = [state.largest for state in used if state.largest is not None]
+    said += [f"largest magnitude {max(largest):.3g}"] if largest else []
+    said += [f"{unknown} objects of another format"] if unknown else []
+    return ", ".join(said)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Tensors, and recipes by their names; nothing that a file says is run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return torch._utils._rebuild_tensor_v2
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda content: torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if module.partition(".")[0] == "transformer_engine":
+            return type(name, (_Recipe,), {})
+        raise pickle.UnpicklingError(f"{module}.{name} is not expected in it")
+
+
+class _Recipe:
+    """Stands for a class of Transformer Engine: its name, and any content."""
+
+    def __new__(cls, *_args: Any) -> _Recipe:
+        return object.__new__(cls)
+
+    def __init__(self, *_args: Any) -> None: ...
+
+    def __setstate__(self, _state: Any) -> None: ...
