@@ -11,10 +11,8 @@ import torch
 
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.hf import ModelShape
+from megatron_rapo.preflight.memory import ITEMSIZE, OPTIMIZER_BYTES
 from megatron_rapo.reshard.layout import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
-
-OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
-"""In a checkpoint, of each parameter: Adam's two moments and, beside weights in bfloat16, its own in float32."""
 
 
 def resolve_layers(config: Config) -> str:
@@ -148,7 +146,7 @@ def check_disk(config: Config, shape: ModelShape) -> None:
     with tempfile.TemporaryFile(dir=folder):  # it can be written to
         pass
     numel = sum(math.prod(size) for size in hf_shapes(shape).values())
-    of_weights = numel * getattr(torch, config.precision.dtype).itemsize
+    of_weights = numel * ITEMSIZE[config.precision.dtype]
     checkpoint = of_weights + numel * OPTIMIZER_BYTES[config.precision.dtype]
     export = of_weights if config.checkpoint.hf_export else 0
     free = shutil.disk_usage(folder).free

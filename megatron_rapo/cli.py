@@ -1,4 +1,7 @@
-"""The command line: `train`, `evaluate` and `audit`. Heavy imports wait until the configuration is known to be good."""
+"""The command line: `train`, `evaluate`, `audit` and `preflight`.
+
+Heavy imports wait until the configuration is known to be good.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ examples:
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --resume
   python -m megatron_rapo audit run.toml
+  python -m megatron_rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
   python -m megatron_rapo evaluate run.toml --set model.path=models/base --output base.json
   python -m megatron_rapo evaluate run.toml --set model.path=runs/mine/hf --k 1,4,16 --compare base.json
 
@@ -93,6 +97,25 @@ def _audit(arguments: argparse.Namespace) -> int:
     return audit_all(as_json=arguments.json, as_markdown=arguments.markdown, picture=arguments.plot)
 
 
+def _preflight(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.set)
+    from megatron_rapo.preflight.command import Options, preflight
+
+    return preflight(
+        config,
+        Options(
+            gpus=arguments.gpus,
+            gpu_memory_gib=arguments.gpu_memory_gib,
+            overhead_gib=arguments.overhead_gib,
+            hardware=arguments.hardware,
+            completion_tokens=arguments.completion_tokens,
+            suggest=arguments.suggest,
+            dry_run=arguments.dry_run,
+            as_json=arguments.json,
+        ),
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megatron_rapo",
@@ -135,6 +158,23 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="print everything as JSON")
     form.add_argument("--markdown", action="store_true", help="with --all: print the documentation's table")
     audit.add_argument("--plot", type=Path, metavar="FILE.png", help="with --all: draw the table")
+    preflight = _command(
+        commands, "preflight", _preflight, "what a run needs, on any machine; exit status 1 if it does not fit"
+    )
+    preflight.add_argument("--gpus", type=int, required=True, metavar="N", help="processes, one a GPU")
+    preflight.add_argument("--gpu-memory-gib", type=float, default=80.0, metavar="GIB", help="of each GPU (80)")
+    preflight.add_argument(
+        "--overhead-gib", type=float, default=4.0, metavar="GIB", help="of CUDA, NCCL, workspaces, fragmentation (4)"
+    )
+    preflight.add_argument("--hardware", choices=("a100", "h100", "h200"), default="h100", help="for seconds (h100)")
+    preflight.add_argument(
+        "--completion-tokens", type=int, metavar="N", help="mean length of a completion; half of the longest by default"
+    )
+    preflight.add_argument("--suggest", action="store_true", help="search layouts and print the three best")
+    preflight.add_argument(
+        "--dry-run", action="store_true", help="have Megatron build each stage's model, without memory, and count"
+    )
+    preflight.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser
 
 

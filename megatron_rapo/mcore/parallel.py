@@ -42,6 +42,7 @@ def init_parallel(config: ParallelConfig, *, timeout_s: float, seed: int) -> Par
         virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
         context_parallel_size=config.context,
         distributed_timeout_minutes=timeout_s / 60,  # used as timedelta(minutes=...)
+        create_gloo_process_groups=dist.get_backend() != "fake",  # a dry run has no others to talk to
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     on_gpu = torch.cuda.is_available()

@@ -1,0 +1,68 @@
+"""A run's model built as each of its processes would build it, on one process and without memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megatron_rapo.config import Config
+from megatron_rapo.hf import ModelShape
+from megatron_rapo.mcore.model import build_chunks, named_parameters, norm_names, transformer_config
+from megatron_rapo.mcore.parallel import init_parallel
+from megatron_rapo.reshard.layout import trainer_shards
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one process would hold."""
+
+    rank: int
+    stage: int
+    numel: int
+
+
+def dry_run(config: Config, model: ModelShape, *, world: int) -> list[Built]:
+    """The parameters of the first process of every pipeline stage, checked against the parameter map.
+
+    No other process group may be there. Raises RuntimeError where Megatron builds another model than the map says.
+    """
+    return [_build(config, model, rank, world) for rank in _first_of_stages(config, world)]
+
+
+def _first_of_stages(config: Config, world: int) -> Sequence[int]:
+    return range(0, world, world // config.parallel.pipeline)
+
+
+def _build(config: Config, model: ModelShape, rank: int, world: int) -> Built:
+    with _process(rank, world):
+        parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
+        parallel = dataclasses.replace(parallel, device=torch.device("meta"))
+        with torch.device("meta"):
+            chunks = build_chunks(config, model, transformer_config(config, model), parallel)
+        found = {name: tuple(parameter.shape) for name, parameter in named_parameters(chunks)}
+        tensor = parallel.tensor_group
+        table = trainer_shards(model, tensor=tensor.size(), rank=tensor.rank(), norms=norm_names(config))
+        for name, shape in found.items():
+            if name not in table or table[name].shape != shape:
+                expected = table[name].shape if name in table else "nothing"
+                raise RuntimeError(f"rank {rank}: {name} has shape {shape}, and the parameter map says {expected}.")
+        numel = sum(parameter.numel() for _, parameter in named_parameters(chunks))
+        return Built(rank, parallel.pipeline_group.rank(), numel)
+
+
+@contextmanager
+def _process(rank: int, world: int) -> Iterator[None]:
+    """As if this were one process of many, whose collectives do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

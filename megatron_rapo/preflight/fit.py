@@ -1,0 +1,155 @@
+"""Whether a configuration fits into a GPU, what would make it fit, and which layouts are best."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from megatron_rapo.checks import check_model, check_rollout, check_world_size
+from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.hf import ModelShape
+from megatron_rapo.preflight import memory
+from megatron_rapo.preflight.batch import Batch, batch
+from megatron_rapo.preflight.memory import Memory
+from megatron_rapo.preflight.seconds import GPUS_PER_NODE, Hardware, Traffic, seconds, traffic
+
+BEST = 3  # layouts that are suggested
+Settings = Mapping[str, Any]  # "section.field" -> value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run is started on."""
+
+    gpus: int
+    memory_bytes: float  # of each GPU
+    overhead_bytes: float  # of each, taken by CUDA, NCCL, workspaces and fragmentation
+    hardware: Hardware
+    layers: str
+
+    @property
+    def usable(self) -> float:
+        return self.memory_bytes - self.overhead_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of a step."""
+
+    config: Config
+    states: Mapping[str, Memory]
+    host: Memory
+    batch: Batch
+    traffic: Traffic
+    seconds: Mapping[str, float]
+
+
+def needed(model: ModelShape, config: Config, machine: Machine) -> dict[str, Memory]:
+    """Device memory by state. Raises ConfigError where the configuration cannot run on so many processes."""
+    check_world_size(config, machine.gpus)
+    check_model(config, model)
+    check_rollout(config, model, machine.gpus)
+    return memory.states(model, config, lanes=_lanes(config, machine), layers=machine.layers)
+
+
+def estimate(model: ModelShape, config: Config, machine: Machine, tokens_per_sequence: float) -> Estimate:
+    """Everything that is computed of a configuration. Raises ConfigError as `needed` does."""
+    states = needed(model, config, machine)
+    sizes = batch(config, world=machine.gpus, tokens_per_sequence=tokens_per_sequence)
+    moved = traffic(model, config, sizes, world=machine.gpus)
+    return Estimate(
+        config=config,
+        states=states,
+        host=memory.host(model, config, lanes=_lanes(config, machine)),
+        batch=sizes,
+        traffic=moved,
+        seconds=seconds(model, config, sizes, moved, machine.hardware, world=machine.gpus),
+    )
+
+
+def remedies(model: ModelShape, config: Config, machine: Machine) -> list[Settings]:
+    """Single changes, each of which makes it fit; where none does, the first pair that does."""
+    changes = list(_changes(config))
+    for together in (1, 2):
+        found: list[Settings] = []
+        for chosen in itertools.combinations(changes, together):
+            settings = {name: value for change in chosen for name, value in change.items()}
+            if _fitting(model, config, settings, machine):
+                found.append(settings)
+        if found:
+            return found if together == 1 else found[:1]
+    return []
+
+
+def suggestions(model: ModelShape, config: Config, machine: Machine, tokens_per_sequence: float) -> list[Estimate]:
+    """The layouts that fit with the shortest estimated steps."""
+    fitting = (_fitting(model, config, settings, machine) for settings in _layouts(machine.gpus))
+    found = [estimate(model, other, machine, tokens_per_sequence) for other in fitting if other]
+    return sorted(found, key=lambda each: sum(each.seconds.values()))[:BEST]
+
+
+def fits(states: Mapping[str, Memory], machine: Machine) -> bool:
+    return max(state.total for state in states.values()) <= machine.usable
+
+
+def changed(config: Config, settings: Settings) -> Config:
+    """The configuration with other settings, validated. Raises ValidationError."""
+    content = config.model_dump()
+    for name, value in settings.items():
+        section, field = name.split(".")
+        content[section][field] = value
+    return Config.model_validate({section: fields for section, fields in content.items() if fields is not None})
+
+
+def _fitting(model: ModelShape, config: Config, settings: Settings, machine: Machine) -> Config | None:
+    """The configuration with other settings, if it can run and fits."""
+    try:
+        other = changed(config, settings)
+        return other if fits(needed(model, other, machine), machine) else None
+    except (ConfigError, ValidationError):
+        return None
+
+
+def _lanes(config: Config, machine: Machine) -> int:
+    """Data- times context-parallel size."""
+    return machine.gpus // (config.parallel.tensor * config.parallel.pipeline)
+
+
+def _changes(config: Config) -> Iterator[Settings]:
+    """From what costs least to what changes most."""
+    if not config.optimizer.distributed:
+        yield {"optimizer.distributed": True}
+    if not config.memory.engine_sleep:
+        yield {"memory.engine_sleep": True}
+    if not config.memory.offload_optimizer:
+        yield {"memory.offload_optimizer": True}
+    if config.model.recompute != "full":
+        yield {"model.recompute": "full"}
+    for share in (2, 4):
+        yield {"rollout.kv_cache_mib": config.rollout.kv_cache_mib // share}
+    longest = config.data.max_prompt_tokens + config.rollout.max_completion_tokens
+    if config.batch.tokens_per_microbatch > longest:
+        yield {"batch.tokens_per_microbatch": max(longest, config.batch.tokens_per_microbatch // 2)}
+    for factor in (2, 4):
+        yield {"parallel.tensor": config.parallel.tensor * factor}
+    yield {"parallel.pipeline": config.parallel.pipeline * 2}
+
+
+def _layouts(gpus: int) -> Iterator[Settings]:
+    within_node = [size for size in (1, 2, 4, 8) if size <= min(gpus, GPUS_PER_NODE)]
+    for tensor, engine, pipeline, recompute in itertools.product(within_node, within_node, (1, 2, 4), ("none", "full")):
+        if gpus % (tensor * pipeline) == 0 and gpus % engine == 0:
+            yield {
+                "parallel.tensor": tensor,
+                "parallel.sequence": tensor > 1,
+                "parallel.pipeline": pipeline,
+                "parallel.virtual_pipeline": 1,
+                "parallel.context": 1,
+                "rollout.tensor": engine,
+                "model.recompute": recompute,
+                "optimizer.distributed": gpus > tensor * pipeline,
+            }

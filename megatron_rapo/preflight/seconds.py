@@ -1,0 +1,117 @@
+"""An estimate of a step's seconds by phase, from stated figures of the hardware. Good to a factor, not to a percent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_rapo.algo import DIVERGENCES
+from megatron_rapo.config import Config
+from megatron_rapo.hf import ModelShape
+from megatron_rapo.preflight.batch import Batch
+from megatron_rapo.preflight.memory import GRADIENT_BYTES, ITEMSIZE, engine_numel, parameters
+from megatron_rapo.reshard.layout import TORCH_NORMS
+from megatron_rapo.reshard.plan import Layouts, plan
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Of one GPU: the vendor's figures, and the shares of them that are reckoned with."""
+
+    name: str
+    bf16_flops: float  # dense, per second
+    memory_bytes_per_s: float
+    link_bytes_per_s: float  # to the other GPUs of its node, one direction
+    network_bytes_per_s: float  # to other nodes, one direction
+    utilisation: float = 0.4  # of the FLOPs, in training and scoring
+    bandwidth: float = 0.6  # of memory and links
+
+
+HARDWARE = {
+    "a100": Hardware("A100 80GB", 312e12, 2.04e12, 300e9, 25e9),
+    "h100": Hardware("H100 SXM", 989e12, 3.35e12, 450e9, 50e9),
+    "h200": Hardware("H200 SXM", 989e12, 4.8e12, 450e9, 50e9),
+}
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one process moves in a step."""
+
+    copied: int  # in resharding, within the device
+    sent: int  # in resharding, to others
+    gradients: int  # summed over data-parallel ranks
+    tensor_parallel: int  # activations, between tensor ranks
+
+
+def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> Traffic:
+    """Of the first process."""
+    layout, itemsize = config.parallel, ITEMSIZE[config.precision.dtype]
+    layouts = Layouts(
+        world=world,
+        tensor=layout.tensor,
+        pipeline=layout.pipeline,
+        virtual_pipeline=layout.virtual_pipeline,
+        engine_tensor=config.rollout.tensor,
+    )
+    rounds = plan(
+        model, TORCH_NORMS, layouts, rank=0, itemsize=itemsize, bucket_bytes=config.reshard.bucket_mib * 2**20
+    )
+    lanes = layouts.lanes
+    of_rank = batch.tokens / (world // layout.model_size) / layout.context / layout.pipeline
+    return Traffic(
+        copied=sum(move.numel for each in rounds for move in each.copies) * itemsize,
+        sent=sum(move.numel for each in rounds for moves in each.sends.values() for move in moves) * itemsize,
+        gradients=round(
+            2 * (lanes - 1) / lanes * parameters(model, config)[0] * GRADIENT_BYTES * batch.optimizer_steps
+        ),
+        # Two sums of hidden states a layer forward (scored once or twice) and two backward, as rings send them.
+        tensor_parallel=round(
+            (2 * (_passes(config) + 1) + 2)
+            * 2
+            * (layout.tensor - 1)
+            / layout.tensor
+            * of_rank
+            * model.hidden_size
+            * itemsize
+            * model.num_layers
+        ),
+    )
+
+
+def seconds(
+    model: ModelShape, config: Config, batch: Batch, moved: Traffic, hardware: Hardware, *, world: int
+) -> dict[str, float]:
+    """By phase."""
+    numel = engine_numel(model, 1)
+    flops = hardware.bf16_flops * hardware.utilisation * world
+    links = hardware.link_bytes_per_s * hardware.bandwidth
+    across = (hardware.network_bytes_per_s if world > GPUS_PER_NODE else hardware.link_bytes_per_s) * hardware.bandwidth
+    share = _passes(config) / (_passes(config) + 2)  # of the tensor-parallel traffic, in scoring
+    recomputed = 8 if config.model.recompute == "full" else 6
+    training = recomputed * numel * batch.tokens / flops + moved.tensor_parallel * (1 - share) / links
+    return {
+        "reshard": moved.copied * 2 / (hardware.memory_bytes_per_s * hardware.bandwidth) + moved.sent / across,
+        "rollout": _rollout(model, config, batch, hardware),
+        "score": 2 * numel * batch.tokens * _passes(config) / flops + moved.tensor_parallel * share / links,
+        "train": training / (1 - batch.bubble) + moved.gradients / across,
+    }
+
+
+def _passes(config: Config) -> int:
+    """Scoring passes: the policy, and the reference where the penalty has one."""
+    return 1 if DIVERGENCES[config.algorithm.divergence].gradient is None else 2
+
+
+def _rollout(model: ModelShape, config: Config, batch: Batch, hardware: Hardware) -> float:
+    """Decoding: each token of a batch reads the weights and its sequences' keys and values once."""
+    tensor, itemsize = config.rollout.tensor, ITEMSIZE[config.precision.dtype]
+    of_token = 2 * model.num_layers * max(1, model.num_kv_heads // tensor) * model.head_dim * itemsize
+    fit = config.rollout.kv_cache_mib * 2**20 / of_token / batch.tokens_per_sequence
+    together = max(1.0, min(batch.completions_per_engine, config.rollout.max_concurrent, fit))
+    read = engine_numel(model, tensor) * itemsize + together * batch.tokens_per_sequence / 2 * of_token
+    a_token = max(
+        read / (hardware.memory_bytes_per_s * hardware.bandwidth),
+        2 * engine_numel(model, tensor) * together / (hardware.bf16_flops * hardware.utilisation),
+    )
+    return a_token * batch.tokens_per_sequence * batch.completions_per_engine / together
