@@ -1,4 +1,4 @@
-"""The command line: `train`, `evaluate`, `audit` and `preflight`.
+"""The command line: `train`, `evaluate`, `audit`, `preflight` and `doctor`.
 
 Heavy imports wait until the configuration is known to be good.
 """
@@ -27,6 +27,7 @@ examples:
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --resume
   python -m megatron_rapo audit run.toml
   python -m megatron_rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
+  python -m megatron_rapo doctor
   python -m megatron_rapo evaluate run.toml --set model.path=models/base --output base.json
   python -m megatron_rapo evaluate run.toml --set model.path=runs/mine/hf --k 1,4,16 --compare base.json
 
@@ -116,6 +117,12 @@ def _preflight(arguments: argparse.Namespace) -> int:
     )
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from megatron_rapo.doctor import doctor
+
+    return doctor(as_json=arguments.json)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megatron_rapo",
@@ -158,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="print everything as JSON")
     form.add_argument("--markdown", action="store_true", help="with --all: print the documentation's table")
     audit.add_argument("--plot", type=Path, metavar="FILE.png", help="with --all: draw the table")
+    doctor = commands.add_parser("doctor", help="whether a run can start on this machine; exit status 1 if not")
+    doctor.set_defaults(command=_doctor)
+    doctor.add_argument("--json", action="store_true", help="print everything as JSON")
     preflight = _command(
         commands, "preflight", _preflight, "what a run needs, on any machine; exit status 1 if it does not fit"
     )
