@@ -14,6 +14,9 @@ from megatron_rapo.hf import ModelShape
 from megatron_rapo.preflight.memory import ITEMSIZE, OPTIMIZER_BYTES
 from megatron_rapo.reshard.layout import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
 
+LEAST_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
+"""Of a GPU, for each of FP8's recipes: Ada, Hopper, Blackwell."""
+
 
 def resolve_layers(config: Config) -> str:
     """`auto` of model.layers resolved to torch or transformer_engine."""
@@ -113,26 +116,51 @@ def check_model(config: Config, shape: ModelShape) -> None:
             f"parallel.pipeline={parallel.pipeline}, parallel.virtual_pipeline={parallel.virtual_pipeline}: {chunks} "
             f"chunks for the model's {shape.num_layers} layers; choose sizes whose product is at most that."
         )
-    layers = resolve_layers(config)
+    precision = config.precision
+    for name in ("bf16_layers_at_start", "bf16_layers_at_end"):
+        most = shape.num_layers // parallel.pipeline
+        if getattr(precision, name) > most:
+            raise ConfigError(
+                f"precision.{name}={getattr(precision, name)}: a pipeline stage has {most} of the model's "
+                f"{shape.num_layers} layers, and Megatron takes no more than that; set at most {most}."
+            )
+
+
+def check_machine(config: Config) -> None:
+    """Refuse settings that this machine has nothing for. Raises ConfigError."""
+    _check_layers(config)
+    _check_memory(config)
+
+
+def _check_layers(config: Config) -> None:
+    layers, precision = resolve_layers(config), config.precision
     if layers == "transformer_engine" and not _has_transformer_engine():
         raise ConfigError(
             "model.layers=transformer_engine: there is no GPU, or Transformer Engine is not installed; "
             "set model.layers=auto or torch."
         )
-    if layers == "transformer_engine" and config.precision.dtype == "float32":
+    if layers == "transformer_engine" and precision.dtype == "float32":
         raise ConfigError(
             "model.layers=transformer_engine: its attention over packed sequences has no float32 kernels; "
             "set precision.dtype=bfloat16 or model.layers=torch."
         )
-    if config.precision.fp8 != "none" and layers != "transformer_engine":
+    if precision.fp8 == "none":
+        return
+    if layers != "transformer_engine":
         raise ConfigError(
-            f"precision.fp8={config.precision.fp8}: does nothing with model.layers={layers}; "
-            "use a GPU with Transformer Engine or set precision.fp8=none."
+            f"precision.fp8={precision.fp8}: Megatron would ignore it with model.layers={layers}; use a GPU with "
+            "Transformer Engine or set precision.fp8=none."
+        )
+    least, found = LEAST_CAPABILITY[precision.fp8_recipe], torch.cuda.get_device_capability()
+    if found < least:
+        raise ConfigError(
+            f"precision.fp8_recipe={precision.fp8_recipe}: needs a GPU of compute capability {least[0]}.{least[1]}, "
+            f"and this one has {found[0]}.{found[1]}; set another recipe, or precision.fp8=none."
         )
 
 
-def check_memory(config: Config) -> None:
-    """Refuse what makes room on a GPU where there is none. Raises ConfigError."""
+def _check_memory(config: Config) -> None:
+    """What makes room on a GPU does nothing where there is none."""
     for field, value in config.memory:
         if value and not torch.cuda.is_available():
             raise ConfigError(

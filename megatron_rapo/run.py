@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
-from megatron_rapo.checks import check_disk, check_memory, check_model, check_rollout, check_world_size
+from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config, ConfigError, EvaluationConfig
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
 from megatron_rapo.distributed import init_process_group, on_first_rank
@@ -42,7 +42,7 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
     shape = read_shape(config.model.path)
     check_model(config, shape)
     check_rollout(config, shape, world_size())
-    check_memory(config)
+    check_machine(config)
     train_set = _prompts(config, config.data.train)
     heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
     most_prompts = config.batch.prompts_per_step * (1 + config.batch.refill_rounds)

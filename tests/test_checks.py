@@ -5,7 +5,7 @@ import re
 import pytest
 
 from megatron_rapo import checks
-from megatron_rapo.checks import check_disk, check_model, check_rollout, check_world_size, resolve_layers
+from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size, resolve_layers
 from megatron_rapo.config import ConfigError
 from megatron_rapo.hf import ModelShape
 from tests.settings import EVALUATION, refusal
@@ -246,7 +246,7 @@ def test_layers(load, machine, setting, dtype, cuda, te, expected):
 @pytest.mark.parametrize(("cuda", "te"), [(False, True), (True, False), (False, False)])
 def test_transformer_engine_must_be_there(load, machine, cuda, te):
     machine(cuda, te)
-    assert refusal(check_model, load("model.layers=transformer_engine"), SHAPE) == (
+    assert refusal(check_machine, load("model.layers=transformer_engine")) == (
         "model.layers=transformer_engine: there is no GPU, or Transformer Engine is not installed; "
         "set model.layers=auto or torch."
     )
@@ -254,19 +254,41 @@ def test_transformer_engine_must_be_there(load, machine, cuda, te):
 
 def test_transformer_engine_needs_half_precision(load, machine):
     machine(cuda=True, te=True)
-    check_model(load("model.layers=transformer_engine"), SHAPE)
-    assert refusal(check_model, load("model.layers=transformer_engine", "precision.dtype=float32"), SHAPE) == (
+    check_machine(load("model.layers=transformer_engine"))
+    assert refusal(check_machine, load("model.layers=transformer_engine", "precision.dtype=float32")) == (
         "model.layers=transformer_engine: its attention over packed sequences has no float32 kernels; "
         "set precision.dtype=bfloat16 or model.layers=torch."
     )
 
 
-def test_fp8_needs_the_layers_that_have_it(load, machine):
+def test_fp8_needs_the_layers_that_have_it(load, machine, monkeypatch):
     machine(cuda=True, te=True)
-    check_model(load("precision.fp8=hybrid"), SHAPE)
-    assert refusal(check_model, load("precision.fp8=hybrid", "model.layers=torch"), SHAPE) == (
-        "precision.fp8=hybrid: does nothing with model.layers=torch; "
-        "use a GPU with Transformer Engine or set precision.fp8=none."
+    monkeypatch.setattr(checks.torch.cuda, "get_device_capability", lambda: (9, 0))
+    check_machine(load("precision.fp8=hybrid"))
+    assert refusal(check_machine, load("precision.fp8=hybrid", "model.layers=torch")) == (
+        "precision.fp8=hybrid: Megatron would ignore it with model.layers=torch; use a GPU with Transformer Engine or "
+        "set precision.fp8=none."
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "capability", "least"),
+    [("tensorwise", (8, 0), "8.9"), ("blockwise", (8, 9), "9.0"), ("mxfp8", (9, 0), "10.0")],
+)
+def test_a_recipe_that_the_gpu_does_not_have(load, machine, monkeypatch, recipe, capability, least):
+    machine(cuda=True, te=True)
+    monkeypatch.setattr(checks.torch.cuda, "get_device_capability", lambda: capability)
+    assert refusal(check_machine, load("precision.fp8=hybrid", f"precision.fp8_recipe={recipe}")) == (
+        f"precision.fp8_recipe={recipe}: needs a GPU of compute capability {least}, and this one has "
+        f"{'.'.join(map(str, capability))}; set another recipe, or precision.fp8=none."
+    )
+
+
+def test_more_layers_in_bf16_than_a_stage_has(load):
+    settings = ("precision.fp8=hybrid", "precision.bf16_layers_at_start=4", "parallel.pipeline=2")
+    assert refusal(check_model, load(*settings), SHAPE) == (
+        "precision.bf16_layers_at_start=4: a pipeline stage has 3 of the model's 6 layers, and Megatron takes no more "
+        "than that; set at most 3."
     )
 
 

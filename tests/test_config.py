@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 from typing import get_args
@@ -210,24 +209,34 @@ def test_the_fixes_that_the_refusals_name_work(load, overrides):
 
 
 @pytest.mark.parametrize(
-    ("installed", "overrides", "message"),
+    ("overrides", "message"),
     [
         (
-            False,
-            ["precision.fp8=hybrid"],
-            "precision.fp8=hybrid: Transformer Engine is not installed, and Megatron would ignore the setting "
-            "silently; install transformer-engine (Hopper or newer GPU) or set precision.fp8=none.",
-        ),
-        (
-            True,
             ["precision.fp8=e4m3", "precision.dtype=float32"],
             "precision.fp8=e4m3: needs precision.dtype=bfloat16, not float32; set it, or fp8=none.",
         ),
+        (
+            ["precision.fp8_recipe=delayed"],
+            "precision.fp8_recipe=delayed: does nothing with precision.fp8=none; set fp8=hybrid, or leave it out.",
+        ),
+        (
+            ["precision.bf16_layers_at_end=2"],
+            "precision.bf16_layers_at_end=2: does nothing with precision.fp8=none; set fp8=hybrid, or leave it out.",
+        ),
+        (
+            ["precision.fp8=hybrid", "precision.fp8_recipe=delayed", "precision.bf16_layers_at_start=1"],
+            "precision.bf16_layers_at_start=1: delayed scaling cannot leave layers out (its magnitudes are reduced "
+            "over all of them at once); set another precision.fp8_recipe, or leave it out.",
+        ),
     ],
 )
-def test_fp8(load, monkeypatch, installed, overrides, message):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+def test_fp8(load, overrides, message):
     assert refusal(load, *overrides) == message
+
+
+def test_fp8_settings_that_go_together(load):
+    load("precision.fp8=hybrid", "precision.fp8_recipe=delayed")
+    load("precision.fp8=e4m3", "precision.fp8_recipe=mxfp8", "precision.bf16_layers_at_start=1")
 
 
 # --- refusals of single values: field and value, then pydantic's reason ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -50,19 +49,32 @@ class PrecisionConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Weights and activations; gradients and the optimizer's own weights are always float32."""
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
-    """FP8 format of the linear layers; needs Transformer Engine."""
+    """FP8 format of the layers' linears: hybrid has e5m2 gradients. Needs Transformer Engine and a GPU that has it. The
+    output layer, log-probabilities, entropy and KL stay in high precision."""
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
+    """Where FP8's scales come from: the largest magnitudes of earlier steps, of the tensor itself, or of its blocks."""
+    bf16_layers_at_start: int = Field(default=0, ge=0)
+    """How many of the first layers stay in bfloat16 under FP8."""
+    bf16_layers_at_end: int = Field(default=0, ge=0)
+    """How many of the last layers stay in bfloat16 under FP8."""
 
     @model_validator(mode="after")
     def _check(self) -> PrecisionConfig:
-        if self.fp8 != "none" and importlib.util.find_spec("transformer_engine") is None:
-            raise ValueError(
-                f"precision.fp8={self.fp8}: Transformer Engine is not installed, and Megatron would ignore the "
-                "setting silently; install transformer-engine (Hopper or newer GPU) or set precision.fp8=none."
-            )
         if self.fp8 != "none" and self.dtype != "bfloat16":
             raise ValueError(
                 f"precision.fp8={self.fp8}: needs precision.dtype=bfloat16, not {self.dtype}; set it, or fp8=none."
             )
+        for name in ("fp8_recipe", "bf16_layers_at_start", "bf16_layers_at_end"):
+            value = getattr(self, name)
+            if self.fp8 == "none" and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"precision.{name}={value}: does nothing with precision.fp8=none; set fp8=hybrid, or leave it out."
+                )
+            if self.fp8_recipe == "delayed" and name != "fp8_recipe" and value:
+                raise ValueError(
+                    f"precision.{name}={value}: delayed scaling cannot leave layers out (its magnitudes are reduced "
+                    "over all of them at once); set another precision.fp8_recipe, or leave it out."
+                )
         return self
 
 

@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.checks import resolve_layers
-from megatron_rapo.config import Config, ParallelConfig
+from megatron_rapo.config import Config, ParallelConfig, PrecisionConfig
 from megatron_rapo.hf import ModelShape, WeightReader
 from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.parallel import Parallel
@@ -49,7 +49,6 @@ def norm_names(config: Config) -> NormNames:
 def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
     """Megatron's configuration of the model, its layout and its number formats."""
     parallel, dtype = config.parallel, DTYPES[config.precision.dtype]
-    fp8 = {} if config.precision.fp8 == "none" else {"fp8": config.precision.fp8}
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -86,9 +85,22 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
-        **fp8,
+        **_fp8(config.precision),
         **_RECOMPUTE[config.model.recompute],
     )
+
+
+def _fp8(precision: PrecisionConfig) -> dict[str, Any]:
+    if precision.fp8 == "none":
+        return {}
+    start, end = precision.bf16_layers_at_start, precision.bf16_layers_at_end
+    return {
+        "fp8": precision.fp8,
+        "fp8_recipe": precision.fp8_recipe,
+        "first_last_layers_bf16": start + end > 0,
+        "num_layers_at_start_in_bf16": start,
+        "num_layers_at_end_in_bf16": end,
+    }
 
 
 def _pipeline_layout(parallel: ParallelConfig, num_layers: int) -> list[list[str]] | None:

@@ -96,10 +96,13 @@ class Policy:
 
     @property
     def _tokens_multiple(self) -> int:
-        """A micro-batch is filled up to a multiple of this, so that every split of it is even (and FP8's 16)."""
+        """A micro-batch is filled up to a multiple of this, so that every split of it is even (and FP8's 16 or 32)."""
         layout = self.config.parallel
         split = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
-        return split if self.config.precision.fp8 == "none" else math.lcm(split, 16 * layout.context * layout.tensor)
+        if self.config.precision.fp8 == "none":
+            return split
+        of_kernels = 32 if self.config.precision.fp8_recipe == "mxfp8" else 16
+        return math.lcm(split, of_kernels * layout.context * layout.tensor)
 
     def score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
         """The micro-batches of each optimizer step, on the last stage with what the scoring passes say of them.

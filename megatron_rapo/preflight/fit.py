@@ -98,11 +98,11 @@ def fits(states: Mapping[str, Memory], machine: Machine) -> bool:
 
 def changed(config: Config, settings: Settings) -> Config:
     """The configuration with other settings, validated. Raises ValidationError."""
-    content = config.model_dump()
+    content = config.model_dump(exclude_unset=True)
     for name, value in settings.items():
         section, field = name.split(".")
-        content[section][field] = value
-    return Config.model_validate({section: fields for section, fields in content.items() if fields is not None})
+        content.setdefault(section, {})[field] = value
+    return Config.model_validate(content)
 
 
 def _fitting(model: ModelShape, config: Config, settings: Settings, machine: Machine) -> Config | None:
