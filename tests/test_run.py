@@ -65,6 +65,14 @@ def test_an_empty_folder_is_taken(tmp_path: Path, overwrite: bool, exists: bool)
 
 
 @pytest.mark.usefixtures("world_of_one")
+def test_a_folder_that_cannot_be_written(model: Path) -> None:
+    config = config_for(Path("/sys/run"))
+    said = r"^run.folder=/sys/run: it cannot be written to \(.*(permitted|denied|Read-only).*\); name a folder that can"
+    with pytest.raises(ConfigError, match=said):
+        run._claim(config, overwrite=False)
+
+
+@pytest.mark.usefixtures("world_of_one")
 def test_an_earlier_run_is_kept(tmp_path: Path) -> None:
     folder = earlier_run(tmp_path / "run")
     before = set(folder.rglob("*"))

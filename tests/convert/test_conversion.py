@@ -34,7 +34,7 @@ EIGHT = {  # that Megatron would need eight processes for
     "TP4 PP2": {"tensor": 4, "pipeline": 2},
     "TP4 PP2 VPP2": {"tensor": 4, "pipeline": 2, "virtual_pipeline": 2},
 }
-CONVERTED = ("TP1", "TP2 PP2 VPP2", "TP4")  # layouts that a checkpoint is cut up for
+CONVERTED = ("TP1", "TP2 PP2 VPP2")  # layouts that a checkpoint is cut up for
 
 
 @pytest.fixture(scope="module")

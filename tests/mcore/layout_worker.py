@@ -29,7 +29,7 @@ from megatron_rapo.trainer import Trainer
 from megatron_rapo.types import TrainingSequence
 from tests import models, runs
 from tests.launch import write_result
-from tests.mcore.layouts import ALL, MEASURED, MEASURED_LAYOUTS, SAMPLED, SETTINGS, Layout
+from tests.mcore.layouts import ALL, MEASURED, MEASURED_LAYOUTS, SAMPLED, SETTINGS, TRAINED, Layout
 from tests.runs import tiny_config, token_log_probs
 
 # Adam's first update is lr * g / (|g| + eps). With the usual eps it is lr * sign(g): blind to a gradient that is wrong
@@ -53,8 +53,8 @@ def main() -> None:
 
 def of_layout(folder: Path, name: str, layout: Layout) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    for setting, sections in SETTINGS.items():
-        config, policy, rollout = build(folder, layout, sections)
+    for setting in (setting for trained, setting in TRAINED if trained == name):
+        config, policy, rollout = build(folder, layout, SETTINGS[setting])
         if setting == SAMPLED:
             results |= compare(policy, rollout, folder / layout.model)
         results[setting] = train(policy, config, rollout, save=name.startswith("TP1 "), name=setting)

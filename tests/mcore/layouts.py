@@ -67,6 +67,22 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "rollout": {"temperature": 1.4},
     },
 }
+EXACT_LAYOUTS = (  # of those that differ in what an exact KL is computed from and summed over
+    "TP1 untied",
+    "TP1 tied",
+    "TP2 tied",
+    "TP2 SP tied",
+    "TP4 tied",
+    "PP2 tied",
+    "PP2 VPP2 tied",
+    "DP2 untied",
+    "CP2 untied",
+    "TP2 PP2 untied",
+    "TP2 CP2 SP tied",
+    BF16,
+)
+TRAINED = [(layout, setting) for layout in ALL for setting in SETTINGS if setting == SAMPLED or layout in EXACT_LAYOUTS]
+"""What is trained with what."""
 
 
 def one_process(layout: str) -> str:
