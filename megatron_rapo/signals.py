@@ -18,7 +18,7 @@ _SOON = {
 }
 
 SAME_REQUEST_S = 2.0
-"""A scheduler signals every process, launchers too, which pass it on: within this time it is one request."""
+"""Signals within this time are one request: a scheduler signals all processes, launchers too, which pass it on."""
 
 
 class Stopped(Exception):
@@ -29,8 +29,8 @@ class Signals:
     """Of this process, from construction on.
 
     On Ctrl-C it ends at once: what a run writes is flushed step by step, and checkpoints appear whole or not at all. On
-    SIGTERM and SIGUSR1 it goes on to the next `check`, for at most `grace_s` seconds (0: not at all) or until it is told
-    again, later than SAME_REQUEST_S.
+    SIGTERM and SIGUSR1 it goes on to the next `check`, for at most `grace_s` seconds (0: not at all), or until a signal
+    comes again.
 
     A process that waits in a collective runs no Python signal handler, so a thread is woken by the signal instead.
     """

@@ -11,7 +11,13 @@ import pytest
 
 from megatron_rapo.signals import SAME_REQUEST_S
 
-_PROCESS = "import time; from megatron_rapo.signals import Signals; Signals(30.0); print('up', flush=True); time.sleep(60)"
+_PROCESS = """
+import time
+from megatron_rapo.signals import Signals
+Signals(30.0)
+print("up", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1])
