@@ -270,7 +270,8 @@ def _monitor(config: Config, checkpoint: Path | None) -> Monitor:
     if dist.get_rank() != 0:
         return Monitor()
     folder = config.run.folder
-    (folder / RUN_SETTINGS).write_text(config.to_json() + "\n")
     resume_step = checkpoint_step(checkpoint) if checkpoint else None
+    # The recorder's metrics are the first file, by which --overwrite knows a run that was killed at any time after it.
     recorder = Recorder(folder, tensorboard=config.monitor.tensorboard, resume_step=resume_step)
+    (folder / RUN_SETTINGS).write_text(config.to_json() + "\n")
     return Monitor(recorder, Console(config.run.steps))

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ _SOON = {
     signal.SIGUSR1: "told to end soon (SIGUSR1)",
 }
 
+SAME_REQUEST_S = 2.0
+"""Signals within this time are one request: a scheduler signals all processes, launchers too, which pass it on."""
+
 
 class Stopped(Exception):
     """A process of the run has been told to stop."""
@@ -25,8 +29,8 @@ class Signals:
     """Of this process, from construction on.
 
     On Ctrl-C it ends at once: what a run writes is flushed step by step, and checkpoints appear whole or not at all. On
-    SIGTERM and SIGUSR1 it goes on to the next `check`, for at most `grace_s` seconds (0: not at all) or until the
-    signal comes again.
+    SIGTERM and SIGUSR1 it goes on to the next `check`, for at most `grace_s` seconds (0: not at all), or until a signal
+    comes again.
 
     A process that waits in a collective runs no Python signal handler, so a thread is woken by the signal instead.
     """
@@ -34,6 +38,7 @@ class Signals:
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
         self._asked = threading.Event()
+        self._asked_at = 0.0  # time.monotonic()
         self._wake_end, signal_end = os.pipe()
         os.set_blocking(signal_end, False)
         for number in (*_NOW, *_SOON):
@@ -56,9 +61,12 @@ class Signals:
     def _received(self, number: signal.Signals) -> None:
         if number in _NOW:
             _end(number, _NOW[number] if os.environ.get("RANK", "0") == "0" else "")
+        if self._asked.is_set() and time.monotonic() - self._asked_at < SAME_REQUEST_S:
+            return
         if self._asked.is_set() or not self._grace_s:
             _end(number, f"{_SOON[number]}.")
         _say(f"{_SOON[number]}; stops within {self._grace_s:g} s.")
+        self._asked_at = time.monotonic()
         self._asked.set()
         too_late = f"not done {self._grace_s:g} s after {number.name}; ends without saving."
         deadline = threading.Timer(self._grace_s, _end, (number, too_late))
