@@ -1,7 +1,8 @@
 """`matrix_worker.py FOLDER`, on 2 and on 4 processes: trainers of every layout into engines, against a fresh engine.
 
-An engine is built from the folder `old` of a model, and gets the weights of `new` from trainers of every layout. What
-it then holds and says is compared with an engine that was built from the Hugging Face export of `new`.
+An engine is built from the folder `old` of a model, and gets the weights of `new` from a trainer of one layout, those
+of `old` back from one of the next, and so on. What it then holds and says is compared with an engine that was built
+from the Hugging Face export of `new`, or with what it held itself when it was built from `old`.
 """
 
 from __future__ import annotations
@@ -81,24 +82,24 @@ def main(folder: Path) -> None:
 
 
 def compare(folder: Path, case: Case) -> dict[str, Any]:
+    """Layout by layout, in turns with the weights of `new` and of `old`, so that each has something to do."""
     rollout = {"tensor": case.engine, "packed": case.packed}
     export = folder / "export"
-    old = tiny_config(folder / "old", folder, rollout=rollout)
     found: dict[str, Any] = {}
     states = {}
     with engine_of(folder / "old", folder, rollout) as engine:
-        before = state(engine)
+        old = before = state(engine)
         for version, (name, parallel) in enumerate(case.layouts.items()):
-            reshard(tiny_config(folder / "new", folder, parallel=parallel, rollout=rollout), engine, version, export)
-            states[name] = state(engine)
-            reshard(old, engine, version, None)  # so that the next one has something to do
-            found[f"{name}, and back"] = same(state(engine), before)
+            model, to = ("old", None) if version % 2 else ("new", export)
+            reshard(tiny_config(folder / model, folder, parallel=parallel, rollout=rollout), engine, version, to)
+            states[name] = model, state(engine)
+            found[f"{name}, moved"] = not any(same(states[name][1], before).values())
+            before = states[name][1]
     with engine_of(export, folder, rollout) as fresh:
-        expected = state(fresh)
-    for name, after in states.items():
-        found[name] = same(after, expected)
-        found[f"{name}, moved"] = not any(same(after, before).values())
-    return found | {"parameters": len(expected[0])}
+        expected = {"new": state(fresh), "old": old}
+    for name, (model, after) in states.items():
+        found[name] = same(after, expected[model])
+    return found | {"parameters": len(old[0])}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where daemons are, and not everybody looks
 START_S = 30.0
 _CONFIG = """
 ClusterName=loopback
@@ -51,7 +52,7 @@ PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 
 def why_not() -> str | None:
     """What keeps Slurm from being started here; None if nothing does."""
-    missing = [daemon for daemon in DAEMONS if shutil.which(daemon) is None]
+    missing = [daemon for daemon in DAEMONS if shutil.which(daemon, path=PATH) is None]
     if missing:
         return f"{', '.join(missing)} not installed; on Debian and Ubuntu: apt-get install slurm-wlm munge"
     return None if os.geteuid() == 0 else "Slurm's daemons are started by root, and this is another user"
@@ -61,7 +62,7 @@ class Cluster:
     """Slurm's commands, said to the cluster whose configuration is in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self._environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self._environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
 
     def call(self, *command: object, **variables: object) -> str:
         """The output of a command that must succeed; `variables` add to its environment."""
@@ -139,8 +140,8 @@ def _daemon(folder: Path, *command: str) -> Iterator[None]:
     """In the foreground, so that it is ours to end; with its log in `folder`."""
     with (folder / f"{Path(command[-1]).name}.log").open("w") as log:
         process = subprocess.Popen(
-            command,
-            env=os.environ | {"SLURM_CONF": str(folder / "slurm.conf")},
+            [shutil.which(command[0], path=PATH) or command[0], *command[1:]],
+            env=os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -37,7 +37,8 @@ def submit(cluster: Cluster, folder: Path, *options: str, **variables: object) -
         "RAPO_TRAIN": "examples/tiny/train.jsonl",
         "RAPO_EVAL": heldout,
         "RAPO_RUN": folder / "run",
-        "RAPO_SET": "reshard.parity_every_steps=0 monitor.gradient_share_every_steps=0 checkpoint.hf_every=0",
+        "RAPO_SET": "parallel.tensor=1 parallel.pipeline=2 reshard.parity_every_steps=0 checkpoint.hf_every=0 "
+        "monitor.gradient_share_every_steps=0",
         "RAPO_PYTHON": sys.executable,
     }
     command = ["sbatch", "--parsable", f"--chdir={folder}", *ON_CPUS, *options, ROOT / "slurm/rapo_3b.sh"]
