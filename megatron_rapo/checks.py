@@ -10,12 +10,10 @@ import tempfile
 import torch
 
 from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.config.machine import LEAST_CAPABILITY
 from megatron_rapo.hf import ModelShape
 from megatron_rapo.preflight.memory import ITEMSIZE, OPTIMIZER_BYTES
 from megatron_rapo.reshard.layout import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
-
-LEAST_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
-"""Of a GPU, for each of FP8's recipes: Ada, Hopper, Blackwell."""
 
 
 def resolve_layers(config: Config) -> str:

@@ -16,11 +16,13 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
+from megatron_rapo.config.machine import LEAST_CAPABILITY
+
 HEALTHY, SICK = 0, 1  # exit status
 GIB = 2**30
 LEAST_SHARED_MEMORY = 1 * GIB
 LEAST_OPEN_FILES = 4096
-LEAST_CAPABILITY = {"FP8": (8, 9), "MXFP8": (10, 0)}
+FP8_KINDS = {"FP8": "tensorwise", "MXFP8": "mxfp8"}  # and a recipe of each
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _of_gpus(here: Facts) -> Iterator[Finding]:
         yield Finding("GPU", "none", "note", "runs on the processor, with gloo and torch's layers")
         return
     for number, gpu in enumerate(here.gpus):
-        kinds = [kind for kind, least in LEAST_CAPABILITY.items() if gpu.capability >= least]
+        kinds = [kind for kind, recipe in FP8_KINDS.items() if gpu.capability >= LEAST_CAPABILITY[recipe]]
         can = f"can {', '.join(kinds)}" if kinds else "has no FP8"
         yield Finding(f"GPU {number}", f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB", "good", can)
     yield Finding("NCCL", here.nccl or "missing", "good" if here.nccl else "problem")

@@ -235,8 +235,10 @@ def test_fp8(load, overrides, message):
 
 
 def test_fp8_settings_that_go_together(load):
-    load("precision.fp8=hybrid", "precision.fp8_recipe=delayed")
-    load("precision.fp8=e4m3", "precision.fp8_recipe=mxfp8", "precision.bf16_layers_at_start=1")
+    delayed = load("precision.fp8=hybrid", "precision.fp8_recipe=delayed").precision
+    assert (delayed.fp8, delayed.fp8_recipe) == ("hybrid", "delayed")
+    blocks = load("precision.fp8=e4m3", "precision.fp8_recipe=mxfp8", "precision.bf16_layers_at_start=1").precision
+    assert (blocks.fp8_recipe, blocks.bf16_layers_at_start, blocks.bf16_layers_at_end) == ("mxfp8", 1, 0)
 
 
 # --- refusals of single values: field and value, then pydantic's reason ---

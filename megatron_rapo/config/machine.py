@@ -43,6 +43,10 @@ class ParallelConfig(Section):
         return self.tensor * self.pipeline * self.context
 
 
+LEAST_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
+"""Of a GPU, for each of FP8's recipes: Ada, Hopper, Blackwell."""
+
+
 class PrecisionConfig(Section):
     """Number formats of the trainer and the engine."""
 

@@ -44,15 +44,12 @@ def preflight(config: Config, options: Options) -> int:
     tokens = completion + config.data.max_prompt_tokens / 2
     found = estimate(model, config, machine, tokens)
     fitting = fits(found.states, machine)
-    said = {
-        "fitting": fitting,
-        "remedies": [] if fitting else remedies(model, config, machine),
-        "suggestions": suggestions(model, config, machine, tokens) if options.suggest else [],
-    }
+    advice = [] if fitting else remedies(model, config, machine)
+    layouts = suggestions(model, config, machine, tokens) if options.suggest else []
     if options.as_json:
-        print(report.to_json(found, machine, **said))  # type: ignore[arg-type]
+        print(report.to_json(found, machine, fitting=fitting, remedies=advice, suggestions=layouts))
     else:
-        report.show(model, found, machine, **said)  # type: ignore[arg-type]
+        report.show(model, found, machine, fitting=fitting, remedies=advice, suggestions=layouts)
     if options.dry_run:
         _dry_run(config, model, options.gpus)
     return FITS if fitting else DOES_NOT_FIT
