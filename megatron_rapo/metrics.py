@@ -50,6 +50,7 @@ def training_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmC
         "policy/kl": _mean(steps, "kl"),
         "policy/entropy": _mean(steps, "entropy"),
         "policy/clip_fraction": _mean(steps, "clipped"),
+        "policy/staleness": _mean(steps, "staleness"),
         "policy/ratio_capped": _mean(steps, "ratio_capped"),
         "optimizer/grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
         "optimizer/lr": steps[-1]["lr"],

@@ -6,9 +6,9 @@ changes from one measurement to the next is the weights and what was done to the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from megatron_rapo.config import Config, ReshardConfig
+from megatron_rapo.config import Config, PrecisionConfig
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.objective import to_sequences
 from megatron_rapo.rollout import Sampling
@@ -21,7 +21,8 @@ PROMPTS, COMPLETIONS, TOKENS = 8, 2, 64  # of each prompt; of a completion, at m
 def logprob_parity(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], config: Config) -> dict[str, float]:
     """|engine - trainer| log-probability of the tokens that the engine answers the first `prompts` with, nats.
 
-    By the names of monitor/scalars.py. Collective over the world; changes nothing.
+    And what that is made of, where either is in FP8. By the names of monitor/scalars.py. Collective over the world;
+    changes nothing.
     """
     settings = config.rollout
     sampling = Sampling(
@@ -32,18 +33,38 @@ def logprob_parity(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], 
     batches = policy.pack(to_sequences(sampler.judge(chosen, completions), config))
     [scored] = policy.score([batches])
     gap = policy.diagnostics(scored)
-    return {f"reshard/parity_{which}": gap[f"rollout/logprob_gap_{which}"] for which in ("mean", "max")}
+    parity = {f"reshard/parity_{which}": gap[f"rollout/logprob_gap_{which}"] for which in ("mean", "max")}
+    return parity | policy.gap_parts(scored)
 
 
-def refuse_gap(gap: float, settings: ReshardConfig, *, step: int) -> None:
-    """Stop where the engine plainly samples from another policy than the trainer's (a proof it is not).
+class GapBudget:
+    """How far engine and trainer may differ, in nats per token on average, and what is done where they do.
 
-    `gap` is a mean |engine - trainer| log-probability after `step` steps, nats. Raises RuntimeError.
+    The proof of a resharding says whether the engine has the weights; this, whether it computes with them what the
+    trainer does.
     """
-    limit = settings.max_logprob_gap
-    if not gap <= limit:
-        raise RuntimeError(
-            f"reshard.max_logprob_gap={limit}: engine and trainer differ by {gap:.4g} nats per token on average "
-            f"after step {step}, so the engine does not sample from this policy; if that is rounding "
-            "(low precision), raise the limit."
+
+    def __init__(self, settings: PrecisionConfig, warn: Callable[[str], None]) -> None:
+        self._settings, self._warn, self._above = settings, warn, False
+
+    def check(self, gap: float, *, step: int) -> None:
+        """Of a mean |engine - trainer| log-probability after `step` steps.
+
+        Raises RuntimeError where that stops the run. A warning is said where the gap comes to be above the limit, not
+        at each step that it stays there.
+        """
+        limit, was_above = self._settings.max_logprob_gap, self._above
+        self._above = not gap <= limit  # nan is above
+        if not self._above:
+            return
+        found = (
+            f"precision.max_logprob_gap={limit}: engine and trainer differ by {gap:.4g} nats per token on average "
+            f"after step {step}"
         )
+        if self._settings.on_logprob_gap == "stop":
+            raise RuntimeError(
+                f"{found}, so the engine does not sample from this policy; if that is rounding (low precision; "
+                "reshard/parity_* says of what), raise the limit or set precision.on_logprob_gap=warn."
+            )
+        if not was_above:
+            self._warn(f"WARNING: {found}")

@@ -27,7 +27,7 @@ from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_
 from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
-from megatron_rapo.parity import refuse_gap
+from megatron_rapo.parity import GapBudget
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.signals import Signals, Stopped
@@ -59,6 +59,7 @@ class Trainer:
         self._train_prompts, self._heldout_prompts = train_prompts, heldout_prompts
         self._order = EpochOrder(len(train_prompts), config.run.seed)
         self._loss = self._loss_with()
+        self._budget = GapBudget(config.precision, monitor.message)
         self._skipped = SkippedSteps(config, monitor.message)
         self._saver = Saver(config.run.folder / CHECKPOINTS, policy)
         self._step = self._saved_step = 0
@@ -118,7 +119,7 @@ class Trainer:
         with monitor.phase("score"):
             steps = self._policy.score([self._policy.pack(of_step) for of_step in sequences])
             diagnostics = self._policy.diagnostics([b for batches in steps for b in batches])
-        refuse_gap(diagnostics["rollout/logprob_gap_mean"], self._config.reshard, step=self._step)
+        self._budget.check(diagnostics["rollout/logprob_gap_mean"], step=self._step)
         self._signals.check()
         with self._policy.training_state.in_place():
             every = self._config.monitor.gradient_share_every_steps

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from megatron_rapo.config import Config
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.monitor import Monitor
-from megatron_rapo.parity import logprob_parity, refuse_gap
+from megatron_rapo.parity import GapBudget, logprob_parity
 from megatron_rapo.reshard.transfer import Report, Resharder
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.types import Prompt
@@ -32,6 +32,7 @@ class WeightSync:
     ) -> None:
         self._config, self._policy, self._resharder = config, policy, resharder
         self._sampler, self._monitor, self._prompts = sampler, monitor, prompts
+        self._budget = GapBudget(config.precision, monitor.message)
         self._scalars: dict[str, float] = {}
 
     def run(self, step: int) -> dict[str, float]:
@@ -59,7 +60,7 @@ class WeightSync:
     def _parity(self, step: int) -> dict[str, float]:
         with self._monitor.phase("parity"):
             parity = logprob_parity(self._policy, self._sampler, self._prompts, self._config)
-        refuse_gap(parity["reshard/parity_mean"], self._config.reshard, step=step)
+        self._budget.check(parity["reshard/parity_mean"], step=step)
         return parity
 
 

@@ -9,6 +9,13 @@ from megatron_rapo.config.file import load_config
 from tests.settings import MINIMAL
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file share fixtures, so one process runs them, unless the file names a group of several files."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 @pytest.fixture
 def load(tmp_path):
     """load(overrides..., text=...): what load_config makes of the file."""

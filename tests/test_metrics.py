@@ -71,7 +71,7 @@ ALGORITHM = AlgorithmConfig(alpha=0.1, beta=0.02)
 STEPS = [
     {
         **{"loss": 1.0, "surrogate": 9.0, "divergence": 0.2, "entropy_bonus": 0.04, "entropy": 2.0, "clipped": 0.0},
-        **{"kl": 0.3, "ratio_capped": 0.0, "num_tokens": 100.0},
+        **{"kl": 0.3, "ratio_capped": 0.0, "staleness": 0.0, "num_tokens": 100.0},
         **{
             "grad_norm": 3.0,
             "lr": 1e-6,
@@ -89,7 +89,7 @@ STEPS = [
     },
     {
         **{"loss": -2.0, "surrogate": 4.0, "divergence": 0.4, "entropy_bonus": 0.02, "entropy": 1.0, "clipped": 0.25},
-        **{"kl": 0.5, "ratio_capped": 0.5, "num_tokens": 100.0},
+        **{"kl": 0.5, "ratio_capped": 0.5, "staleness": 0.03, "num_tokens": 100.0},
         **{
             "grad_norm": 5.0,
             "lr": 3e-6,
@@ -118,6 +118,7 @@ def test_training_by_hand():
         "policy/entropy": 1.5,
         "policy/clip_fraction": 0.125,
         "policy/ratio_capped": 0.25,
+        "policy/staleness": pytest.approx(0.015),
         "optimizer/grad_norm": 4.0,
         "optimizer/lr": 3e-6,  # the last step's
         "optimizer/skipped_steps": 1.0,

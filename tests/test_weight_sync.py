@@ -71,5 +71,7 @@ def test_an_engine_that_is_up_to_date_is_left_alone(follow):
 
 @pytest.mark.parametrize("gap", [0.2, float("nan")])
 def test_an_engine_that_computes_something_else_stops_the_run(follow, gap):
-    with pytest.raises(RuntimeError, match=rf"^reshard.max_logprob_gap=0.1: .* differ by {gap} nats .* after step 4, "):
+    with pytest.raises(
+        RuntimeError, match=rf"^precision.max_logprob_gap=0.1: .* differ by {gap} nats .* after step 4, "
+    ):
         follow([4], gap=GAP | {"reshard/parity_mean": gap})

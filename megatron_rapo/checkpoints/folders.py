@@ -29,6 +29,7 @@ _FREE = {
     "rollout.kv_cache_mib",
     "rollout.max_concurrent",
     "rollout.compile",
+    "rollout.fp8",
     "rollout.packed",
     "optimizer.max_skipped_steps",
     "run.folder",

@@ -47,6 +47,10 @@ LEAST_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0)
 """Of a GPU, for each of FP8's recipes: Ada, Hopper, Blackwell."""
 
 
+_LEFT_OUT = ("bf16_layers_at_start", "bf16_layers_at_end")
+_OF_FP8 = ("fp8_recipe", *_LEFT_OUT, "bf16_reference", "fp8_param_gather")
+
+
 class PrecisionConfig(Section):
     """Number formats of the trainer and the engine."""
 
@@ -61,6 +65,15 @@ class PrecisionConfig(Section):
     """How many of the first layers stay in bfloat16 under FP8."""
     bf16_layers_at_end: int = Field(default=0, ge=0)
     """How many of the last layers stay in bfloat16 under FP8."""
+    bf16_reference: bool = False
+    """The reference is scored in bfloat16 although the policy is in FP8; a KL of 0 at the start has then some noise."""
+    fp8_param_gather: bool = False
+    """Weights are kept in FP8 and gathered in it by the distributed optimizer, whose own stay float32: half the memory
+    of the policy's weights and half the bytes between data-parallel ranks."""
+    max_logprob_gap: float = Field(default=0.1, gt=0)
+    """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats."""
+    on_logprob_gap: Literal["stop", "warn"] = "stop"
+    """What is done above max_logprob_gap."""
 
     @model_validator(mode="after")
     def _check(self) -> PrecisionConfig:
@@ -68,13 +81,14 @@ class PrecisionConfig(Section):
             raise ValueError(
                 f"precision.fp8={self.fp8}: needs precision.dtype=bfloat16, not {self.dtype}; set it, or fp8=none."
             )
-        for name in ("fp8_recipe", "bf16_layers_at_start", "bf16_layers_at_end"):
+        for name in _OF_FP8:
             value = getattr(self, name)
             if self.fp8 == "none" and value != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"precision.{name}={value}: does nothing with precision.fp8=none; set fp8=hybrid, or leave it out."
+                    f"precision.{name}={_written(value)}: does nothing with precision.fp8=none; set fp8=hybrid, or "
+                    "leave it out."
                 )
-            if self.fp8_recipe == "delayed" and name != "fp8_recipe" and value:
+            if self.fp8_recipe == "delayed" and name in _LEFT_OUT and value:
                 raise ValueError(
                     f"precision.{name}={value}: delayed scaling cannot leave layers out (its magnitudes are reduced "
                     "over all of them at once); set another precision.fp8_recipe, or leave it out."
@@ -99,6 +113,10 @@ class RolloutConfig(Section):
     """Most completions that one engine decodes at a time."""
     compile: bool = False
     """vLLM's compiled mode (and CUDA graphs): faster decoding, slower start."""
+    fp8: bool = False
+    """The engine's linears in FP8 (vLLM's fp8_per_channel: weights by output channel, activations by token), quantised
+    anew at every resharding: half the memory, faster decoding, and tokens from a slightly other policy than the
+    trainer's, which importance weights correct. The output layer stays in precision.dtype."""
     packed: bool = False
     """CPU only: vLLM's packed copies of the weights. Decoding is some percent faster, resharding packs them anew, and
     the proof covers what was packed instead of what is used."""
@@ -111,6 +129,11 @@ class RolloutConfig(Section):
                 "leaves out, which biases the importance ratios; set rollout.top_p=1.0 (evaluation.top_p is free)."
             )
         return self
+
+
+def _written(value: Any) -> str:
+    """As a setting's value is written in a file."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _how_often(verify: Any) -> Any:
@@ -132,8 +155,6 @@ class ReshardConfig(Section):
     """Which reshardings are proven by a digest of every tensor: all, the first of a start, or one of so many steps."""
     parity_every_steps: int = Field(default=10, ge=0)
     """Steps between comparisons of engine and trainer on fixed prompts; one at the start is always made, 0: no more."""
-    max_logprob_gap: float = Field(default=0.1, gt=0)
-    """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats; above it the run stops."""
 
 
 class MemoryConfig(Section):

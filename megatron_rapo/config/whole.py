@@ -34,7 +34,7 @@ class Config(Section):
     run: RunConfig
 
     @model_validator(mode="after")
-    def _check(self) -> Config:
+    def _check_steps(self) -> Config:
         optimizer_steps = self.run.steps * self.batch.optimizer_steps_per_rollout
         if self.optimizer.warmup_steps > optimizer_steps:
             raise ValueError(
@@ -51,6 +51,10 @@ class Config(Section):
                 f"checkpoint.hf_every={self.checkpoint.hf_every}: the run has {self.run.steps} steps; set it to at "
                 f"most {self.run.steps}, or to 0."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Config:
         longest = self.data.max_prompt_tokens + self.rollout.max_completion_tokens
         chunk = 2 * self.parallel.context if self.parallel.context > 1 else 1  # context parallelism aligns sequences
         longest = -(-longest // chunk) * chunk
@@ -59,6 +63,20 @@ class Config(Section):
                 f"batch.tokens_per_microbatch={self.batch.tokens_per_microbatch}: a sequence may have {longest} tokens "
                 "(data.max_prompt_tokens + rollout.max_completion_tokens) and would not fit a micro-batch; set "
                 f"batch.tokens_per_microbatch >= {longest}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fp8(self) -> Config:
+        if self.rollout.fp8 and self.precision.dtype != "bfloat16":
+            raise ValueError(
+                f"rollout.fp8=true: vLLM quantises weights in bfloat16, not {self.precision.dtype}; set "
+                "precision.dtype=bfloat16, or rollout.fp8=false."
+            )
+        if self.precision.fp8_param_gather and not self.optimizer.distributed:
+            raise ValueError(
+                "precision.fp8_param_gather=true: is how the distributed optimizer gathers weights; set "
+                "optimizer.distributed=true, or leave it out."
             )
         return self
 

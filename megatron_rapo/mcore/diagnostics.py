@@ -6,6 +6,7 @@ T tokens of a micro-batch. Every function is collective over the world and gives
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,21 +17,41 @@ from megatron_rapo.mcore.step import gather_over_data, total
 from megatron_rapo.packing import REWARD_SPLITS, PackedBatch
 
 QUANTILES = {"p01": 0.01, "p50": 0.50, "p99": 0.99}
+_Pair = tuple[PackedBatch, Any, Any]  # two log-probabilities of its tokens, [T] each
 _WIDTH, _BINS_A_SIDE = 0.01, 2000  # of the histogram: nats, and bins below and above 0
 
 
 def logprob_gap(batches: Sequence[PackedBatch], parallel: Parallel) -> dict[str, float]:
     """Mean and largest |engine - trainer| log-probability over the sampled tokens of scored `batches`, nats."""
-    mine = []
-    for batch in batches:
-        if batch.old_logp_T is not None:
-            gap_T = (batch.old_logp_T - batch.engine_logp_T).abs().masked_fill(~batch.mask_T, 0.0)
-            mine.append({"sum": gap_T.sum(), "max": gap_T.max(), "tokens": batch.mask_T.sum()})
-    items = gather_over_data(mine, parallel)
-    return {
-        "rollout/logprob_gap_mean": total(items, "sum") / max(1, total(items, "tokens")),
-        "rollout/logprob_gap_max": max(item["max"] for item in items),
+    scored = [(batch, batch.old_logp_T, batch.engine_logp_T) for batch in batches if batch.old_logp_T is not None]
+    mean, largest = _difference(scored, parallel)
+    return {"rollout/logprob_gap_mean": mean, "rollout/logprob_gap_max": largest}
+
+
+def gap_parts(
+    batches: Sequence[PackedBatch], plain: Sequence[Tensor], rounded: Sequence[Tensor], parallel: Parallel
+) -> dict[str, float]:
+    """What the gap of scored `batches` is made of, nats, mean over the sampled tokens.
+
+    `plain` and `rounded` [T each] are the trainer's log-probabilities of the same tokens without FP8, with its own
+    weights and with those of an engine in FP8; like `batches` scored, on the last pipeline stage only.
+    """
+    parts: dict[str, list[_Pair]] = {
+        "trainer_fp8": [(b, b.old_logp_T, p) for b, p in zip(batches, plain, strict=False)],
+        "engine_fp8": [(b, r, p) for b, r, p in zip(batches, rounded, plain, strict=False)],
+        "kernels": [(b, b.engine_logp_T, r) for b, r in zip(batches, rounded, strict=False)],
     }
+    return {f"reshard/parity_{name}": _difference(pairs, parallel)[0] for name, pairs in parts.items()}
+
+
+def _difference(scored: Sequence[_Pair], parallel: Parallel) -> tuple[float, float]:
+    """Mean and largest |a - b| over the sampled tokens of (micro-batch, a_T, b_T)."""
+    mine = []
+    for batch, a_T, b_T in scored:
+        gap_T = (a_T - b_T).abs().masked_fill(~batch.mask_T, 0.0)
+        mine.append({"sum": gap_T.sum(), "max": gap_T.max(), "tokens": batch.mask_T.sum()})
+    items = gather_over_data(mine, parallel)
+    return total(items, "sum") / max(1, total(items, "tokens")), max(item["max"] for item in items)
 
 
 def log_rho_quantiles(batches: Sequence[PackedBatch], parallel: Parallel, *, middle_reward: float) -> dict[str, float]:

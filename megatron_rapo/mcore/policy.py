@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape
-from megatron_rapo.mcore.diagnostics import log_rho_quantiles, logprob_gap
+from megatron_rapo.mcore.diagnostics import gap_parts, log_rho_quantiles, logprob_gap
 from megatron_rapo.mcore.model import (
     build_chunks,
     head_weight,
@@ -26,6 +27,7 @@ from megatron_rapo.mcore.offload import TrainingState
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
+from megatron_rapo.mcore.rounding import linears_in_fp8, without_fp8
 from megatron_rapo.mcore.step import ExactReference, LossFunction, Passes, Scored, sequence_mean
 from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
 from megatron_rapo.reshard.gather import ShardedWeights
@@ -41,8 +43,8 @@ class Policy:
 
     def __init__(self, config: Config, shape: ModelShape, parallel: Parallel) -> None:
         self.config, self.shape, self.parallel = config, shape, parallel
-        megatron, norms = transformer_config(config, shape), norm_names(config)
-        self.norms = norms
+        self._megatron = megatron = transformer_config(config, shape)
+        self.norms = norms = norm_names(config)
         self.chunks = build_chunks(config, shape, megatron, parallel)
         load_weights(self.chunks, config.model.path, shape, norms, parallel)
         self.parameters = parameters = dict(named_parameters(self.chunks))
@@ -112,7 +114,8 @@ class Policy:
         old = [self._score(batches, reference=False) for batches in steps]
         ref = old
         if self.reference is not None:
-            with self.reference.in_place():
+            plain = without_fp8(self._megatron) if self.config.precision.bf16_reference else nullcontext()
+            with self.reference.in_place(), plain:
                 ref = [self._score(batches, reference=True) for batches in steps]
         if not self.parallel.is_last_stage:
             return [list(batches) for batches in steps]
@@ -135,6 +138,19 @@ class Policy:
         if self.reference is None:
             return gap
         return {**gap, **log_rho_quantiles(batches, self.parallel, middle_reward=self.config.reward.middle)}
+
+    def gap_parts(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
+        """What FP8, in the trainer and in the engine, and what else have of the gap of scored `batches`, by the names
+        of monitor/scalars.py; nothing where neither is in FP8. One or two scoring passes."""
+        in_engine = self.config.rollout.fp8
+        if self.config.precision.fp8 == "none" and not in_engine:
+            return {}
+        with without_fp8(self._megatron):
+            plain = rounded = [scored.logp_T for scored in self._score(batches, reference=False)]
+            if in_engine:
+                with linears_in_fp8(self.parameters, self.parallel.tensor_group):
+                    rounded = [scored.logp_T for scored in self._score(batches, reference=False)]
+        return gap_parts(batches, plain, rounded, self.parallel)
 
     def sequence_mean(self, values_T: Tensor, batch: PackedBatch) -> Tensor:
         """At each token the mean of `values_T` over the selected tokens of its sequence, [T]."""

@@ -18,6 +18,7 @@ SCALARS: dict[str, str] = {
     "policy/entropy_bonus": "Of the objective: algorithm.beta times the entropy, mean as algorithm.aggregation says.",
     "policy/entropy": "True entropy of the policy over the whole vocabulary, mean over completion tokens, nats.",
     "policy/kl": "What algorithm.divergence reports (docs/estimators.md: value of), mean over completion tokens, nats.",
+    "policy/staleness": "Mean |log pi - log pi_old| where it trained: steps that a rollout's tokens are behind, nats.",
     "policy/ratio_capped": "Tokens whose |log pi / pi_old| was beyond 20 nats, where it is held, fraction.",
     "policy/clip_fraction": "Completion tokens whose surrogate was clipped and so has no gradient, fraction.",
     "reference/phi_mean": "Mean exponent of the reference distribution; 1 leaves it as it is, 0 makes it uniform.",
@@ -39,6 +40,9 @@ SCALARS: dict[str, str] = {
     "reshard/transfer_gb_per_s": "What the first process copied, sent and received over reshard/transfer_s, GB/s.",
     "reshard/parity_mean": "Mean |engine - trainer| log-probability after resharding, on fixed prompts, nats.",
     "reshard/parity_max": "Largest |engine - trainer| log-probability after resharding, on fixed prompts, nats.",
+    "reshard/parity_trainer_fp8": "Of it: mean |trainer - trainer without FP8|, where the trainer is in FP8, nats.",
+    "reshard/parity_engine_fp8": "Of it: mean |trainer with the engine's FP8 weights - with its own|, nats.",
+    "reshard/parity_kernels": "Of it: mean |engine - trainer with its weights|: kernels, FP8 of activations, nats.",
     "throughput/tokens_per_s": "Completion tokens of all processes over the whole step's duration, tokens per second.",
     "seconds/step": "Duration of the whole step, seconds.",
 }

@@ -248,6 +248,9 @@ def _engine_options(rollout: RolloutConfig, max_sequence_tokens: int) -> dict[st
         "generation_config": "vllm",  # not the model folder's sampling defaults
         "use_tqdm_on_load": False,
     }
+    if rollout.fp8:
+        # A scale for each row, which tensor parallelism leaves whole where it splits rows; and it runs on a CPU too.
+        options["quantization"] = "fp8_per_channel"
     if rollout.tensor > 1:
         # Every rank runs its own scheduler. Overlapped with the model, its decisions could depend on timing and differ.
         options["async_scheduling"] = False

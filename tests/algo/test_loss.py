@@ -242,6 +242,7 @@ def test_metrics_of_the_estimate_by_hand_and_by_split():
         "entropy": [0.5, 1.0, 2.0],
         "clipped": [0, 0, 0],
         "ratio_capped": [0, 0, 0],
+        "staleness": [0, 0, 0],
         "log_rho_capped": [0, 0, 1],
         "importance_capped": [0, 0, 1],
         "rho": [2.0, 0.5, 4.0],

@@ -1,4 +1,4 @@
-"""Started on 2 processes: `engine_parity_worker.py MODEL FOLDER ENGINE_TENSOR`; the engine against the trainer."""
+"""Started on 2 processes: `engine_parity_worker.py MODEL FOLDER ENGINE_TENSOR`; engines against the trainer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -15,6 +16,7 @@ from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.mcore.rounding import linears_in_fp8
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.reshard.transfer import Resharder, make_resharder
 from megatron_rapo.rewards import VerifierPool
@@ -49,9 +51,54 @@ def main() -> None:
             results[name] = follow(sampler, trainer)
             parallel_state.destroy_model_parallel()
     engine.close()
+    results["FP8"] = in_fp8(model, folder, engine_tensor)
     if dist.get_rank() == 0:
         write_result(results)
     dist.destroy_process_group()
+
+
+def in_fp8(model: Path, folder: Path, engine_tensor: int) -> dict[str, Any]:
+    """An engine in FP8 beside a trainer in bfloat16: the gap and its parts, and the weights of both."""
+    config = tiny_config(
+        model,
+        folder,
+        precision={"dtype": "bfloat16"},
+        parallel={"tensor": 2},
+        rollout={"tensor": engine_tensor, "fp8": True},
+        batch={"tokens_per_microbatch": 512},
+    )
+    shape = read_shape(model)
+    policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    engine = Engine(model, config.rollout, dtype="bfloat16", max_sequence_tokens=256, seed=0)
+    reshard(make_resharder(config, shape, policy.norms, policy.parameters), engine, version=0)
+    before = {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
+    with VerifierPool(1, 5.0) as verifier:
+        batches = scored(Sampler(engine, verifier, config.reward), policy, config)
+    parts = policy.gap_parts(batches)
+    with linears_in_fp8(policy.parameters, policy.parallel.tensor_group):
+        off = {name: largest_difference(policy, engine, name) for name in ("linear_proj", "linear_fc2")}
+    engine.close()
+    parallel_state.destroy_model_parallel()
+    return {
+        "gap": policy.diagnostics(batches)["rollout/logprob_gap_mean"],
+        "parts": parts,
+        "off": off,
+        "kept": all(torch.equal(before[name], parameter) for name, parameter in policy.parameters.items()),
+    }
+
+
+def largest_difference(policy: Policy, engine: Engine, linear: str) -> float:
+    """Between the first layer's rows in the trainer, split in two, and in the engine, over the scale of each row."""
+    ours, theirs = {"linear_proj": ("self_attention", "self_attn.o_proj"), "linear_fc2": ("mlp", "mlp.down_proj")}[
+        linear
+    ]
+    [model] = engine._llm.apply_model(lambda model: model)
+    module = model.get_submodule(f"model.layers.0.{theirs}")
+    held = module.weight.t().float() * module.weight_scale
+    mine = policy.parameters[f"decoder.layers.0.{ours}.{linear}.weight"].float()
+    if engine.replica_size == 1:
+        held = held.chunk(2, dim=1)[policy.parallel.tensor_group.rank()]
+    return float(((mine - held).abs() / module.weight_scale).max())
 
 
 def follow(sampler: Sampler, config: Config) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Case:
     layouts: dict[str, dict[str, int]]  # of the trainer: [parallel]
     model: str
     packed: bool = False
+    fp8: bool = False
 
 
 SIZES = {"hidden_size": 128, "num_layers": 5, "num_heads": 4}  # layers that two stages do not divide
@@ -63,6 +64,8 @@ CASES = {
     "llama -> TP1": Case(2, 1, {"PP2": PIPELINE}, "llama"),
     "tied, packed -> TP1": Case(2, 1, {"TP2": TENSOR}, "tied", packed=True),
     "untied, packed -> TP2": Case(2, 2, {"PP2": PIPELINE}, "untied", packed=True),
+    "tied, FP8 -> TP1": Case(2, 1, {"TP2": TENSOR}, "tied", fp8=True),
+    "untied, FP8 -> TP2": Case(2, 2, {"PP2": PIPELINE}, "untied", fp8=True),
     "TP2 x PP2, untied -> TP1": Case(4, 1, BOTH, "untied"),
     "TP2 x PP2, tied -> TP2": Case(4, 2, BOTH, "tied"),
 }
@@ -83,19 +86,20 @@ def main(folder: Path) -> None:
 
 def compare(folder: Path, case: Case) -> dict[str, Any]:
     """Layout by layout, in turns with the weights of `new` and of `old`, so that each has something to do."""
-    rollout = {"tensor": case.engine, "packed": case.packed}
-    export = folder / "export"
+    rollout = {"tensor": case.engine, "packed": case.packed, "fp8": case.fp8}
+    sections = {"rollout": rollout, "precision": {"dtype": "bfloat16" if case.fp8 else "float32"}}
+    export = folder / f"export-{sections['precision']['dtype']}"
     found: dict[str, Any] = {}
     states = {}
-    with engine_of(folder / "old", folder, rollout) as engine:
+    with engine_of(folder / "old", folder, sections) as engine:
         old = before = state(engine)
         for version, (name, parallel) in enumerate(case.layouts.items()):
             model, to = ("old", None) if version % 2 else ("new", export)
-            reshard(tiny_config(folder / model, folder, parallel=parallel, rollout=rollout), engine, version, to)
+            reshard(tiny_config(folder / model, folder, parallel=parallel, **sections), engine, version, to)
             states[name] = model, state(engine)
             found[f"{name}, moved"] = not any(same(states[name][1], before).values())
             before = states[name][1]
-    with engine_of(export, folder, rollout) as fresh:
+    with engine_of(export, folder, sections) as fresh:
         expected = {"new": state(fresh), "old": old}
     for name, (model, after) in states.items():
         found[name] = same(after, expected[model])
@@ -103,9 +107,9 @@ def compare(folder: Path, case: Case) -> dict[str, Any]:
 
 
 @contextmanager
-def engine_of(model: Path, folder: Path, rollout: dict[str, Any]) -> Iterator[Engine]:
-    config = tiny_config(model, folder, rollout=rollout)
-    engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=256, seed=0)
+def engine_of(model: Path, folder: Path, sections: dict[str, Any]) -> Iterator[Engine]:
+    config = tiny_config(model, folder, **sections)
+    engine = Engine(model, config.rollout, dtype=config.precision.dtype, max_sequence_tokens=256, seed=0)
     try:
         yield engine
     finally:
@@ -121,7 +125,8 @@ def reshard(config: Config, engine: Engine, version: int, export: Path | None) -
     if export:
         tensors = policy.hf_tensors()
         if dist.get_rank() == 0 and not export.exists():
-            save_folder(export, tensors, shapes=hf_shapes(shape), dtype=torch.float32, like=config.model.path)
+            dtype = getattr(torch, config.precision.dtype)
+            save_folder(export, tensors, shapes=hf_shapes(shape), dtype=dtype, like=config.model.path)
         else:
             for _ in tensors:
                 pass

@@ -36,3 +36,13 @@ def test_engine_samples_from_the_trainers_policy(results: dict[str, Any], traine
 def test_every_trainer_layout_gives_the_same_tokens(results: dict[str, Any]) -> None:
     assert results["PP2"]["tokens"] == results["DP2"]["tokens"] == results["TP2"]["tokens"]
     assert len(results["TP2"]["tokens"]) == 8
+
+
+def test_the_gap_of_an_engine_in_fp8_is_that_of_its_weights_and_its_kernels(results: dict[str, Any]) -> None:
+    found, parts = results["FP8"], results["FP8"]["parts"]
+    assert found["kept"]  # the trainer has its own weights again
+    assert max(found["off"].values()) < 2  # rounded alike but for bfloat16, of numbers up to 448 scales
+    assert parts["reshard/parity_trainer_fp8"] == 0  # it is not in FP8
+    assert 1e-3 < found["gap"] < 0.1
+    assert parts["reshard/parity_engine_fp8"] > 0.3 * found["gap"]
+    assert 0 < parts["reshard/parity_kernels"] < found["gap"]

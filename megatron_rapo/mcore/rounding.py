@@ -1,0 +1,56 @@
+"""FP8 taken out of a model, or put into its weights, for a while: to tell what it does to log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+FP8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(FP8).max
+_LEAST_SCALE = 1 / (512 * _LARGEST)
+
+
+@contextmanager
+def without_fp8(megatron: TransformerConfig) -> Iterator[None]:
+    """Within it the layers built with `megatron` compute in bfloat16, whatever its FP8."""
+    fp8, megatron.fp8 = megatron.fp8, None
+    try:
+        yield
+    finally:
+        megatron.fp8 = fp8
+
+
+@contextmanager
+def linears_in_fp8(parameters: Mapping[str, torch.nn.Parameter], group: dist.ProcessGroup) -> Iterator[None]:
+    """Within it the layers' linears have the weights that an engine with rollout.fp8 makes of them.
+
+    `parameters` are this rank's by the map's names, `group` its tensor-parallel ranks. The weights are kept in host
+    memory meanwhile and are the same afterwards, bit by bit. Collective over `group`.
+    """
+    linears = [p for name, p in parameters.items() if name.startswith("decoder.layers.") and p.dim() == 2]
+    kept = [torch.empty_like(p, device="cpu").copy_(p.detach()) for p in linears]
+    with torch.no_grad():
+        for parameter in linears:
+            largest = parameter.abs().amax(dim=1, keepdim=True)
+            if getattr(parameter, "partition_dim", -1) == 1:  # a part of each row
+                dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+            parameter.copy_(rounded_rows(parameter, largest))
+        try:
+            yield
+        finally:
+            for parameter, weight in zip(linears, kept, strict=True):
+                parameter.copy_(weight)
+
+
+def rounded_rows(weight: Tensor, largest: Tensor) -> Tensor:
+    """[R, C] `weight`, in its own dtype, as vLLM's fp8_per_channel holds it: float8_e4m3 times a scale for each row.
+
+    `largest` [R, 1] has the largest magnitude of each whole row.
+    """
+    scale = (largest.float() / _LARGEST).clamp(min=_LEAST_SCALE)
+    return ((weight.float() / scale).clamp(-_LARGEST, _LARGEST).to(FP8).float() * scale).to(weight.dtype)
