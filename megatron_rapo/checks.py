@@ -127,6 +127,7 @@ def check_model(config: Config, shape: ModelShape) -> None:
 def check_machine(config: Config) -> None:
     """Refuse settings that this machine has nothing for. Raises ConfigError."""
     _check_layers(config)
+    _check_engine_fp8(config)
     _check_memory(config)
 
 
@@ -149,11 +150,23 @@ def _check_layers(config: Config) -> None:
             f"precision.fp8={precision.fp8}: Megatron would ignore it with model.layers={layers}; use a GPU with "
             "Transformer Engine or set precision.fp8=none."
         )
-    least, found = LEAST_CAPABILITY[precision.fp8_recipe], torch.cuda.get_device_capability()
+    _check_capability(
+        f"precision.fp8_recipe={precision.fp8_recipe}", precision.fp8_recipe, "another recipe, or precision.fp8=none"
+    )
+
+
+def _check_engine_fp8(config: Config) -> None:
+    """vLLM would go on without FP8 for activations; on a CPU it has kernels for it."""
+    if config.rollout.fp8 and torch.cuda.is_available():
+        _check_capability("rollout.fp8=true", "tensorwise", "rollout.fp8=false")
+
+
+def _check_capability(setting: str, recipe: str, fix: str) -> None:
+    least, found = LEAST_CAPABILITY[recipe], torch.cuda.get_device_capability()
     if found < least:
         raise ConfigError(
-            f"precision.fp8_recipe={precision.fp8_recipe}: needs a GPU of compute capability {least[0]}.{least[1]}, "
-            f"and this one has {found[0]}.{found[1]}; set another recipe, or precision.fp8=none."
+            f"{setting}: needs a GPU of compute capability {least[0]}.{least[1]}, and this one has "
+            f"{found[0]}.{found[1]}; set {fix}."
         )
 
 

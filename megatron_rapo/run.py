@@ -12,9 +12,10 @@ import torch.distributed as dist
 
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
-from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size
+from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size, resolve_layers
 from megatron_rapo.config import Config, ConfigError, EvaluationConfig
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
+from megatron_rapo.determinism import set_variables
 from megatron_rapo.distributed import init_process_group, on_first_rank
 from megatron_rapo.evaluate import evaluate, show
 from megatron_rapo.hf import ModelShape, read_shape
@@ -55,6 +56,8 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
     folder = config.run.folder
     checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None
     signals = Signals(config.checkpoint.grace_s)
+    if config.run.deterministic:
+        set_variables()
     init_process_group(config.run.timeout_s)
     damaged: list[str] = []
     if checkpoint is None:
@@ -98,12 +101,15 @@ def _build(
     heldout: PromptSet | None,
 ) -> tuple[Trainer, Engine]:
     """The expensive part: the trainer with its policy, and the engine that it samples with."""
+    from megatron_rapo.mcore.fused import described, fused_kernels
     from megatron_rapo.mcore.parallel import init_parallel
     from megatron_rapo.mcore.policy import Policy
     from megatron_rapo.reshard.transfer import make_resharder
     from megatron_rapo.trainer import Trainer
     from megatron_rapo.weight_sync import WeightSync
 
+    for line in described(fused_kernels(resolve_layers(config))):
+        monitor.message(line)
     parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
     policy = Policy(config, shape, parallel)
     engine = _engine(config, sleeps=config.memory.engine_sleep)

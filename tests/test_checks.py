@@ -284,6 +284,16 @@ def test_a_recipe_that_the_gpu_does_not_have(load, machine, monkeypatch, recipe,
     )
 
 
+def test_an_engine_in_fp8_needs_a_gpu_that_has_it_or_none(load, machine, monkeypatch):
+    monkeypatch.setattr(checks.torch.cuda, "get_device_capability", lambda: (8, 0))
+    machine(cuda=False, te=False)
+    check_machine(load("rollout.fp8=true"))
+    machine(cuda=True, te=False)
+    assert refusal(check_machine, load("rollout.fp8=true")) == (
+        "rollout.fp8=true: needs a GPU of compute capability 8.9, and this one has 8.0; set rollout.fp8=false."
+    )
+
+
 def test_more_layers_in_bf16_than_a_stage_has(load):
     settings = ("precision.fp8=hybrid", "precision.bf16_layers_at_start=4", "parallel.pipeline=2")
     assert refusal(check_model, load(*settings), SHAPE) == (

@@ -228,6 +228,15 @@ def test_the_fixes_that_the_refusals_name_work(load, overrides):
             "precision.bf16_layers_at_start=1: delayed scaling cannot leave layers out (its magnitudes are reduced "
             "over all of them at once); set another precision.fp8_recipe, or leave it out.",
         ),
+        (
+            ["precision.bf16_reference=true"],
+            "precision.bf16_reference=true: does nothing with precision.fp8=none; set fp8=hybrid, or leave it out.",
+        ),
+        (
+            ["rollout.fp8=true", "precision.dtype=float32"],
+            "rollout.fp8=true: vLLM quantises weights in bfloat16, not float32; set precision.dtype=bfloat16, or "
+            "rollout.fp8=false.",
+        ),
     ],
 )
 def test_fp8(load, overrides, message):
@@ -317,8 +326,8 @@ def test_every_bad_field_is_named_at_once(load):
         ("run.step=5", "run.step=5: no such setting; did you mean steps?"),
         ("algorithm.phi_mim=0.5", "algorithm.phi_mim=0.5: no such setting; did you mean phi_min?"),
         ("rolout.tensor=2", "rolout={'tensor': 2}: no such setting; did you mean rollout?"),
-        ("run.zzz=5", "run.zzz=5: no such setting; known names here: folder, steps, seed, timeout_s."),
-        ("run.a.b=5", "run.a.b=5: no such setting; known names here: folder, steps, seed, timeout_s."),
+        ("run.zzz=5", "run.zzz=5: no such setting; known names here: folder, steps, seed, deterministic, timeout_s."),
+        ("run.a.b=5", "run.a.b=5: no such setting; known names here: folder, steps, seed, deterministic, timeout_s."),
         (
             "zzz.a=5",
             "zzz={'a': 5}: no such setting; known names here: model, data, reward, batch, algorithm, parallel, "
@@ -532,7 +541,8 @@ def test_defaults_are_written_out(load, tmp_path):
         "importance_cap": 2.0,
         "log_rho_cap": 10.0,
     }
-    assert written["run"] == {"folder": "runs/one", "steps": 3, "seed": 0, "timeout_s": 600.0}
+    run = {"folder": "runs/one", "steps": 3, "seed": 0, "deterministic": False, "timeout_s": 600.0}
+    assert written["run"] == run
     assert written["evaluation"] is None and written["batch"]["completions_per_prompt"] == 8
 
 

@@ -33,6 +33,7 @@ _FREE = {
     "rollout.packed",
     "optimizer.max_skipped_steps",
     "run.folder",
+    "run.deterministic",
     "run.timeout_s",
 }
 

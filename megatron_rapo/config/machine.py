@@ -48,7 +48,7 @@ LEAST_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0)
 
 
 _LEFT_OUT = ("bf16_layers_at_start", "bf16_layers_at_end")
-_OF_FP8 = ("fp8_recipe", *_LEFT_OUT, "bf16_reference", "fp8_param_gather")
+_OF_FP8 = ("fp8_recipe", *_LEFT_OUT, "bf16_reference")
 
 
 class PrecisionConfig(Section):
@@ -67,9 +67,6 @@ class PrecisionConfig(Section):
     """How many of the last layers stay in bfloat16 under FP8."""
     bf16_reference: bool = False
     """The reference is scored in bfloat16 although the policy is in FP8; a KL of 0 at the start has then some noise."""
-    fp8_param_gather: bool = False
-    """Weights are kept in FP8 and gathered in it by the distributed optimizer, whose own stay float32: half the memory
-    of the policy's weights and half the bytes between data-parallel ranks."""
     max_logprob_gap: float = Field(default=0.1, gt=0)
     """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats."""
     on_logprob_gap: Literal["stop", "warn"] = "stop"

@@ -16,6 +16,9 @@ class RunConfig(Section):
     """Rollouts (each with batch.optimizer_steps_per_rollout optimizer steps)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the data order and of every sampled token."""
+    deterministic: bool = False
+    """Train on GPUs with kernels that give the same bits each time, slower; what has no such kernel is an error. On a
+    CPU every run is the same."""
     timeout_s: float = Field(default=600.0, gt=0)
     """How long a process waits for the others in a collective before it ends with an error, seconds."""
 

@@ -73,11 +73,6 @@ class Config(Section):
                 f"rollout.fp8=true: vLLM quantises weights in bfloat16, not {self.precision.dtype}; set "
                 "precision.dtype=bfloat16, or rollout.fp8=false."
             )
-        if self.precision.fp8_param_gather and not self.optimizer.distributed:
-            raise ValueError(
-                "precision.fp8_param_gather=true: is how the distributed optimizer gathers weights; set "
-                "optimizer.distributed=true, or leave it out."
-            )
         return self
 
     @property

@@ -20,6 +20,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron_rapo.checks import resolve_layers
 from megatron_rapo.config import Config, ParallelConfig, PrecisionConfig
 from megatron_rapo.hf import ModelShape, WeightReader
+from megatron_rapo.mcore import fused
 from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.reshard.layout import (
@@ -78,13 +79,10 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         use_cpu_initialization=True,
         perform_initialization=False,  # every weight is read from the checkpoint
         batch_p2p_comm=False,
-        # Kernels that need apex or a compiler; what their absence costs is another matter than what is computed.
-        gradient_accumulation_fusion=False,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        masked_softmax_fusion=False,
-        apply_rope_fusion=False,
-        persist_layer_norm=False,
+        bias_dropout_fusion=False,  # there is neither
+        masked_softmax_fusion=False,  # of attention that we do not use
+        deterministic_mode=config.run.deterministic,
+        **fused.settings(fused.fused_kernels(resolve_layers(config))),
         **_fp8(config.precision),
         **_RECOMPUTE[config.model.recompute],
     )

@@ -66,6 +66,7 @@ class Policy:
             parallel=parallel,
             vocab_size=shape.vocab_size,
             temperature=config.rollout.temperature,
+            deterministic=config.run.deterministic,
             exact=exact,
         )
 

@@ -17,6 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_rapo.algo import LossSums
+from megatron_rapo.determinism import deterministic_algorithms
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.output_head import ReferenceHead, TokenScores, token_scores
 from megatron_rapo.packing import PackedBatch
@@ -48,6 +49,7 @@ class Passes:
     head_weight: Tensor | None  # the output layer's rows on this tensor rank; None but on the last pipeline stage
     vocab_size: int
     temperature: float  # of the rollout: pi_theta is the distribution that was sampled from
+    deterministic: bool = False
     exact: ExactReference | None = None  # on the last pipeline stage, where the divergence is exact
 
     def score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[Scored]:
@@ -98,15 +100,16 @@ class Passes:
 
     def _run(self, forward: Callable[..., Any], batches: Sequence[PackedBatch], **kwargs: Any) -> Any:
         chunks = list(self.chunks)
-        return get_forward_backward_func()(
-            forward_step_func=forward,
-            data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
-            model=chunks if len(chunks) > 1 else chunks[0],
-            num_microbatches=len(batches),
-            seq_length=max(len(batch.token_ids_T) for batch in batches) * self.parallel.config.context,
-            micro_batch_size=1,
-            **kwargs,
-        )
+        with deterministic_algorithms(self.deterministic):
+            return get_forward_backward_func()(
+                forward_step_func=forward,
+                data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
+                model=chunks if len(chunks) > 1 else chunks[0],
+                num_microbatches=len(batches),
+                seq_length=max(len(batch.token_ids_T) for batch in batches) * self.parallel.config.context,
+                micro_batch_size=1,
+                **kwargs,
+            )
 
     def _hidden(self, chunk: torch.nn.Module, batch: PackedBatch) -> Tensor:
         """[T, D] on the last stage; what goes to the next one elsewhere."""

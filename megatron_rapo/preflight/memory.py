@@ -98,7 +98,7 @@ def _states_of_stage(
     numel, itemsize, memory = parameters(model, config)[stage], ITEMSIZE[config.precision.dtype], config.memory
     kept = {"weights": numel * itemsize} | _exact_head(model, config, stage)
     training = {"gradients": numel * GRADIENT_BYTES, "optimizer": _optimizer(numel, config, lanes)}
-    engine = {"engine weights": engine_numel(model, config.rollout.tensor) * itemsize}
+    engine = {"engine weights": engine_bytes(model, config)}
     cache = {"KV cache": config.rollout.kv_cache_mib * 2**20}
     beside = {} if memory.offload_optimizer else training
     awake = {} if memory.engine_sleep else engine | cache
@@ -122,6 +122,19 @@ def engine_numel(model: ModelShape, tensor: int) -> int:
     """Parameters of one process of an engine of `tensor` ranks."""
     shards = engine_shards(model, tensor=tensor, rank=0)
     return sum(math.prod(shard.shape) for shard in shards.values())
+
+
+def engine_bytes(model: ModelShape, config: Config) -> int:
+    """Of the parameters of one process of an engine; in FP8 its layers' linears, with a float32 scale for each row."""
+    itemsize, in_fp8 = ITEMSIZE[config.precision.dtype], config.rollout.fp8
+
+    def of_parameter(name: str, shape: tuple[int, ...]) -> int:
+        if in_fp8 and len(shape) == 2 and name.startswith("model.layers."):
+            return math.prod(shape) + 4 * shape[0]
+        return math.prod(shape) * itemsize
+
+    shards = engine_shards(model, tensor=config.rollout.tensor, rank=0)
+    return sum(of_parameter(name, shard.shape) for name, shard in shards.items())
 
 
 def _optimizer(numel: int, config: Config, lanes: int) -> int:

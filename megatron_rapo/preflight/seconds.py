@@ -8,7 +8,7 @@ from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape
 from megatron_rapo.preflight.batch import Batch
-from megatron_rapo.preflight.memory import GRADIENT_BYTES, ITEMSIZE, engine_numel, parameters
+from megatron_rapo.preflight.memory import GRADIENT_BYTES, ITEMSIZE, engine_bytes, engine_numel, parameters
 from megatron_rapo.reshard.layout import TORCH_NORMS
 from megatron_rapo.reshard.plan import Layouts, plan
 
@@ -109,7 +109,7 @@ def _rollout(model: ModelShape, config: Config, batch: Batch, hardware: Hardware
     of_token = 2 * model.num_layers * max(1, model.num_kv_heads // tensor) * model.head_dim * itemsize
     fit = config.rollout.kv_cache_mib * 2**20 / of_token / batch.tokens_per_sequence
     together = max(1.0, min(batch.completions_per_engine, config.rollout.max_concurrent, fit))
-    read = engine_numel(model, tensor) * itemsize + together * batch.tokens_per_sequence / 2 * of_token
+    read = engine_bytes(model, config) + together * batch.tokens_per_sequence / 2 * of_token
     a_token = max(
         read / (hardware.memory_bytes_per_s * hardware.bandwidth),
         2 * engine_numel(model, tensor) * together / (hardware.bf16_flops * hardware.utilisation),

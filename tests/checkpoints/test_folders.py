@@ -26,13 +26,13 @@ FREE = [
     *("rollout.tensor", "rollout.kv_cache_mib", "rollout.max_concurrent", "rollout.compile"),
     *("rollout.packed", "reshard.bucket_mib", "reshard.verify", "reshard.parity_every_steps"),
     *("memory.engine_sleep", "memory.offload_optimizer"),
-    *("precision.dtype", "precision.fp8", "precision.bf16_reference", "precision.fp8_param_gather"),
+    *("precision.dtype", "precision.fp8", "precision.bf16_reference"),
     *("precision.max_logprob_gap", "precision.on_logprob_gap", "rollout.fp8"),
     *("checkpoint.every_steps", "checkpoint.hf_export"),
     *("checkpoint.async_save", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.hf_every"),
     *("monitor.tensorboard", "monitor.sampled_completions", "monitor.gradient_share_every_steps"),
     *("precision.fp8_recipe", "precision.bf16_layers_at_start", "precision.bf16_layers_at_end"),
-    *("checkpoint.grace_s", "optimizer.max_skipped_steps", "run.folder", "run.timeout_s"),
+    *("checkpoint.grace_s", "optimizer.max_skipped_steps", "run.folder", "run.timeout_s", "run.deterministic"),
 ]
 FIELDS = [
     f"{section}.{name}"

@@ -172,7 +172,7 @@ def go_on_resharded(checkpoint: Path, model: Path, folder: Path, saved: str, rol
 def build(model: Path, folder: Path, layout: str) -> tuple[Policy, Config]:
     sections = {name: dict(fields) for name, fields in LAYOUTS[layout].items()}
     sections["optimizer"] = sections.get("optimizer", {}) | {"schedule": "linear", "warmup_steps": 2, "lr": 1e-3}
-    config = tiny_config(model, folder, **sections)
+    config = tiny_config(model, folder, run={"deterministic": True}, **sections)
     parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
     return Policy(config, read_shape(model), parallel), config
 

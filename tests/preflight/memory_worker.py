@@ -1,4 +1,4 @@
-"""`memory_worker.py FOLDER` on 2 processes: what a real policy takes, part by part, beside what preflight says."""
+"""`memory_worker.py FOLDER` on 2 processes: what real policies and engines take, beside what preflight says."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.objective import loss_function
 from megatron_rapo.preflight import memory
+from megatron_rapo.rollout import Engine
 from megatron_rapo.types import TrainingSequence
 from tests.launch import write_result
 from tests.runs import tiny_config
@@ -38,6 +39,10 @@ CASES: dict[str, dict[str, Any]] = {
         "algorithm": {"divergence": "forward_kl_exact", "alpha": 0.1},
     },
     "TP2 bf16": {"parallel": {"tensor": 2}, "precision": {"dtype": "bfloat16"}},
+}
+ENGINES: dict[str, dict[str, Any]] = {  # [rollout]
+    "engine TP2": {"tensor": 2},
+    "engine FP8": {"fp8": True},
 }
 
 
@@ -68,6 +73,7 @@ class Kept:
 def main(folder: Path) -> None:
     init_process_group(timeout_s=60.0)
     found = {name: measure(folder, sections) for name, sections in CASES.items()}
+    found |= {name: measure_engine(folder, rollout) for name, rollout in ENGINES.items()}
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
     if dist.get_rank() == 0:
@@ -96,6 +102,21 @@ def measure(folder: Path, sections: dict[str, Any]) -> dict[str, list[int]]:
     computed = {**states["training"], "reference": states["training"]["weights"]}
     parallel_state.destroy_model_parallel()
     return {part: [value, computed.get(part, 0)] for part, value in measured.items()}
+
+
+def measure_engine(folder: Path, rollout: dict[str, Any]) -> dict[str, list[int]]:
+    """Part -> [measured, computed] bytes of this rank."""
+    config = tiny_config(folder / "model", folder, rollout=rollout, precision={"dtype": "bfloat16"})
+    engine = Engine(folder / "model", config.rollout, dtype="bfloat16", max_sequence_tokens=256, seed=0)
+    [found] = engine._llm.collective_rpc(
+        lambda worker: [bytes_of(list(worker.get_model().parameters())), bytes_of(worker.model_runner.kv_caches)]
+    )
+    engine.close()
+    states = memory._states_of_stage(read_shape(folder / "model"), config, 2, "torch", 0)
+    return {
+        part: [measured, states["rollout"][part]]
+        for part, measured in zip(("engine weights", "KV cache"), found, strict=True)
+    }
 
 
 def most_kept(policy: Policy, config: Config, batches: list[Any]) -> int:

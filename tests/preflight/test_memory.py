@@ -1,4 +1,4 @@
-"""What preflight computes of a process' memory, against a real policy's tensors on two processes."""
+"""What preflight computes of a process' memory, against real policies' and engines' tensors on two processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.launch import run_distributed
 from tests.models import save_tiny_model
-from tests.preflight.memory_worker import CASES
+from tests.preflight.memory_worker import CASES, ENGINES
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return list(result["ranks"])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *ENGINES])
 def test_every_part_is_within_ten_percent(ranks: list[dict[str, Any]], case: str) -> None:
     for rank, found in enumerate(ranks):
         for part, (measured, computed) in found[case].items():

@@ -1,0 +1,74 @@
+"""Fused kernels: which there are here, Megatron's settings that use them, and what it costs to be without."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+TRANSFORMER_ENGINE, APEX, APEX_GRADIENTS = "transformer_engine", "apex", "fused_weight_gradient_mlp_cuda"  # modules
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One, whether it is `used` here, and the setting of Megatron's TransformerConfig for it, if it needs one."""
+
+    name: str
+    used: bool
+    needs: str
+    without: str  # what it costs
+    setting: str | None = None
+
+
+def fused_kernels(layers: str) -> list[Kernel]:
+    """Of this machine, for an implementation of the layers (torch, transformer_engine). None of them is for a CPU."""
+    if not torch.cuda.is_available():
+        return []
+    return kernels(layers, there=lambda name: importlib.util.find_spec(name) is not None)
+
+
+def kernels(layers: str, there: Callable[[str], bool]) -> list[Kernel]:
+    """Of a GPU on which the modules are `there`."""
+    return [
+        Kernel(
+            "AdamW",
+            used=there(TRANSFORMER_ENGINE) or there(APEX),
+            needs="Transformer Engine or apex",
+            without="an optimizer step reads and writes its state several times",
+        ),
+        Kernel(
+            "gradient accumulation",
+            used=there(APEX_GRADIENTS),
+            needs="apex built with --cuda_ext",
+            without="weight gradients are rounded to the weights' dtype, then added to float32 in another pass",
+            setting="gradient_accumulation_fusion",
+        ),
+        Kernel(
+            "SwiGLU",
+            used=there("triton"),
+            needs="triton",
+            without="the feed-forward layers keep twice the activations",
+            setting="bias_activation_fusion",
+        ),
+        Kernel(
+            "rotary embedding",
+            used=layers == TRANSFORMER_ENGINE,
+            needs="Transformer Engine's layers",
+            without="queries and keys are read and written four times more in each layer",
+            setting="apply_rope_fusion",
+        ),
+    ]
+
+
+def settings(found: Sequence[Kernel]) -> dict[str, bool]:
+    """Megatron's, of the kernels that are used."""
+    return {kernel.setting: True for kernel in found if kernel.setting and kernel.used}
+
+
+def described(found: Sequence[Kernel]) -> list[str]:
+    """Lines for the start of a run."""
+    used = ", ".join(kernel.name for kernel in found if kernel.used) or "none"
+    missing = [f"no fused {k.name}: {k.without}; it needs {k.needs}" for k in found if not k.used]
+    return [f"fused kernels: {used}", *missing] if found else []
