@@ -96,6 +96,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         lines = csv.reader(file, strict=True)
         try:
             columns = next(lines, [])
+            if twice := next((name for name in columns if columns.count(name) > 1), None):
+                raise DataError(f"{path}:{lines.line_num}: two columns are called {twice!r}; rename one.")
             for values in lines:
                 place = f"{path}:{lines.line_num}"
                 if values and len(values) != len(columns):
