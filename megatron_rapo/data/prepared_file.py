@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(output.parent, os.W_OK):
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise DataError(f"OUTPUT={output}: {explained(error, output.parent)}") from None
 
@@ -49,16 +50,21 @@ def write_prepared(output: Path, records: Sequence[Record], manifest: Mapping[st
 
     schema = pa.schema([pa.field(f.name, pa.string(), nullable=f.name not in NOT_NULL) for f in fields(Record)])
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema)
+    partial, partial_manifest = (path.with_name(path.name + ".partial") for path in (output, manifest_path(output)))
     try:
-        partial = _partial(output, lambda path: pq.write_table(table, path, compression="zstd"))
+        pq.write_table(table, partial, compression="zstd")
         whole = {**manifest, "sha256": file_digest(partial)}
-        text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
-        partial_manifest = _partial(manifest_path(output), lambda path: path.write_text(text, encoding="utf-8"))
+        partial_manifest.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in (partial, partial_manifest):
+            _sync(path)
         manifest_path(output).unlink(missing_ok=True)
         partial.replace(output)
         partial_manifest.replace(manifest_path(output))
     except OSError as error:
         raise DataError(f"OUTPUT={output}: {explained(error, output.parent)}") from None
+    finally:
+        for path in (partial, partial_manifest):
+            path.unlink(missing_ok=True)
     return whole
 
 
@@ -71,14 +77,7 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _partial(path: Path, write: Callable[[Path], object]) -> Path:
-    """Where the content for `path` is, on the disk, under another name."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return partial
+def _sync(path: Path) -> None:
+    """Return when it is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

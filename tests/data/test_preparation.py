@@ -171,13 +171,15 @@ def files_limited_to(size):
 
 
 def test_a_disk_that_does_not_take_it_leaves_what_was_there(files, write_jsonl):
-    write_jsonl(ROWS[0], name="raw.jsonl")
+    write_jsonl(*[ROWS[0]] * 200, name="raw.jsonl")
     prepare(request())
     there = {path.name: path.read_bytes() for path in Path("out").iterdir()}
-    write_jsonl({"question": "Another?", "answer": 1}, name="raw.jsonl")
-    with files_limited_to(100):
-        assert refusal(request(overwrite=True)).startswith("OUTPUT=out/made.parquet: [Errno 27] ")
-    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == there
+    size, larger = len(there["made.parquet"]), len(there["made.manifest.json"])
+    assert size + 100 < larger
+    for limit in (100, size + 100):  # in the middle of the first file, of the second
+        with files_limited_to(limit):
+            assert refusal(request(overwrite=True)).startswith("OUTPUT=out/made.parquet: [Errno 27] ")
+        assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == there
 
 
 def test_a_file_of_other_length_is_not_the_data_set(files, write_jsonl):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rapo.config.file import load_config
+from megatron_rapo.data import TEMPLATES
 from megatron_rapo.data.rows import DataError
 from megatron_rapo.data.sources import SOURCES, find_original
 
@@ -21,6 +23,20 @@ def test_every_source_says_what_it_needs():
         assert source.title and source.licence and source.rows > 0, name
         assert {"problem", "answer"} <= set(source.fields), name
         assert source.url("main") == f"https://huggingface.co/datasets/{source.repository}/resolve/main/{source.file}"
+
+
+def test_the_documentation_and_the_configurations_have_them():
+    text = (ROOT / "docs/data.md").read_text()
+    for name, source in SOURCES.items():
+        assert f"| `{name}` | {source.rows:,} | " in text and f"| {source.repository}, `{source.file}` | " in text
+    for template in TEMPLATES:
+        assert f"| `{template}` | " in text
+    config = load_config(ROOT / "examples/simplerl/base.toml")
+    assert (config.data.train, config.evaluation.data) == (
+        Path("data/simplerl-zero-8k.parquet"),
+        Path("data/aime24.parquet"),
+    )
+    assert {config.data.train.stem, config.evaluation.data.stem} <= set(SOURCES)
 
 
 @pytest.mark.parametrize(
