@@ -8,8 +8,8 @@
 #
 #   RAPO_HOME       this repository; default: where sbatch was called
 #   RAPO_MODEL      Hugging Face model folder; default: models/Qwen2.5-7B or -3B, as the script's name says
-#   RAPO_TRAIN      training problems, JSONL or Parquet; default: data/simplerl_8k.jsonl
-#   RAPO_EVAL       held-out problems; default: data/aime_2024.jsonl
+#   RAPO_TRAIN      training problems, JSONL or Parquet; default: data/simplerl-zero-8k.parquet
+#   RAPO_EVAL       held-out problems; default: data/aime24.parquet; docs/data.md has the commands that make both
 #   RAPO_RUNS       folder of all runs; default: runs
 #   RAPO_RUN        folder of this run, to go on with that of another job; default: RAPO_RUNS/JOBNAME-JOBID
 #   RAPO_CONFIG     settings; default: examples/simplerl/, as the script's name says
@@ -58,8 +58,8 @@ read_variables() { # CONFIG MODEL
     HOME_FOLDER="$PWD"
     CONFIG="$(realpath -m "${RAPO_CONFIG:-$1}")"
     MODEL="$(realpath -m "${RAPO_MODEL:-$2}")"
-    TRAIN="$(realpath -m "${RAPO_TRAIN:-data/simplerl_8k.jsonl}")"
-    EVAL="$(realpath -m "${RAPO_EVAL:-data/aime_2024.jsonl}")"
+    TRAIN="$(realpath -m "${RAPO_TRAIN:-data/simplerl-zero-8k.parquet}")"
+    EVAL="$(realpath -m "${RAPO_EVAL:-data/aime24.parquet}")"
     RUNS="$(realpath -m "${RAPO_RUNS:-runs}")"
     RUN="$(realpath -m "${RAPO_RUN:-$RUNS/$SLURM_JOB_NAME-$SLURM_JOB_ID}")"
     CONTAINER="${RAPO_CONTAINER:-}"

@@ -12,7 +12,7 @@ import pytest
 from megatron_rapo import cli, run
 from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import ConfigError
-from megatron_rapo.data.problems import DataError
+from megatron_rapo.data.rows import DataError
 from megatron_rapo.errors import InputError
 from megatron_rapo.scores import Base
 from tests.scores import right_of, saved

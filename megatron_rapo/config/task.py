@@ -29,8 +29,8 @@ class DataConfig(Section):
     """Column of the problem's text."""
     answer_field: str = "answer"
     """Column of the reference answer."""
-    template: Literal["plain", "qwen-boxed", "chat"] = "qwen-boxed"
-    """How a problem becomes a prompt; chat is the tokenizer's own template."""
+    template: Literal["plain", "qwen-boxed", "abel", "chat"] = "qwen-boxed"
+    """How a problem becomes a prompt (docs/data.md); chat is the tokenizer's own template."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Problems with a longer prompt are left out, counted and reported; none is ever cut."""
 

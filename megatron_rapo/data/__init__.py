@@ -1,8 +1,9 @@
 """Problems, prompts and the order they are drawn in. No torch."""
 
 from megatron_rapo.data.order import EpochOrder
-from megatron_rapo.data.problems import DataError, load_problems
+from megatron_rapo.data.problems import load_problems
 from megatron_rapo.data.prompts import PromptSet, build_prompts
+from megatron_rapo.data.rows import DataError
 from megatron_rapo.data.templates import TEMPLATES, render
 from megatron_rapo.data.tokenizer import load_tokenizer
 

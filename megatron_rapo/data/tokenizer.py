@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_rapo.data.problems import DataError
+from megatron_rapo.data.rows import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

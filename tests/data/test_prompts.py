@@ -47,7 +47,7 @@ def test_nothing_left_is_an_error(make_tokenizer):
 
 def test_a_tokenizer_that_starts_texts_does_so_except_for_a_chat_template(make_tokenizer):
     tokenizer = make_tokenizer(bos=True, chat_template="<bos>{{ messages[0].content }}")
-    for template in ("plain", "qwen-boxed", "chat"):
+    for template in ("plain", "qwen-boxed", "abel", "chat"):
         prompt = build_prompts(problems_of("a"), tokenizer, template, 1000).prompts[0]
         assert prompt.token_ids[0] == BOS
         assert prompt.token_ids.count(BOS) == 1

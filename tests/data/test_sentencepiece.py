@@ -9,7 +9,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from megatron_rapo.data import load_tokenizer
-from megatron_rapo.data.problems import DataError
+from megatron_rapo.data.rows import DataError
 
 CORPUS = [
     *("the quick brown fox jumps over the lazy dog", "12 + 34 = 46", "x = \\boxed{5}", "  leading  and   many "),

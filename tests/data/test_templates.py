@@ -24,6 +24,10 @@ def test_qwen_boxed(make_tokenizer):
     )
 
 
+def test_abel():
+    assert render("abel", PROBLEM, None) == "Question:\n" + PROBLEM + "\nAnswer:\nLet's think step by step.\n"
+
+
 def test_chat(make_tokenizer):
     tokenizer = make_tokenizer(
         chat_template="{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -41,9 +45,12 @@ def test_chat_needs_a_chat_template(make_tokenizer):
         "data.template=chat: the tokenizer of the model has no chat template; "
         "set data.template=qwen-boxed or plain, or use an instruction-tuned model."
     )
+    with pytest.raises(InputError) as raised:
+        render("chat", PROBLEM, None)
+    assert str(raised.value) == "data.template=chat: it is the tokenizer's own, and there is none; name the model."
 
 
 def test_an_unknown_template_is_refused(make_tokenizer):
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(InputError) as raised:
         render("r1", PROBLEM, make_tokenizer())
-    assert str(raised.value) == "data.template='r1': no such template; use one of plain, qwen-boxed, chat."
+    assert str(raised.value) == "data.template='r1': no such template; use one of plain, qwen-boxed, abel, chat."

@@ -127,7 +127,7 @@ def refusal(environment: dict[str, str], folder: Path) -> str:
         ),
         (
             {"RAPO_TRAIN": ""},
-            "RAPO_TRAIN={here}/home/data/simplerl_8k.jsonl: no such file; export RAPO_TRAIN=FILE.",
+            "RAPO_TRAIN={here}/home/data/simplerl-zero-8k.parquet: no such file; export RAPO_TRAIN=FILE.",
         ),
         ({"RAPO_EVAL": "{here}"}, "RAPO_EVAL={here}: no such file; export RAPO_EVAL=FILE."),
         (

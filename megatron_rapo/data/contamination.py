@@ -1,0 +1,47 @@
+"""Problems of one data set that another one has too.
+
+Two problems overlap by the share of their 13-grams that they have in common: runs of 13 words (same_text.py), those of
+the problem that has fewer of them. A problem of fewer than 13 words is one n-gram, all of it. That a pair shares one
+13-gram is no sign by itself: "can be expressed as m/n, where m and n are relatively prime positive integers" is longer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from megatron_rapo.data.same_text import words
+
+NGRAM = 13
+
+
+class Overlap(NamedTuple):
+    """Two problems with an n-gram in common, by their index."""
+
+    here: int
+    there: int
+    share: float  # of the n-grams of the one with fewer, 0 to 1
+
+
+def overlaps(here: Sequence[str], there: Sequence[str]) -> list[Overlap]:
+    """All pairs of a text of `here` and one of `there` that have an n-gram in common, the largest share first."""
+    grams_there = [ngrams(text) for text in there]
+    having: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, grams in enumerate(grams_there):
+        for gram in grams:
+            having[gram].append(index)
+    found = []
+    for index, text in enumerate(here):
+        grams = ngrams(text)
+        common = Counter(other for gram in grams for other in having.get(gram, ()))
+        found += [Overlap(index, other, n / min(len(grams), len(grams_there[other]))) for other, n in common.items()]
+    return sorted(found, key=lambda pair: (-pair.share, pair.here, pair.there))
+
+
+def ngrams(text: str) -> set[tuple[str, ...]]:
+    """Those of 13 words, or the whole of a text that has fewer; none of a text without words."""
+    all_words = words(text)
+    if len(all_words) < NGRAM:
+        return {tuple(all_words)} - {()}
+    return {tuple(all_words[start : start + NGRAM]) for start in range(len(all_words) - NGRAM + 1)}

@@ -1,0 +1,156 @@
+"""Rows of a local file, each with its place for messages; a value of a row as text."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_rapo.errors import InputError
+
+Row = tuple[str, dict[str, Any]]
+"""Where it stands ("train.jsonl:7"), and its columns."""
+
+
+class DataError(InputError):
+    """A data set or tokenizer that cannot be used: `path:line: reason; fix.`"""
+
+
+def read_rows(path: Path, suffixes: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of a file of one of `suffixes` (all that can be read, without), in its order.
+
+    Nothing is downloaded or kept in a cache. Raises DataError at the first thing wrong, with the line of a text file
+    (from 1) or the row of a Parquet or JSON file (from 0).
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path.")
+    suffix, supported = path.suffix.lower(), tuple(READERS) if suffixes is None else suffixes
+    if suffix not in supported:
+        raise DataError(f"{path}: the suffix {suffix!r} is not supported; convert it to one of {', '.join(supported)}.")
+    try:
+        yield from READERS[suffix](path)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}:{_first_line_not_utf8(path)}: not UTF-8; save the file as UTF-8.") from None
+
+
+def answer_text(value: Any, field: str, place: str) -> str:
+    """An answer as its author wrote it; a number becomes its decimal text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return str(int(value)) if value == int(value) else repr(value)
+    raise DataError(f"{place}: {field!r} is {kind_of(value)}, not text or a number; write a string there.")
+
+
+def kind_of(value: Any) -> str:
+    """A value as its own author wrote it, for messages."""
+    if isinstance(value, (dict, list)):
+        return "a JSON object" if isinstance(value, dict) else "a list"
+    return repr(value)
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    # Lines as text, not the library's JSON reader (datasets 5.2): that one turns strings that look like
+    # dates into datetimes, large integers into floats and "42" among numbers into 42, fills missing
+    # columns with None, and names no line in its errors.
+    for number, line in enumerate(_stream("text", path, encoding="utf-8-sig"), start=1):
+        place, text = f"{path}:{number}", line["text"]
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{place}: not valid JSON ({error.msg}, column {error.colno}); write one object a line."
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: {kind_of(row)}, not a JSON object; write one object a line.")
+        yield place, row
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); mend it, or name a file of "
+            "one object a line .jsonl."
+        ) from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: {kind_of(rows)}, not a list of JSON objects; write one.")
+    for index, row in enumerate(rows):
+        place = f"{path}:row {index}"
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: {kind_of(row)}, not a JSON object; write a list of objects.")
+        yield place, row
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    # Not the library's reader (pandas), which makes numbers of what looks like one: "007" is 7.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            columns = next(lines, [])
+            if twice := next((name for name in columns if columns.count(name) > 1), None):
+                raise DataError(f"{path}:{lines.line_num}: two columns are called {twice!r}; rename one.")
+            for values in lines:
+                place = f"{path}:{lines.line_num}"
+                if values and len(values) != len(columns):
+                    raise DataError(
+                        f"{place}: {len(values)} values under {len(columns)} columns; put a value with a comma in it "
+                        "between double quotes."
+                    )
+                if values:
+                    yield place, dict(zip(columns, values, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{path}:{lines.line_num}: not valid CSV ({error}); mend that line.") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        num_rows = pq.read_metadata(path).num_rows
+    except pa.ArrowInvalid:
+        raise DataError(f"{path}: not a Parquet file, or cut short; write or copy it again.") from None
+    if num_rows == 0:  # the library fails on it (datasets 5.2: "BatchSize must be greater than 0")
+        return
+    for index, row in enumerate(_stream("parquet", path)):
+        yield f"{path}:row {index}", dict(row)
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+    ".parquet": _parquet_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+}
+"""By the file's suffix."""
+
+
+def _stream(builder: str, path: Path, **options: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows through the datasets library, streamed: no Arrow copy of the file is written."""
+    import datasets  # takes seconds to import
+
+    # Streaming still takes a lock file in the cache folder. A path is read as a glob pattern.
+    with tempfile.TemporaryDirectory() as cache_dir:
+        yield from datasets.load_dataset(
+            builder, data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache_dir, **options
+        )
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError(f"{path}: every line is UTF-8")
