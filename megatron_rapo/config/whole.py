@@ -8,9 +8,10 @@ from pydantic import model_validator
 
 from megatron_rapo.config.algorithm import AlgorithmConfig
 from megatron_rapo.config.machine import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
+from megatron_rapo.config.reward import RewardConfig
 from megatron_rapo.config.run import CheckpointConfig, MonitorConfig, RunConfig
 from megatron_rapo.config.section import Section
-from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig, RewardConfig
+from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig
 from megatron_rapo.config.training import BatchConfig, OptimizerConfig
 
 
@@ -51,6 +52,7 @@ class Config(Section):
                 f"checkpoint.hf_every={self.checkpoint.hf_every}: the run has {self.run.steps} steps; set it to at "
                 f"most {self.run.steps}, or to 0."
             )
+        self._check_reward()
         longest = self.data.max_prompt_tokens + self.rollout.max_completion_tokens
         chunk = 2 * self.parallel.context if self.parallel.context > 1 else 1  # context parallelism aligns sequences
         longest = -(-longest // chunk) * chunk
@@ -61,6 +63,20 @@ class Config(Section):
                 f"batch.tokens_per_microbatch >= {longest}."
             )
         return self
+
+    def _check_reward(self) -> None:
+        reward, longest = self.reward, self.rollout.max_completion_tokens
+        if reward.budget_s >= self.run.timeout_s:
+            raise ValueError(
+                f"reward.budget_s={reward.budget_s}: while a process judges so long the others give it up, after "
+                f"run.timeout_s={self.run.timeout_s}; lower it, or raise run.timeout_s."
+            )
+        if reward.length and reward.length.full_tokens > longest:
+            raise ValueError(
+                f"reward.length.full_tokens={reward.length.full_tokens}: no completion is longer than "
+                f"rollout.max_completion_tokens={longest}, so none would have the full penalty; set it to at most "
+                f"{longest}."
+            )
 
     @property
     def max_sequence_tokens(self) -> int:
