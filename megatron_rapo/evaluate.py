@@ -13,14 +13,14 @@ from megatron_rapo.types import Prompt
 
 
 def evaluate(sampler: Sampler, prompts: Sequence[Prompt], settings: EvaluationConfig, *, seed: int) -> Evaluation:
-    """Sample and judge `prompts` as `settings` says. Collective over the world."""
+    """Sample and verify completions of `prompts` as `settings` says. Collective over the world."""
     sampling = Sampling(
         temperature=settings.temperature, top_p=settings.top_p, max_completion_tokens=settings.max_completion_tokens
     )
     completions = sampler.complete(
         prompts, settings.samples_per_problem, sampling, lambda i, j: sampling_seed(seed, -1, i, j)
     )
-    return Evaluation.of(sampler.judge(prompts, completions), settings.k)
+    return Evaluation.of(sampler.verify(prompts, completions), settings.k)
 
 
 def show(console: Console, evaluation: SavedEvaluation) -> None:

@@ -10,15 +10,17 @@ from megatron_rapo.types import Group, Outcome, TrainingSequence
 
 
 def rollout_scalars(groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards, verdicts and lengths of a rollout."""
+    """Rewards and their terms, verdicts and lengths of a rollout."""
     rewards = [r for g in groups for r in g.rewards]
     verdicts = [v for g in groups for v in g.verdicts]
     completions = [c for g in groups for c in g.completions]
     count = len(completions)
     return {
+        **{f"reward/term/{name}": sum(v for g in groups for v in g.terms[name]) / count for name in groups[0].terms},
         "reward/mean": sum(rewards) / count,
         "reward/pass_rate": sum(v.outcome is Outcome.CORRECT for v in verdicts) / count,
         "reward/format_rate": sum(v.formatted for v in verdicts) / count,
+        "reward/wrong": sum(v.outcome is Outcome.WRONG for v in verdicts) / count,
         "reward/no_answer": sum(v.outcome is Outcome.NO_ANSWER for v in verdicts) / count,
         "reward/unparsable": sum(v.outcome is Outcome.UNPARSABLE for v in verdicts) / count,
         "reward/timeout": sum(v.outcome is Outcome.TIMEOUT for v in verdicts) / count,

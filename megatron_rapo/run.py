@@ -21,7 +21,7 @@ from megatron_rapo.evaluate import evaluate, show
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.launcher import rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder
-from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.scores import Base, SampledWith, SavedEvaluation, check_output
@@ -37,13 +37,14 @@ RUN_SETTINGS = "config.json"  # in the run folder: every setting of the run
 def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
     """Run `train` on this process; the launcher started the others. Returns whether it came to its end.
 
-    Raises ConfigError, DataError and CheckpointError before anything expensive is built.
+    Raises ConfigError, RewardError, DataError and CheckpointError before anything expensive is built.
     """
     check_world_size(config, world_size())
     shape = read_shape(config.model.path)
     check_model(config, shape)
     check_rollout(config, shape, world_size())
     check_machine(config)
+    rewards = Rewards.load(config.reward)
     train_set = _prompts(config, config.data.train)
     heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
     most_prompts = config.batch.prompts_per_step * (1 + config.batch.refill_rounds)
@@ -71,7 +72,7 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
     with (
         _usable(folder),
         _monitor(config, checkpoint) as monitor,
-        VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
+        _verifier(config) as verifier,
         ExitStack() as stack,
     ):
         _report_left_out(monitor.message, config.data.train, train_set, config)
@@ -79,7 +80,7 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
             _report_left_out(monitor.message, config.evaluation.data, heldout, config)
         monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
         with monitor.phase("start"):
-            trainer, engine = _build(config, shape, verifier, monitor, signals, train_set, heldout)
+            trainer, engine = _build(config, shape, verifier, rewards, monitor, signals, train_set, heldout)
             stack.callback(engine.close)
         for problem in damaged:
             monitor.message(f"WARNING: {problem}")
@@ -95,6 +96,7 @@ def _build(
     config: Config,
     shape: ModelShape,
     verifier: VerifierPool,
+    rewards: Rewards,
     monitor: Monitor,
     signals: Signals,
     train_set: PromptSet,
@@ -113,7 +115,7 @@ def _build(
     parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
     policy = Policy(config, shape, parallel)
     engine = _engine(config, sleeps=config.memory.engine_sleep)
-    sampler = Sampler(engine, verifier, config.reward)
+    sampler = Sampler(engine, verifier, rewards)
     weight_sync = WeightSync(
         config,
         policy=policy,
@@ -161,10 +163,12 @@ def evaluate_model(config: Config, *, output: Path | None, base: Base | None) ->
         for difference in base.sampled_otherwise(sampling, settings.samples_per_problem) if base else ():
             console.message(f"note: {difference}")
     with (
-        VerifierPool(config.reward.workers, config.reward.timeout_s) as verifier,
+        _verifier(config) as verifier,
         closing(_engine(config, sleeps=False)) as engine,
     ):
-        result = evaluate(Sampler(engine, verifier, config.reward), heldout.prompts, settings, seed=config.run.seed)
+        result = evaluate(
+            Sampler(engine, verifier, Rewards(config.reward)), heldout.prompts, settings, seed=config.run.seed
+        )
     if console:
         saved = SavedEvaluation(
             **dict(result),
@@ -258,6 +262,13 @@ def _why_not_delete(config: Config) -> str | None:
         if path.resolve().is_relative_to(folder):
             return f"run.folder={folder}: holds {name}, which --overwrite would delete; name another folder."
     return None
+
+
+def _verifier(config: Config) -> VerifierPool:
+    reward = config.reward
+    return VerifierPool(
+        reward.workers, reward.timeout_s, budget_s=reward.budget_s, memory_bytes=reward.memory_mib * 2**20
+    )
 
 
 def _engine(config: Config, *, sleeps: bool) -> Engine:

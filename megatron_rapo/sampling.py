@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch.distributed as dist
 
-from megatron_rapo.config import RewardConfig
-from megatron_rapo.rewards import VerifierPool, reward_of
+from megatron_rapo.rewards import Rewards, VerifierPool, reward_of
+from megatron_rapo.rewards.reward import by_name
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.types import Completion, Group, Prompt, Verdict
 
-Judged = tuple[tuple[Completion, ...], tuple[Verdict, ...]]
+T = TypeVar("T")
 
 
 def sampling_seed(*path: int) -> int:
@@ -27,7 +28,7 @@ class Sampler:
 
     engine: Engine
     verifier: VerifierPool
-    reward: RewardConfig
+    rewards: Rewards
 
     def complete(
         self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: Callable[[int, int], int]
@@ -46,20 +47,48 @@ class Sampler:
         return {i: tuple(completions[k * n : (k + 1) * n]) for k, i in enumerate(mine)}
 
     def judge(self, prompts: Sequence[Prompt], completions: dict[int, tuple[Completion, ...]]) -> list[Group]:
-        """Verdicts and rewards of every engine's completions; all groups, in the order of `prompts`, everywhere.
+        """Every engine's completions, with verdicts and rewards; all groups, in the order of `prompts`, everywhere.
 
-        The processes of one engine share its verification between them.
+        The processes of one engine share its completions between them; each completion's reward is computed once.
+        Raises as a RewardFunction does.
         """
+        mine = self._verify(prompts, completions)
+        terms = {
+            i: [self.rewards.terms(prompts[i].problem, c, v) for c, v in zip(completions[i], verdicts, strict=True)]
+            for i, verdicts in mine.items()
+        }
+        judged = _gather({i: (completions[i], mine[i], terms[i]) for i in mine})
+        return [
+            Group(
+                prompt=prompt,
+                completions=judged[i][0],
+                verdicts=judged[i][1],
+                rewards=tuple(map(reward_of, judged[i][2])),
+                terms=by_name(judged[i][2]),
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def verify(self, prompts: Sequence[Prompt], completions: dict[int, tuple[Completion, ...]]) -> list[Group]:
+        """As `judge`, without rewards."""
+        judged = _gather({i: (completions[i], verdicts) for i, verdicts in self._verify(prompts, completions).items()})
+        return [
+            Group(prompt=prompt, completions=judged[i][0], verdicts=judged[i][1]) for i, prompt in enumerate(prompts)
+        ]
+
+    def _verify(
+        self, prompts: Sequence[Prompt], completions: dict[int, tuple[Completion, ...]]
+    ) -> dict[int, tuple[Verdict, ...]]:
+        """Verdicts on this process's share of its engine's `completions`, by the prompt's index."""
         mine = sorted(completions)[self.engine.rank_in_replica :: self.engine.replica_size]
         verdicts = iter(
             self.verifier.judge_all([(c.text, prompts[i].problem.answer) for i in mine for c in completions[i]])
         )
-        judged = {i: (completions[i], tuple(next(verdicts) for _ in completions[i])) for i in mine}
-        everyone: list[dict[int, Judged]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, judged)
-        by_index = {i: pair for part in everyone for i, pair in part.items()}
-        return [self._group(prompt, *by_index[i]) for i, prompt in enumerate(prompts)]
+        return {i: tuple(next(verdicts) for _ in completions[i]) for i in mine}
 
-    def _group(self, prompt: Prompt, completions: tuple[Completion, ...], verdicts: tuple[Verdict, ...]) -> Group:
-        rewards = tuple(reward_of(verdict, self.reward) for verdict in verdicts)
-        return Group(prompt=prompt, completions=completions, verdicts=verdicts, rewards=rewards)
+
+def _gather(mine: dict[int, T]) -> dict[int, T]:
+    """The entries of all processes."""
+    everyone: list[dict[int, T]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    return {i: entry for part in everyone for i, entry in part.items()}

@@ -50,7 +50,7 @@ class Outcome(str, Enum):
     WRONG = "wrong"
     NO_ANSWER = "no_answer"  # no \\boxed{} to judge
     UNPARSABLE = "unparsable"  # an answer in \\boxed{} that is not mathematics
-    TIMEOUT = "timeout"  # the deadline passed; the worker was killed
+    TIMEOUT = "timeout"  # the answer's deadline passed and its worker was killed, or the batch's time was over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +58,18 @@ class Verdict:
     """The verifier's answer: correctness and format, apart."""
 
     outcome: Outcome
-    formatted: bool  # the completion holds a closed \\boxed{...}
+    formatted: bool  # the completion holds a closed \\boxed{...}; False also where there was no time to look
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All completions of one prompt, judged."""
+    """All completions of one prompt, judged; without rewards where nothing is learnt from them."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
     verdicts: tuple[Verdict, ...]
-    rewards: tuple[float, ...]
+    rewards: tuple[float, ...] = ()
+    terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of the rewards, which are their sums
 
     @property
     def has_signal(self) -> bool:

@@ -23,6 +23,7 @@ def tiny_config(model: Path, folder: Path, /, **sections: dict[str, Any]) -> Con
         "algorithm": {"alpha": 0.1, "beta": 0.01, "phi_min": 0.5},
         "rollout": {"max_completion_tokens": 48, "kv_cache_mib": 32, "max_concurrent": 32},
         "optimizer": {"lr": 1e-3},
+        "reward": {"budget_s": 30.0},
         "precision": {"dtype": "float32"},
         "run": {"folder": folder, "steps": 4, "timeout_s": 60.0},
     }

@@ -15,6 +15,13 @@ from tests.settings import EVALUATION, MINIMAL, refusal
 
 # --- refusals of settings that contradict each other: all of what is said ---
 
+
+def functions(*settings):
+    """reward.functions with these settings of each."""
+    each = [f'{{function="m:f", {"" if "range" in one else "range=[0.0, 1.0], "}{one}}}' for one in settings]
+    return f"reward.functions=[{', '.join(each)}]"
+
+
 WITH_RATIO = ["forward_kl", "forward_kl_k3", "rapo_paper", "reverse_kl", "reverse_kl_k3"]
 REFUSALS = [
     (
@@ -26,6 +33,49 @@ REFUSALS = [
         ["reward.correct=0", "reward.wrong=-1"],
         "reward.correct=0.0: a right answer must earn more than any other (wrong=-1.0, unformatted=0.0); "
         "raise reward.correct.",
+    ),
+    (
+        ["reward.length={free_tokens=512, full_tokens=512, penalty=0.5}"],
+        "reward.length.free_tokens=512: the penalty must rise from there to full_tokens=512; set free_tokens < "
+        "full_tokens.",
+    ),
+    (
+        ["reward.length={free_tokens=0, full_tokens=513, penalty=0.5}"],
+        "reward.length.full_tokens=513: no completion is longer than rollout.max_completion_tokens=512, so none would "
+        "have the full penalty; set it to at most 512.",
+    ),
+    (
+        ["reward.budget_s=4.0"],
+        "reward.budget_s=4.0: not enough for one answer's deadline, reward.timeout_s=5.0; raise reward.budget_s or "
+        "lower timeout_s.",
+    ),
+    (
+        ["reward.budget_s=600.0"],
+        "reward.budget_s=600.0: while a process judges so long the others give it up, after run.timeout_s=600.0; "
+        "lower it, or raise run.timeout_s.",
+    ),
+    (
+        [functions('name="Bad one"')],
+        "reward.functions.0.name='Bad one': names a metric; write lower-case letters, digits and _, a letter first.",
+    ),
+    *(
+        (
+            [functions(*names)],
+            f"reward.functions.{i}.name={name!r}: is the name of another term; choose one of its own.",
+        )
+        for names, i, name in (
+            (['name="length"'], 0, "length"),
+            (['name="format"'], 0, "format"),
+            (['name="own"', 'name="own"'], 1, "own"),
+        )
+    ),
+    *(
+        (
+            [functions(f'name="own", range=[{low}, 1.0]')],
+            f"reward.functions.0.range=[{low}, 1.0]: a term that is always the same does nothing, and a range goes up; "
+            "write the lowest, then the highest value.",
+        )
+        for low in (1.0, 2.0)
     ),
     (
         ["run.steps=10", "checkpoint.hf_every=11"],
@@ -177,6 +227,10 @@ def test_refusals(load, overrides, message):
     "overrides",
     [
         ["reward.correct=0.5", "reward.wrong=0.25"],
+        ["reward.length={free_tokens=511, full_tokens=512, penalty=0.5}"],
+        ["reward.budget_s=5.0"],
+        ["reward.budget_s=599.0"],
+        [functions('name="own"', 'name="own_2"')],
         ["batch.completions_per_prompt=2"],
         ["batch.optimizer_steps_per_rollout=4"],
         ["algorithm.phi_min=0.5", "algorithm.phi_max=0.5"],
@@ -328,6 +382,15 @@ def test_every_bad_field_is_named_at_once(load):
         ("rolout.tensor=2", "rolout={'tensor': 2}: no such setting; did you mean rollout?"),
         ("run.zzz=5", "run.zzz=5: no such setting; known names here: folder, steps, seed, deterministic, timeout_s."),
         ("run.a.b=5", "run.a.b=5: no such setting; known names here: folder, steps, seed, deterministic, timeout_s."),
+        (
+            functions('name="own", wait=1.0'),
+            "reward.functions.0.wait=1.0: no such setting; did you mean weight?",
+        ),
+        (
+            "reward.length={free_token=1, full_tokens=2, penalty=1.0}",
+            "reward.length.free_tokens: required and not set; add it to the file or pass --set "
+            "reward.length.free_tokens=...\nreward.length.free_token=1: no such setting; did you mean free_tokens?",
+        ),
         (
             "zzz.a=5",
             "zzz={'a': 5}: no such setting; known names here: model, data, reward, batch, algorithm, parallel, "

@@ -22,7 +22,7 @@ class RecordingSampler:
         self.asked = {"prompts": prompts, "n": n, "sampling": sampling, "seed": seed(3, 5)}
         return {0: "completions"}
 
-    def judge(self, prompts, completions):
+    def verify(self, prompts, completions):
         assert prompts is self.asked["prompts"] and completions == {0: "completions"}
         return GROUPS
 

@@ -5,14 +5,14 @@ import torch
 from megatron_rapo.algo import rapo_loss
 from megatron_rapo.config import AlgorithmConfig
 from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_scalars, training_scalars
-from megatron_rapo.monitor.scalars import SCALARS
+from megatron_rapo.monitor.scalars import SCALARS, describe
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, TrainingSequence, Verdict
 
 PROMPT = Prompt(problem=Problem(id="a", text="?", answer="4"), text="?", token_ids=(5,))
 
 
 def group(*completions):
-    """From (outcome, formatted, reward, tokens, truncated) of each completion."""
+    """From (outcome, formatted, reward, tokens, truncated) of each completion; what has no box is the format's."""
     return Group(
         prompt=PROMPT,
         completions=tuple(
@@ -26,6 +26,10 @@ def group(*completions):
         ),
         verdicts=tuple(Verdict(outcome=outcome, formatted=formatted) for outcome, formatted, *_ in completions),
         rewards=tuple(reward for _, _, reward, *_ in completions),
+        terms={
+            "correctness": tuple(reward if formatted else 0.0 for _, formatted, reward, *_ in completions),
+            "format": tuple(0.0 if formatted else reward for _, formatted, reward, *_ in completions),
+        },
     )
 
 
@@ -37,9 +41,12 @@ def test_rollout_by_hand():
         group((Outcome.TIMEOUT, True, 0.0, 7, False), (Outcome.UNPARSABLE, True, 0.0, 13, True)),
     ]
     assert rollout_scalars(groups) == {
+        "reward/term/correctness": 3 / 8,
+        "reward/term/format": -1 / 8,
         "reward/mean": pytest.approx((1 + 0 - 0.5 - 0.5 + 1 + 1 + 0 + 0) / 8),
         "reward/pass_rate": 3 / 8,
         "reward/format_rate": 6 / 8,
+        "reward/wrong": 1 / 8,
         "reward/no_answer": 2 / 8,
         "reward/unparsable": 1 / 8,
         "reward/timeout": 1 / 8,
@@ -195,4 +202,11 @@ def test_every_scalar_is_declared_and_every_sum_is_the_losses():
     assert len(estimator) == 15 and estimator["estimator/rho_ess/low_reward"] == 1.0
     rollout = rollout_scalars([group((Outcome.WRONG, True, 0.0, 1, False))])
     reference = {"reference/phi_mean", "reference/phi_min"}
-    assert {*rollout, *reference, *training, *estimator} <= set(SCALARS)
+    rollout_names = {name for name in rollout if describe(name)}
+    assert {"reward/term/correctness", "reward/term/format"} <= rollout_names
+    assert {
+        *(rollout_names - {name for name in rollout if "/term/" in name}),
+        *reference,
+        *training,
+        *estimator,
+    } <= set(SCALARS)

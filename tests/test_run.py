@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_rapo import run
 from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.rewards import RewardError
 from megatron_rapo.scores import Base, ProblemScore, ScoresError, problem_digest
 from tests.models import save_tiny_model
 from tests.runs import tiny_config
@@ -172,6 +173,14 @@ def problems(path: Path, count: int) -> Path:
     rows = [{"problem": f"{i}+{i}=", "answer": str(2 * i)} for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_reward_function_that_does_not_load(tmp_path: Path, model: Path) -> None:
+    function = {"name": "own", "function": "nowhere.py:f", "range": [0.0, 1.0]}
+    config = tiny_config(model, tmp_path / "run", reward={"functions": [function]})
+    with pytest.raises(RewardError, match=r"^reward\.functions\.0\.function='nowhere\.py:f': no such file "):
+        run.train(config, resume=False, overwrite=False)
 
 
 @pytest.mark.usefixtures("alone")

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 from threading import Barrier, local
 from types import SimpleNamespace
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from megatron_rapo import sampling
-from megatron_rapo.config import RewardConfig
+from megatron_rapo.config import FunctionConfig, RewardConfig
+from megatron_rapo.rewards import Rewards
+from megatron_rapo.rewards.functions import RewardFunction
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.rollout.engine import MAX_SEED
 from megatron_rapo.sampling import Sampler, sampling_seed
@@ -45,7 +48,8 @@ PROMPTS = [
     Prompt(problem=Problem(id=str(i), text=f"{i}+0", answer=str(i)), text=f"{i}+0", token_ids=(i, i + 100))
     for i in range(5)
 ]
-REWARD = RewardConfig(correct=1.0, wrong=-0.25, unformatted=-0.5)
+OWN = FunctionConfig(name="own", function="mine.py:f", range=(0.0, 1.0))
+REWARDS = Rewards(RewardConfig(correct=1.0, wrong=-0.25, unformatted=-0.5))
 
 
 def completion(text):
@@ -92,7 +96,7 @@ def seed(prompt, sample):
     ("num_replicas", "replica", "mine"), [(1, 0, [0, 1, 2, 3, 4]), (2, 0, [0, 2, 4]), (2, 1, [1, 3])]
 )
 def test_each_engine_completes_its_share(num_replicas, replica, mine):
-    sampler = Sampler(Engine(replica=replica, num_replicas=num_replicas), Verifier(), REWARD)
+    sampler = Sampler(Engine(replica=replica, num_replicas=num_replicas), Verifier(), REWARDS)
     found = sampler.complete(PROMPTS, 2, SETTINGS, seed)
     assert {i: [c.text for c in completions] for i, completions in found.items()} == {
         i: [f"{i} {10 * i}", f"{i} {10 * i + 1}"] for i in mine
@@ -101,7 +105,10 @@ def test_each_engine_completes_its_share(num_replicas, replica, mine):
 
 
 def test_judging_is_shared_out_and_the_same_everywhere(monkeypatch):
-    """2 engines of 2 processes, here threads: each has all groups in the prompts' order, having judged a share."""
+    """2 engines of 2 processes, here threads: each has all groups in the prompts' order, having judged a share.
+
+    The user's function says something else on each of them, and all get to know what it said where a group was judged.
+    """
     parts, all_there, this = {}, Barrier(4, timeout=20), local()
 
     def all_gather_object(everyone, mine):
@@ -112,7 +119,8 @@ def test_judging_is_shared_out_and_the_same_everywhere(monkeypatch):
     def process(rank):
         this.rank = rank
         engine = Engine(replica=rank // 2, num_replicas=2, rank_in_replica=rank % 2, replica_size=2)
-        sampler = Sampler(engine, Verifier(), REWARD)
+        own = RewardFunction(settings=OWN, function=lambda problem, completion, verdict: rank / 4)
+        sampler = Sampler(engine, Verifier(), replace(REWARDS, functions=(own,)))
         return sampler.judge(PROMPTS, sampler.complete(PROMPTS, 2, SETTINGS, seed)), len(sampler.verifier.judged)
 
     fake = SimpleNamespace(get_world_size=lambda: 4, all_gather_object=all_gather_object)
@@ -127,4 +135,24 @@ def test_judging_is_shared_out_and_the_same_everywhere(monkeypatch):
         for i, group in enumerate(groups):
             assert [c.text for c in group.completions] == [f"{i} {10 * i}", f"{i} {10 * i + 1}"]
             assert [v.outcome for v in group.verdicts] == [Outcome.CORRECT, Outcome.WRONG]
-            assert group.rewards == (1.0, -0.5 if i == 0 else -0.25)
+            judge = {0: 0, 4: 0, 2: 1, 1: 2, 3: 3}[i]
+            assert group.terms == {
+                "correctness": (1.0, 0.0 if i == 0 else -0.25),
+                "format": (0.0, -0.5 if i == 0 else 0.0),
+                "own": (judge / 4, judge / 4),
+            }
+            assert group.rewards == (1.0 + judge / 4, (-0.5 if i == 0 else -0.25) + judge / 4)
+
+
+def test_completions_that_nothing_is_learnt_from_have_no_rewards(monkeypatch):
+    def all_gather_object(everyone, mine):
+        everyone[:] = [mine]
+
+    monkeypatch.setattr(
+        sampling, "dist", SimpleNamespace(get_world_size=lambda: 1, all_gather_object=all_gather_object)
+    )
+    own = RewardFunction(settings=OWN, function=lambda *_: pytest.fail("it was asked"))
+    sampler = Sampler(Engine(), Verifier(), replace(REWARDS, functions=(own,)))
+    groups = sampler.verify(PROMPTS, sampler.complete(PROMPTS, 2, SETTINGS, seed))
+    assert [[v.outcome for v in group.verdicts] for group in groups] == [[Outcome.CORRECT, Outcome.WRONG]] * 5
+    assert [(group.prompt, group.rewards, group.terms) for group in groups] == [(prompt, (), {}) for prompt in PROMPTS]

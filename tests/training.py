@@ -42,6 +42,8 @@ kv_cache_mib = 32
 parity_every_steps = 1
 [optimizer]
 lr = 2e-4
+[reward]
+budget_s = 30.0
 [precision]
 dtype = "float32"
 [checkpoint]

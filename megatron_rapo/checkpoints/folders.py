@@ -24,6 +24,8 @@ _FREE = {
     "model.recompute",
     "reward.workers",
     "reward.timeout_s",
+    "reward.budget_s",
+    "reward.memory_mib",
     "batch.tokens_per_microbatch",
     "rollout.tensor",
     "rollout.kv_cache_mib",

@@ -7,9 +7,10 @@ expensive starts. What depends on the number of processes, the model or the mach
 
 from megatron_rapo.config.algorithm import AlgorithmConfig, Divergence
 from megatron_rapo.config.machine import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
+from megatron_rapo.config.reward import FunctionConfig, LengthConfig, RewardConfig
 from megatron_rapo.config.run import CheckpointConfig, MonitorConfig, RunConfig
 from megatron_rapo.config.section import ConfigError
-from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig, RewardConfig
+from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig
 from megatron_rapo.config.training import BatchConfig, OptimizerConfig
 from megatron_rapo.config.whole import Config
 
@@ -22,6 +23,8 @@ __all__ = [
     "DataConfig",
     "Divergence",
     "EvaluationConfig",
+    "FunctionConfig",
+    "LengthConfig",
     "MemoryConfig",
     "ModelConfig",
     "MonitorConfig",

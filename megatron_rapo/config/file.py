@@ -84,7 +84,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 def _known(location: tuple[str, ...]) -> list[str]:
     """Names that are allowed at `location` in a configuration."""
     model: type[BaseModel] = Config
-    for name in location:
+    for name in (part for part in location if not part.isdecimal()):  # where it stands in a list
         annotation = model.model_fields[name].annotation
         model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
     return list(model.model_fields)

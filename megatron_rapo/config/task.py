@@ -1,4 +1,4 @@
-"""Sections on what is to be learnt: the model, the problems, what an answer is worth, how it is examined."""
+"""Sections on what is to be learnt: the model, the problems, how it is examined."""
 
 from __future__ import annotations
 
@@ -33,41 +33,6 @@ class DataConfig(Section):
     """How a problem becomes a prompt (docs/data.md); chat is the tokenizer's own template."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Problems with a longer prompt are left out, counted and reported; none is ever cut."""
-
-
-class RewardConfig(Section):
-    """What the verifier's verdict is worth."""
-
-    correct: float = 1.0
-    """Reward of a completion whose boxed answer is right."""
-    wrong: float = 0.0
-    """Reward of a completion with a boxed answer that is not right (or not decided in time)."""
-    unformatted: float = 0.0
-    """Reward of a completion without a closed \\boxed{...}."""
-    workers: int = Field(default=1, ge=1)
-    """Verifier processes per training process."""
-    timeout_s: float = Field(default=5.0, gt=0)
-    """Deadline of one answer, seconds; the worker is killed when it passes."""
-
-    @model_validator(mode="after")
-    def _check(self) -> RewardConfig:
-        if self.correct <= max(self.wrong, self.unformatted):
-            raise ValueError(
-                f"reward.correct={self.correct}: a right answer must earn more than any other "
-                f"(wrong={self.wrong}, unformatted={self.unformatted}); raise reward.correct."
-            )
-        return self
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Lowest and highest reward that a completion can have."""
-        return min(self.wrong, self.unformatted), self.correct
-
-    @property
-    def middle(self) -> float:
-        """Middle of the range: where what is watched is split into low and high rewards."""
-        lowest, highest = self.range
-        return (lowest + highest) / 2
 
 
 class EvaluationConfig(Section):

@@ -8,9 +8,10 @@ from pydantic import model_validator
 
 from megatron_rapo.config.algorithm import AlgorithmConfig
 from megatron_rapo.config.machine import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
+from megatron_rapo.config.reward import RewardConfig
 from megatron_rapo.config.run import CheckpointConfig, MonitorConfig, RunConfig
 from megatron_rapo.config.section import Section
-from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig, RewardConfig
+from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig
 from megatron_rapo.config.training import BatchConfig, OptimizerConfig
 
 
@@ -72,6 +73,22 @@ class Config(Section):
             raise ValueError(
                 f"rollout.fp8=true: vLLM quantises weights in bfloat16, not {self.precision.dtype}; set "
                 "precision.dtype=bfloat16, or rollout.fp8=false."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_reward(self) -> Config:
+        reward, longest = self.reward, self.rollout.max_completion_tokens
+        if reward.budget_s >= self.run.timeout_s:
+            raise ValueError(
+                f"reward.budget_s={reward.budget_s}: while a process judges so long the others give it up, after "
+                f"run.timeout_s={self.run.timeout_s}; lower it, or raise run.timeout_s."
+            )
+        if reward.length and reward.length.full_tokens > longest:
+            raise ValueError(
+                f"reward.length.full_tokens={reward.length.full_tokens}: no completion is longer than "
+                f"rollout.max_completion_tokens={longest}, so none would have the full penalty; set it to at most "
+                f"{longest}."
             )
         return self
 

@@ -8,9 +8,10 @@ SCALARS: dict[str, str] = {
     "reward/mean": "Mean reward of the step's completions.",
     "reward/pass_rate": "Completions whose answer the verifier found right, fraction.",
     "reward/format_rate": "Completions that hold a closed \\boxed{...}, fraction.",
+    "reward/wrong": "Completions whose answer the verifier found wrong, fraction.",
     "reward/no_answer": "Completions without an answer to judge, fraction.",
     "reward/unparsable": "Completions with an answer that is not mathematics, fraction.",
-    "reward/timeout": "Completions on which the verifier passed its deadline, fraction.",
+    "reward/timeout": "Completions that were not judged in time, by reward.timeout_s or budget_s, fraction.",
     "reward/groups_without_signal": "Groups whose rewards are all equal, so that their advantages are 0, fraction.",
     "policy/loss": "The objective that is minimised: -policy/surrogate + policy/kl_cost - policy/entropy_bonus.",
     "policy/surrogate": "Clipped surrogate with its importance weight, mean as algorithm.aggregation says.",
@@ -71,9 +72,10 @@ SCALARS |= {
 
 _OPEN_PREFIXES = {
     "seconds/": "Duration of the phase in this step, seconds.",
+    "reward/term/": "Mean of one term of the reward; reward/mean is the sum of them.",
     "eval/": "Measured on held-out problems.",
 }
-"""Groups whose names depend on the run: phases, and what is evaluated."""
+"""Groups whose names depend on the run: phases, terms of the reward, and what is evaluated."""
 
 
 def describe(name: str) -> str:

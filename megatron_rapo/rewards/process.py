@@ -137,10 +137,10 @@ class WorkerProcess:
         return cast(Any, self._process.stderr)
 
 
-def wait_any(workers: Sequence[WorkerProcess]) -> None:
-    """Sleep until one of `workers` has something to say or a deadline passes."""
+def wait_any(workers: Sequence[WorkerProcess], until: float) -> None:
+    """Sleep until one of `workers` has something to say, a deadline passes or `time.monotonic()` is `until`."""
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             worker.register(selector)
-        until = min(worker.deadline for worker in workers)
+        until = min(until, *(worker.deadline for worker in workers))
         selector.select(None if until == float("inf") else max(0.0, until - time.monotonic()))

@@ -1,17 +1,63 @@
-"""From a verdict to a reward."""
+"""What completions are worth: named terms, and their sum."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron_rapo.types import Outcome, Verdict
+from megatron_rapo.rewards.functions import RewardFunction, load_functions
+from megatron_rapo.types import Completion, Outcome, Problem, Verdict
 
 if TYPE_CHECKING:  # pydantic has no place in the verifier processes
-    from megatron_rapo.config import RewardConfig
+    from megatron_rapo.config import LengthConfig, RewardConfig
+
+Terms = dict[str, float]
 
 
-def reward_of(verdict: Verdict, config: RewardConfig) -> float:
-    """`config.correct`, `config.unformatted` (no closed box) or `config.wrong` (all else)."""
-    if verdict.outcome is Outcome.CORRECT:
-        return config.correct
-    return config.wrong if verdict.formatted else config.unformatted
+@dataclass(frozen=True)
+class Rewards:
+    """The section [reward] at work."""
+
+    config: RewardConfig
+    functions: tuple[RewardFunction, ...] = ()
+
+    @classmethod
+    def load(cls, config: RewardConfig) -> Rewards:
+        """With the user's functions. Raises RewardError for one that cannot be used."""
+        return cls(config, load_functions(config.functions))
+
+    def terms(self, problem: Problem, completion: Completion, verdict: Verdict) -> Terms:
+        """What `completion` earns, by name: correctness, format, length (where it is penalised), the user's functions.
+
+        Raises as a RewardFunction does.
+        """
+        terms = verdict_terms(verdict, self.config)
+        if self.config.length:
+            terms["length"] = length_term(len(completion.token_ids), self.config.length)
+        return terms | {each.settings.name: each(problem, completion, verdict) for each in self.functions}
+
+
+def verdict_terms(verdict: Verdict, config: RewardConfig) -> Terms:
+    """Of what has a closed box the `correctness` is `config.correct` or, all but right, `.wrong`; else the `format` is
+    `.unformatted`."""
+    if not verdict.formatted:
+        return {"correctness": 0.0, "format": config.unformatted}
+    return {"correctness": config.correct if verdict.outcome is Outcome.CORRECT else config.wrong, "format": 0.0}
+
+
+def length_term(num_tokens: int, config: LengthConfig) -> float:
+    """Minus the penalty on a completion of `num_tokens`."""
+    share = (num_tokens - config.free_tokens) / (config.full_tokens - config.free_tokens)
+    return -config.penalty * min(1.0, max(0.0, share))
+
+
+def reward_of(terms: Mapping[str, float]) -> float:
+    """Their sum, rounded once: so it is within the range of the rewards to the last bit."""
+    return math.fsum(terms.values())
+
+
+def by_name(terms: Sequence[Terms]) -> dict[str, tuple[float, ...]]:
+    """Each term of several completions."""
+    return {name: tuple(each[name] for each in terms) for name in terms[0]}

@@ -12,7 +12,7 @@ import re
 
 from math_verify import LatexExtractionConfig, parse, verify
 
-from megatron_rapo.rewards.boxed import last_boxed
+from megatron_rapo.rewards.boxed import final_answer, last_boxed
 from megatron_rapo.types import Outcome, Verdict
 
 MAX_ANSWER_CHARS = 1000
@@ -22,6 +22,12 @@ MAX_ANSWER_CHARS = 1000
 _EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0)]
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:(?:,?(?:\\[,;:! ] *|~)+|\{,\}|,| )[0-9]{3})+", re.ASCII)  # "1, 234" is a list
+_NOT_OF_A_NUMBER = re.compile(r"[^0-9-]")
+_DELIMITED = re.compile(r"\$([^$]+)\$|\\[(\[]((?:(?!\\[()\[\]]).)+)\\[)\]]", re.DOTALL)
+_STYLED = re.compile(r"\\(?:text|mbox|(?:text|math)(?:bf|it|rm|sf|tt)|boldsymbol|bm)\s*\{(.*)\}", re.DOTALL)
+_FULL_STOP = re.compile(r"(?<!\\right)(?<!\.)\.\Z")
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")  # but not the name of a command
 
 # It warns that its time-outs are off (they are, see above) and at each answer that it cannot parse.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -30,8 +36,8 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 def judge(completion: str, answer: str) -> Verdict:
     r"""Verdict on the last closed \boxed{...} of `completion` against the reference `answer`.
 
-    `answer` is the bare answer ("42", "\\frac{1}{2}", "\\text{(C)}") or a text whose last \boxed{...}
-    holds it. No limit on time or memory: completions of a model go through `VerifierPool`.
+    `answer` is the bare answer ("42", "\\frac{1}{2}", "\\text{(C)}") or a solution that ends in it (`final_answer`).
+    No limit on time or memory: completions of a model go through `VerifierPool`.
     """
     content = last_boxed(completion)
     if content is None:
@@ -40,29 +46,67 @@ def judge(completion: str, answer: str) -> Verdict:
 
 
 def judge_boxed(content: str, answer: str) -> Outcome:
-    """As `judge`, of the box's content: CORRECT, WRONG or UNPARSABLE.
+    """As `judge`, of the box's content: CORRECT, WRONG or UNPARSABLE."""
+    plain = judge_plainly(content, answer)
+    return judge_parsed(content, answer) if plain is None else plain
 
-    Equal texts are CORRECT before any mathematics, and two whole numbers are compared as such (a parser takes a
-    thousand times as long to say the same); a reference that is not mathematics is only ever compared as text.
+
+def judge_plainly(content: str, answer: str) -> Outcome | None:
+    """The outcome where no mathematics is needed for it, else None. Linear in the lengths, a few microseconds mostly.
+
+    Equal texts are CORRECT; two whole numbers are compared as such (a parser takes a thousand times as long to say the
+    same); what is too long is UNPARSABLE.
     """
-    given, reference = _bare(content), _bare(answer)
+    given, reference = content.strip(), _reference(answer)
+    if len(given) > MAX_ANSWER_CHARS:
+        return Outcome.CORRECT if given == reference else Outcome.UNPARSABLE
+    given, reference = _bare(given), _bare(reference)
     if given and given == reference:
         return Outcome.CORRECT
     if _INTEGER.fullmatch(given) and _INTEGER.fullmatch(reference):
         return Outcome.CORRECT if int(given) == int(reference) else Outcome.WRONG
-    parsed = _parse(given)
+    return None
+
+
+def judge_parsed(content: str, answer: str) -> Outcome:
+    """The outcome by mathematics alone; a reference that is none is never met."""
+    parsed = _parse(_bare(content.strip()))
     if not parsed:
         return Outcome.UNPARSABLE
     # Not symmetric: the reference comes first, so that "x = 5" passes for "5".
-    right = verify(_parse(reference), parsed, timeout_seconds=None)
+    right = verify(_parse(_bare(_reference(answer))), parsed, timeout_seconds=None)
     return Outcome.CORRECT if right else Outcome.WRONG
 
 
+def _reference(answer: str) -> str:
+    found = final_answer(answer)
+    return (answer if found is None else found).strip()
+
+
 def _bare(text: str) -> str:
-    """The answer itself, without boxes and blanks around it."""
-    while (inner := last_boxed(text)) is not None:
-        text = inner
-    return text.strip()
+    """The answer itself, without what may stand around the whole of it: boxes, delimiters, a style, a full stop."""
+    while True:
+        inner = last_boxed(text)
+        if inner is None and (match := _DELIMITED.fullmatch(text)):
+            inner = match[match.lastindex or 0]
+        if inner is None and (match := _STYLED.fullmatch(text)) and _is_one_expression(match[1]):
+            inner = match[1]
+        if inner is None:
+            inner = _FULL_STOP.sub("", text)
+        if inner == text:
+            break
+        text = inner.strip()
+    return _NOT_OF_A_NUMBER.sub("", text) if _THOUSANDS.fullmatch(text) else text
+
+
+def _is_one_expression(inside: str) -> bool:
+    r"""Whether \style{inside} is one expression and not words, which without the style would be products of letters."""
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", inside):
+        depth += 1 if brace == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0 and not _WORD.search(inside)
 
 
 def _parse(text: str) -> list:

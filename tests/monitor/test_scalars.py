@@ -33,6 +33,7 @@ def test_what_is_split_says_whose_it_is() -> None:
 def test_names_that_depend_on_the_run_are_known_by_their_group() -> None:
     assert describe("seconds/rollout") == "Duration of the phase in this step, seconds."
     assert describe("seconds/step") == SCALARS["seconds/step"]
+    assert describe("reward/term/length") == "Mean of one term of the reward; reward/mean is the sum of them."
     assert describe("eval/pass@4/before") == "Measured on held-out problems."
 
 

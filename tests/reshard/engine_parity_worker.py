@@ -19,7 +19,7 @@ from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.rounding import linears_in_fp8
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.reshard.transfer import Resharder, make_resharder
-from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import Group, Problem, Prompt
@@ -42,7 +42,7 @@ def main() -> None:
     engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=256, seed=0)
     results: dict[str, Any] = {}
     with VerifierPool(1, 5.0) as verifier:
-        sampler = Sampler(engine, verifier, config.reward)
+        sampler = Sampler(engine, verifier, Rewards(config.reward))
         for name, parallel in TRAINER_LAYOUTS.items():
             batch = {"tokens_per_microbatch": 512}  # the long prompt has 150
             trainer = tiny_config(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megatron_rapo.data import load_tokenizer
 from megatron_rapo.distributed import init_process_group
-from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.sampling import Sampler
 from tests.launch import write_result
@@ -34,7 +34,7 @@ def main(model: Path, folder: Path) -> None:
     engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=256, seed=0)
     results = capital_of_france(engine, model)
     with VerifierPool(1, 5.0) as verifier:
-        results |= follow(Sampler(engine, verifier, config.reward), config)
+        results |= follow(Sampler(engine, verifier, Rewards(config.reward)), config)
     engine.close()
     if dist.get_rank() == 0:
         write_result(results)

@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_rapo.rewards import last_boxed
+from megatron_rapo.rewards import final_answer, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,20 @@ def test_last_boxed(text, content):
 
 def test_is_linear_in_unclosed_boxes():
     assert last_boxed(r"\boxed{" * 100_000 + "5}") == "5"
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("It is 9 * 2 = <<9*2=18>>18.\n#### 18", "18"),
+        ("#### 1\n#### 2\nQ.E.D.", "2"),
+        (r"\boxed{3} #### 4", "4"),
+        (r"so \boxed{3}, and not \fbox{4}", "4"),
+        (r"$\framebox{204}$ minutes", "204"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        ("The answer is 5.", None),
+        ("####", ""),
+    ],
+)
+def test_final_answer(solution, answer):
+    assert final_answer(solution) == answer

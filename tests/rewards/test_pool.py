@@ -12,6 +12,7 @@ import megatron_rapo
 from megatron_rapo.rewards import VerifierPool, process
 from megatron_rapo.types import Outcome, Verdict
 
+RIGHT = (r"\boxed{2/2}", "1")  # for a worker: where texts or whole numbers are compared none is asked
 HANG = r"\boxed{9^{9^{9^{9}}}}"  # SymPy evaluates the power in one C call, deaf to signal handlers
 CORRECT = Verdict(outcome=Outcome.CORRECT, formatted=True)
 WRONG = Verdict(outcome=Outcome.WRONG, formatted=True)
@@ -70,24 +71,25 @@ def test_texts_larger_than_a_pipe_and_not_ascii(pool):
 
 def test_a_hang_costs_one_deadline_and_no_other_verdict():
     with VerifierPool(2, 1.0) as pool:
-        items = [(r"\boxed{1}", "1"), (HANG, "2"), (r"\boxed{4}", "3"), (HANG, "2"), (r"\boxed{3}", "3")]
+        items = [RIGHT, (HANG, "2"), (r"\boxed{4/1}", "3"), (HANG, "2"), (r"\boxed{3/1}", "3")]
         assert pool.judge_all(items) == [CORRECT, TIMEOUT, WRONG, TIMEOUT, CORRECT]
-        assert pool.judge_all([(r"\boxed{5}", "5")]) == [CORRECT]
+        assert pool.judge_all([(r"\boxed{5/1}", "5")]) == [CORRECT]
 
 
 def test_the_start_of_a_worker_counts_against_no_deadline(monkeypatch):
     monkeypatch.setattr(process, "_BOOTSTRAP", "import time; time.sleep(1.5)" + process._BOOTSTRAP)
     with VerifierPool(1, 1.0) as pool:
-        assert pool.judge_all([(r"\boxed{3}", "3"), (HANG, "3"), (r"\boxed{4}", "4")]) == [CORRECT, TIMEOUT, CORRECT]
+        items = [(r"\boxed{3/1}", "3"), (HANG, "3"), (r"\boxed{4/1}", "4")]
+        assert pool.judge_all(items) == [CORRECT, TIMEOUT, CORRECT]
 
 
 def test_a_worker_killed_while_idle_is_replaced():
     with VerifierPool(2, 30.0) as pool:
-        assert pool.judge_all([(r"\boxed{1}", "1")]) == [CORRECT]
+        assert pool.judge_all([RIGHT]) == [CORRECT]
         before = pool.pids
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        assert pool.judge_all([(rf"\boxed{{{n}}}", "1") for n in (1, 2, 3)]) == [CORRECT, WRONG, WRONG]
+        assert pool.judge_all([(rf"\boxed{{{n}/1}}", "1") for n in (1, 2, 3)]) == [CORRECT, WRONG, WRONG]
         assert not set(before) & set(pool.pids)
 
 
@@ -108,10 +110,10 @@ def kill_at_work(pool, times):
 
 def test_an_answer_whose_worker_was_killed_is_tried_once_more():
     with VerifierPool(1, 60.0) as pool:
-        assert pool.judge_all([(r"\boxed{1}", "1")]) == [CORRECT]
+        assert pool.judge_all([RIGHT]) == [CORRECT]
         os.kill(pool.pids[0], signal.SIGSTOP)  # so that it is still at work when it is killed
         thread = kill_at_work(pool, times=1)
-        assert pool.judge_all([(r"\boxed{4/2}", "2"), (r"\boxed{5}", "2")]) == [CORRECT, WRONG]
+        assert pool.judge_all([(r"\boxed{4/2}", "2"), (r"\boxed{5/1}", "2")]) == [CORRECT, WRONG]
         thread.join()
 
 
@@ -126,27 +128,27 @@ def test_an_answer_that_costs_two_workers_is_unparsable():
 
 
 def test_memory_is_limited():
-    with VerifierPool(1, 60.0, memory_bytes=2**30) as pool:
-        pool.judge_all([(r"\boxed{1}", "1")])
+    with VerifierPool(1, 60.0, memory_bytes=2**29) as pool:
+        pool.judge_all([RIGHT])
         limits = Path(f"/proc/{pool.pids[0]}/limits").read_text()
-    assert next(line for line in limits.splitlines() if line.startswith("Max address space")).split()[3] == str(2**30)
+    assert next(line for line in limits.splitlines() if line.startswith("Max address space")).split()[3] == str(2**29)
 
 
 def test_an_interrupted_call_leaves_no_stale_reply(monkeypatch):
     with VerifierPool(1, 1.0) as pool:
-        assert pool.judge_all([(r"\boxed{1}", "1")]) == [CORRECT]
+        assert pool.judge_all([RIGHT]) == [CORRECT]
         pid = pool.pids[0]
         with monkeypatch.context() as patch:
-            patch.setattr("megatron_rapo.rewards.pool.wait_any", lambda workers: signal.raise_signal(signal.SIGINT))
+            patch.setattr("megatron_rapo.rewards.pool.wait_any", lambda *_: signal.raise_signal(signal.SIGINT))
             with pytest.raises(KeyboardInterrupt):
                 pool.judge_all([(HANG, "1")])
         assert pool.pids[0] != pid
-        assert pool.judge_all([(r"\boxed{2}", "1")]) == [WRONG]
+        assert pool.judge_all([(r"\boxed{2/1}", "1")]) == [WRONG]
 
 
 def test_close_leaves_no_process():
     pool = VerifierPool(3, 30.0)
-    pool.judge_all([(r"\boxed{1}", "1")])
+    pool.judge_all([RIGHT])
     pids = pool.pids
     pool.close()
     pool.close()
@@ -158,17 +160,61 @@ def test_close_leaves_no_process():
 def test_a_worker_that_cannot_start_is_reported(monkeypatch):
     monkeypatch.setattr(process, "_BOOTSTRAP", "raise SystemExit('no algebra here')")
     with VerifierPool(1, 30.0) as pool, pytest.raises(RuntimeError) as raised:
-        pool.judge_all([(r"\boxed{1}", "1")])
+        pool.judge_all([RIGHT])
     assert str(raised.value) == (
         "3 verifier processes in a row died or hung while starting; mend what the last one said:\nno algebra here"
     )
 
 
-def test_sizes_are_checked():
-    with pytest.raises(ValueError, match=r"^workers=0, timeout_s=5\.0: "):
-        VerifierPool(0, 5.0)
-    with pytest.raises(ValueError, match=r"^workers=1, timeout_s=0: "):
-        VerifierPool(1, 0)
+@pytest.mark.parametrize(("workers", "timeout_s", "budget_s"), [(0, 5.0, 9.0), (1, 0.0, 9.0), (1, 5.0, 0.0)])
+def test_sizes_are_checked(workers, timeout_s, budget_s):
+    with pytest.raises(ValueError) as raised:
+        VerifierPool(workers, timeout_s, budget_s=budget_s)
+    assert str(raised.value) == (
+        f"workers={workers}, timeout_s={timeout_s}, budget_s={budget_s}: nothing could be judged; raise them above 0."
+    )
+
+
+# --- the budget of a call ---
+
+
+def test_a_batch_of_hangs_takes_no_longer_than_the_budget():
+    """In turn they would take 5 minutes. What needs no worker is judged all the same, and so is the next batch."""
+    hangs = [(rf"\boxed{{{n}^{{9^{{9^{{9}}}}}}}}", "2") for n in range(2, 102)]
+    with VerifierPool(1, 3.0, budget_s=1.0) as pool:
+        assert pool.judge_all([RIGHT]) == [CORRECT]
+        started = time.monotonic()
+        assert pool.judge_all([*hangs, (r"\boxed{7}", "7"), (r"\boxed{7}", "8")]) == [TIMEOUT] * 100 + [CORRECT, WRONG]
+        assert 1.0 <= time.monotonic() - started < 2.0
+    with VerifierPool(1, 1.0, budget_s=30.0) as pool:
+        assert pool.judge_all([*hangs[:2], RIGHT]) == [TIMEOUT, TIMEOUT, CORRECT]
+
+
+def test_what_nobody_looked_at_is_timed_out_without_a_box(monkeypatch):
+    clock = iter([0.0, 0.5, 1.0])
+    with VerifierPool(1, 1.0, budget_s=1.0) as pool, monkeypatch.context() as patch:
+        patch.setattr("megatron_rapo.rewards.pool.time.monotonic", lambda: next(clock))
+        assert pool.judge_all([(r"\boxed{1}", "1")] * 3) == [
+            CORRECT,
+            *[Verdict(outcome=Outcome.TIMEOUT, formatted=False)] * 2,
+        ]
+
+
+def test_the_first_start_of_a_pool_costs_nothing_of_the_budget(monkeypatch):
+    monkeypatch.setattr(process, "_BOOTSTRAP", "import time; time.sleep(1.5)" + process._BOOTSTRAP)
+    with VerifierPool(1, 1.0, budget_s=1.0) as pool:
+        assert pool.judge_all([RIGHT]) == [CORRECT]
+
+
+def test_a_worker_that_has_taken_much_memory_is_replaced():
+    """2^(10^8) takes 190 MB of memory and 300 of address space."""
+    with VerifierPool(1, 60.0, memory_bytes=360 * 2**20) as pool:
+        assert pool.judge_all([RIGHT]) == [CORRECT]
+        pid = pool.pids[0]
+        assert pool.judge_all([(r"\boxed{4/2}", "2"), (r"\boxed{2^{10^8}}", "1/3")]) == [CORRECT, WRONG]
+        wait_until(lambda: gone(pid))
+        assert pool.judge_all([(r"\boxed{6/2}", "3")]) == [CORRECT]
+        assert pool.pids[0] != pid
 
 
 def run_script(text):

@@ -35,6 +35,20 @@ def outcome_of(content, answer):
         ("7", r"First \boxed{6}, in the end $\boxed{7}$."),  # a solution as the reference
         ("073", "73"),
         (r"\sqrt{8}", r"2\sqrt{2}"),
+        ("42.", "42"),
+        (r"\left(1, 2\right).", "(1, 2)"),
+        (r"1\,234", "1234"),
+        ("1 234", "1234"),
+        (r"11,\! 111,\! 100", "11111100"),
+        ("-1,234", "-1{,}234"),
+        (r"\(\$32,\!348\)", "32348"),
+        (r"\[2.5\]", "5/2"),
+        (r"\mathbf{2.5}", "2.5"),
+        (r"\textbf{\frac{14}{3}}", r"\frac{14}{3}"),
+        (r"\textbf{(113) }", "113"),
+        (r"\text{p - q}", "p - q"),
+        ("70000", "The house costs $80,000.\n#### 70,000"),  # GSM8K's way
+        ("204", r"which is $\framebox{204}$ minutes"),
     ],
 )
 def test_correct(content, answer):
@@ -53,13 +67,33 @@ def test_correct(content, answer):
         (r"\frac{1}{0}", "1"),
         ("5", "½"),  # a reference that is not mathematics is only compared as text
         ("5", ""),
+        ("1, 234", "1234"),  # a list
+        (r"\text{live}", r"\text{evil}"),  # words, not products of letters
+        (r"\mathrm{(B)}", r"\text{(C)}"),
+        (r"\mathbf{3}\mathbf{4}", "3"),
+        ("8", "80,000 - 10,000\n#### 70,000"),
     ],
 )
 def test_wrong(content, answer):
     assert outcome_of(content, answer) is Outcome.WRONG
 
 
-@pytest.mark.parametrize("content", ["", " ", "?", "答案", r"\frac\{", "junk!! ?? $42$", "1+" * MAX_ANSWER_CHARS + "1"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        " ",
+        ".",
+        "...",
+        "$-$",
+        r"x \right.",
+        "?",
+        "答案",
+        r"\frac\{",
+        "junk!! ?? $42$",
+        "1+" * MAX_ANSWER_CHARS + "1",
+    ],
+)
 def test_unparsable(content):
     assert outcome_of(content, "42") is Outcome.UNPARSABLE
 

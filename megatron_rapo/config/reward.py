@@ -1,0 +1,114 @@
+"""The section on what a completion is worth, and on the processes that judge it."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from pydantic import Field, model_validator
+
+from megatron_rapo.config.section import Section
+
+VERDICT_TERMS = ("correctness", "format")
+"""What the verifier's verdict earns: its answer, or that there is none to judge."""
+LENGTH_TERM = "length"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class LengthConfig(Section):
+    """A penalty on long completions that rises linearly from 0 at `free_tokens` to `penalty` at `full_tokens`."""
+
+    free_tokens: int = Field(ge=0)
+    """Completions of so many tokens or fewer lose nothing."""
+    full_tokens: int = Field(ge=1)
+    """Completions of so many tokens or more lose all of the penalty."""
+    penalty: float = Field(gt=0)
+    """What is taken from the reward of a completion of full_tokens."""
+
+
+class FunctionConfig(Section):
+    """A function of the user's own as a term of the reward (rewards/functions.py says what it is called with)."""
+
+    name: str
+    """Of the term in metrics, as reward/term/NAME."""
+    function: str
+    """FILE.py:FUNCTION, MODULE:FUNCTION, or the name of an entry point in the group megatron_rapo.rewards."""
+    range: tuple[float, float] = Field(strict=False)
+    """Lowest and highest value that it gives; any other stops the run, since phi depends on the reward's range."""
+    weight: float = Field(default=1.0, gt=0)
+    """What its values are multiplied by."""
+
+
+class RewardConfig(Section):
+    """What a completion is worth: what its verdict earns, less a penalty on its length, plus the user's functions."""
+
+    correct: float = 1.0
+    """Earned by a completion whose boxed answer is right."""
+    wrong: float = 0.0
+    """Earned by a completion with a boxed answer that is not right (or not decided in time)."""
+    unformatted: float = 0.0
+    """Earned by a completion without a closed \\boxed{...}."""
+    length: LengthConfig | None = None
+    """Penalty on long completions."""
+    functions: tuple[FunctionConfig, ...] = Field(default=(), strict=False)
+    """The user's own terms."""
+    workers: int = Field(default=1, ge=1)
+    """Verifier processes per training process."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Deadline of one answer, seconds; the worker is killed when it passes."""
+    budget_s: float = Field(default=120.0, gt=0)
+    """Longest time for all answers of a rollout or an evaluation, seconds; what is not judged by then is timed out."""
+    memory_mib: int = Field(default=1024, ge=512)
+    """Address space of a verifier process, MiB."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RewardConfig:
+        if self.correct <= max(self.wrong, self.unformatted):
+            raise ValueError(
+                f"reward.correct={self.correct}: a right answer must earn more than any other "
+                f"(wrong={self.wrong}, unformatted={self.unformatted}); raise reward.correct."
+            )
+        if self.length and self.length.free_tokens >= self.length.full_tokens:
+            raise ValueError(
+                f"reward.length.free_tokens={self.length.free_tokens}: the penalty must rise from there to "
+                f"full_tokens={self.length.full_tokens}; set free_tokens < full_tokens."
+            )
+        if self.budget_s < self.timeout_s:
+            raise ValueError(
+                f"reward.budget_s={self.budget_s}: not enough for one answer's deadline, reward.timeout_s="
+                f"{self.timeout_s}; raise reward.budget_s or lower timeout_s."
+            )
+        for index, function in enumerate(self.functions):
+            self._check_function(index, function)
+        return self
+
+    def _check_function(self, index: int, function: FunctionConfig) -> None:
+        field, name, (lowest, highest) = f"reward.functions.{index}", function.name, function.range
+        taken = (*VERDICT_TERMS, LENGTH_TERM, *(earlier.name for earlier in self.functions[:index]))
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{field}.name={name!r}: names a metric; write lower-case letters, digits and _, a letter first."
+            )
+        if name in taken:
+            raise ValueError(f"{field}.name={name!r}: is the name of another term; choose one of its own.")
+        if lowest >= highest:
+            raise ValueError(
+                f"{field}.range=[{lowest}, {highest}]: a term that is always the same does nothing, and a range goes "
+                "up; write the lowest, then the highest value."
+            )
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest reward that a completion can have."""
+        ends = [(min(self.wrong, self.unformatted), self.correct)]
+        if self.length:
+            ends.append((-self.length.penalty, 0.0))
+        ends += [(each.weight * each.range[0], each.weight * each.range[1]) for each in self.functions]
+        # Rounded once, as the rewards are (rewards/reward.py), so that none is an ulp outside.
+        return math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
+
+    @property
+    def middle(self) -> float:
+        """Middle of the range: where what is watched is split into low and high rewards."""
+        lowest, highest = self.range
+        return (lowest + highest) / 2
