@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Memory and time of a loss from hidden states, forward and backward: whole logits against chunks of them.
 
-    python benchmarks/bench_loss.py [--check] [--size T,V,D] [--threads N] [--sides NAME ...] > result.json
-    python benchmarks/bench_loss.py --table result.json
+    python -m benchmarks.bench_loss [--check] [--size T,V,D] [--threads N] [--sides NAME ...] > result.json
+    python -m benchmarks.bench_loss --table result.json
 
 Every side of a quantity makes the same scalar out of the same hidden states [T, D], output weight [V, D] and targets
 [T], and takes its gradient by hidden states and weight; these gradients (4 D (T + V) bytes in float32) count in every
@@ -15,12 +14,8 @@ T tokens, V vocabulary, D hidden size.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
-import re
 import statistics
 import sys
 import time
@@ -28,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.environment import conclude, environment, fields_of, say
 from megatron_rapo.output_head import ReferenceHead, token_scores
 
 BASE = "naive-sampled"  # what the targets are ratios to
@@ -247,12 +242,6 @@ def peak_rss_bytes() -> int:
     return int(fields_of("/proc/self/status")["VmHWM"].removesuffix("kB")) * 1024
 
 
-def fields_of(path: str) -> dict[str, str]:
-    """Of a file under /proc whose lines are "name: value"."""
-    lines = Path(path).read_text().splitlines()
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
 # All of them.
 
 
@@ -332,20 +321,6 @@ def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     return targets
 
 
-def environment() -> dict[str, Any]:
-    packages = ("torch", "trl", "liger_kernel")
-    versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "cpu": fields_of("/proc/cpuinfo").get("model name", platform.machine()),
-        "cores": os.cpu_count(),
-        "memory_gib": round(int(fields_of("/proc/meminfo")["MemTotal"].removesuffix("kB")) / 2**20),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), **versions},
-    }
-
-
 def table(result: Mapping[str, Any]) -> str:
     """The figures in Markdown: medians, and in brackets their ratios to BASE."""
     tables = []
@@ -367,15 +342,6 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def as_json(result: Mapping[str, Any]) -> str:
-    """With the innermost objects on a line each."""
-    return re.sub(r"\{[^{}]*\}", lambda inner: " ".join(inner.group().split()), json.dumps(result, indent=2))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def size(text: str) -> tuple[int, int, int]:
     tokens, vocab_size, hidden_size = map(int, text.split(","))
     return tokens, vocab_size, hidden_size
@@ -395,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.table:
         print(table(json.loads(options.table.read_text())))
         return 0
-    machine = environment()
+    machine = environment("trl", "liger-kernel")
     cases = [
         measure_sides(
             Case(
@@ -413,13 +379,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for threads in options.threads
     ]
     targets = [target for case in cases for target in targets_of(case)]
-    print(as_json({"machine": machine, "repeats": options.repeats, "cases": cases, "targets": targets}))
-    missed = [target for target in targets if not target["met"]]
-    for target in missed:
-        say(f"missed: {target}")
     if options.check and not targets:
         say(f"nothing to check: --sides must name {BASE} and one of {', '.join(TIME_TARGETS)}")
-    return int(options.check and bool(missed or not targets))
+    result = {"machine": machine, "repeats": options.repeats, "cases": cases, "targets": targets}
+    return conclude(result, check=options.check) or int(options.check and not targets)
 
 
 if __name__ == "__main__":
