@@ -75,12 +75,12 @@ Side = Callable[[], Mapping[str, float]]  # seconds of its parts, where it has s
 # One case, in each of its processes.
 
 
-def trainer_parameters(model: ModelShape, layouts: Layouts) -> dict[str, Tensor]:
+def trainer_parameters(model: ModelShape, layouts: Layouts, device: str = "cpu") -> dict[str, Tensor]:
     """This rank's shards, as Megatron would hold them, random."""
     rank = dist.get_rank()
     tensor, stage = rank % layouts.tensor, rank // (layouts.tensor * layouts.lanes)
     stages = stages_of_layers(model.num_layers, pipeline=layouts.pipeline, virtual_pipeline=1)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     parameters = {}
     for name, shard in trainer_shards(model, tensor=layouts.tensor, rank=tensor, norms=TORCH_NORMS).items():
         if name.startswith("decoder.layers."):
@@ -88,7 +88,7 @@ def trainer_parameters(model: ModelShape, layouts: Layouts) -> dict[str, Tensor]
         else:
             home = 0 if name == EMBEDDING else layouts.pipeline - 1
         if home == stage:
-            parameters[name] = torch.randn(shard.shape, generator=generator).mul_(0.02).to(DTYPE)
+            parameters[name] = torch.randn(shard.shape, generator=generator, device=device).mul_(0.02).to(DTYPE)
     return parameters
 
 
@@ -163,10 +163,20 @@ def gather(engine: Any, gathering: ShardedWeights, *, packed: bool) -> dict[str,
     return {}
 
 
+def memcpy(nbytes: int, device: str = "cpu") -> Side:
+    """A plain copy of as many bytes, in one piece."""
+    source = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+
+    def copy() -> dict[str, float]:
+        target.copy_(source)
+        return {}
+
+    return copy
+
+
 def floors(report: Report, rounds: Sequence[Any]) -> dict[str, Side]:
     """Plain copies of as many bytes, within the rank and between ranks."""
-    source = torch.zeros(report.bytes_copied, dtype=torch.uint8)
-    target = torch.zeros_like(source)
     to = by_peer(round_.sends for round_ in rounds)
     from_ = by_peer(round_.receives for round_ in rounds)
 
@@ -177,11 +187,7 @@ def floors(report: Report, rounds: Sequence[Any]) -> dict[str, Side]:
             request.wait()
         return {}
 
-    def copy() -> dict[str, float]:
-        target.copy_(source)
-        return {}
-
-    return {"memcpy": copy, "gloo": exchange}
+    return {"memcpy": memcpy(report.bytes_copied), "gloo": exchange}
 
 
 def by_peer(rounds: Iterator[Mapping[int, Sequence[Any]]]) -> dict[int, Tensor]:
@@ -201,6 +207,8 @@ def take_turns(sides: Mapping[str, Side], repeats: int) -> dict[str, dict[str, l
             dist.barrier()
             start = time.perf_counter()
             parts = dict(side())
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             parts["total"] = time.perf_counter() - start
             numbers = torch.tensor(list(parts.values()), dtype=torch.float64)
             dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
