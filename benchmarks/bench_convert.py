@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Speed and memory of converting a checkpoint, against a plain copy of the same file.
 
-    python benchmarks/bench_convert.py [--check] [--repeats N] [--folder FOLDER] > result.json
-    python benchmarks/bench_convert.py --table result.json
+    python -m benchmarks.bench_convert [--check] [--repeats N] [--folder FOLDER] > result.json
+    python -m benchmarks.bench_convert --table result.json
 
 The model has random weights in bfloat16, in the shape of Qwen3-0.6B (1.2 GB). Every side runs in a process of its own,
 in turns, and ends with its files on the disk (fsync). Its time is from the call to the end, imports apart; its memory
@@ -15,10 +14,8 @@ the kernel's high-water mark of the resident set, imports and all.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -26,16 +23,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.environment import child_environment, conclude, environment, fields_of
+from benchmarks.models import write_model
 from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf
 from megatron_rapo.hf import read_shape
-from megatron_rapo.hf.weights import WEIGHTS, FolderWriter
+from megatron_rapo.hf.weights import WEIGHTS
 from megatron_rapo.reshard.layout import hf_shapes
 
 SIDES = ("copy", "to_megatron", "to_hf")
@@ -56,17 +54,6 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 SMALL = CONFIG | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 8192}
-
-
-def make_model(folder: Path, *, small: bool) -> None:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(SMALL if small else CONFIG))
-    shapes = hf_shapes(read_shape(folder))
-    generator = torch.Generator().manual_seed(0)
-    with FolderWriter(folder, shapes, torch.bfloat16, "100GB") as writer:
-        for name, shape in shapes.items():
-            writer.write(name, torch.randn(shape, generator=generator).mul_(0.02))
-        writer.finish()
 
 
 def run_side(side: str, folder: Path) -> None:
@@ -93,8 +80,8 @@ def run_side(side: str, folder: Path) -> None:
             progress=lambda _: None,
         )
     seconds = time.perf_counter() - start
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(json.dumps({"s": seconds, "peak_mib": int(status["VmHWM"].split()[0]) / 1024}))  # ru_maxrss has the parent's
+    peak_kib = int(fields_of("/proc/self/status")["VmHWM"].removesuffix("kB"))  # ru_maxrss has the parent's
+    print(json.dumps({"s": seconds, "peak_mib": peak_kib / 1024}))
 
 
 def measure(folder: Path, repeats: int) -> dict[str, list[dict[str, float]]]:
@@ -111,8 +98,8 @@ def measure(folder: Path, repeats: int) -> dict[str, list[dict[str, float]]]:
     for turn in range(1 + repeats):
         for side in SIDES:
             os.sync()  # what the side before has left to the disk
-            command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment())
+            command = [sys.executable, "-m", "benchmarks.bench_convert", "--side", side, "--folder", str(folder)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
             if side == "to_hf":
                 assert same_file(folder / "model" / WEIGHTS, folder / "target" / WEIGHTS), "not the same file"
             shutil.rmtree(folder / "target")
@@ -120,12 +107,6 @@ def measure(folder: Path, repeats: int) -> dict[str, list[dict[str, float]]]:
                 taken[side].append(json.loads(done.stdout))
             print(f"turn {turn}/{repeats} {side}: {done.stdout.strip()}", file=sys.stderr)
     return taken
-
-
-def environment() -> dict[str, str]:
-    repository = str(Path(__file__).parents[1])
-    path = os.pathsep.join(p for p in (repository, os.environ.get("PYTHONPATH", "")) if p)
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def same_file(a: Path, b: Path) -> bool:
@@ -172,19 +153,6 @@ def targets_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return targets
 
 
-def machine() -> dict[str, Any]:
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "cpu": cpu.partition(":")[2].strip() or platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "safetensors")},
-        },
-    }
-
-
 def table(result: Mapping[str, Any]) -> str:
     """The figures in Markdown."""
     rows = [
@@ -216,17 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="bench-convert-", dir=options.folder) as name:
         folder = Path(name)
-        make_model(folder / "model", small=options.small)
+        write_model(folder / "model", SMALL if options.small else CONFIG)
         shapes = hf_shapes(read_shape(folder / "model"))
         largest = max(torch.Size(shape).numel() for shape in shapes.values()) * torch.bfloat16.itemsize
         nbytes = (folder / "model" / WEIGHTS).stat().st_size
         result = summary(measure(folder, options.repeats), nbytes, largest)
-    targets = targets_of(result)
-    print(json.dumps({"machine": machine(), "repeats": options.repeats, **result, "targets": targets}, indent=2))
-    missed = [target for target in targets if not target["met"]]
-    for target in missed:
-        print(f"missed: {target}", file=sys.stderr)
-    return int(options.check and bool(missed))
+    found = {"machine": environment("safetensors"), "repeats": options.repeats, **result, "targets": targets_of(result)}
+    return conclude(found, check=options.check)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-#!/usr/bin/env python
 """Memory and time of a loss from hidden states, forward and backward: whole logits against chunks of them.
 
-    python benchmarks/bench_loss.py [--check] [--size T,V,D] [--threads N] [--sides NAME ...] > result.json
-    python benchmarks/bench_loss.py --table result.json
+    python -m benchmarks.bench_loss [--check] [--size T,V,D] [--threads N] [--sides NAME ...] > result.json
+    python -m benchmarks.bench_loss --device cuda --dtype bfloat16 [--check] > result.json
+    python -m benchmarks.bench_loss --table result.json
 
 Every side of a quantity makes the same scalar out of the same hidden states [T, D], output weight [V, D] and targets
 [T], and takes its gradient by hidden states and weight; these gradients (4 D (T + V) bytes in float32) count in every
-side's memory. A measurement is one forward and backward in a fresh process. Sides take turns, and a ratio is the median
-of the turns' ratios, so that a machine that slows down slows both.
+side's memory. A measurement is one forward and backward, on a CPU in a fresh process. Sides take turns, and a ratio is
+the median of the turns' ratios, so that a machine that slows down slows both.
 
 T tokens, V vocabulary, D hidden size.
 """
@@ -15,12 +15,8 @@ T tokens, V vocabulary, D hidden size.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
-import re
 import statistics
 import sys
 import time
@@ -28,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,11 +31,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.environment import conclude, environment, refuse_without_gpu, say
+from benchmarks.memory import available_bytes, peak_bytes, reset_peak_bytes
 from megatron_rapo.output_head import ReferenceHead, token_scores
 
 BASE = "naive-sampled"  # what the targets are ratios to
 SIZES = ((4096, 151_936, 512), (2048, 32_000, 512))
-MEMORY_TARGET = 1 / 8  # at the first of SIZES; where the logits are small, chunks of them are not much smaller
+GPU_SIZES = ((8192, 151_936, 2048),)
+MEMORY_TARGET = 1 / 8  # at the first of either; where the logits are small, chunks of them are not much smaller
 TIME_TARGETS = {"ours-sampled": 1.4, "ours-forward_kl": 3.0, "ours-reverse_kl": 3.0}
 
 
@@ -170,7 +168,7 @@ SIDES = {
 }
 
 
-# One measurement, in a process of its own.
+# One measurement.
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -202,23 +200,19 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def measure(case: Case, name: str) -> Measurement:
-    """To be called in a fresh process, whose peak is then this side's."""
+    """On a CPU to be called in a fresh process, whose peak is then this side's."""
     torch.set_num_threads(case.threads)
     on_gpu = case.device != "cpu"
     # Before the clock starts: imports, threads, a GPU's kernels and workspaces, which depend on sizes.
     run_on(make_inputs(case if on_gpu else replace(case, tokens=16, vocab_size=256)), name)
     inputs = make_inputs(case)
-    if on_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if on_gpu else reset_peak_rss_bytes()
+    before = reset_peak_bytes(case.device)
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     loss = run_on(inputs, name)
     if on_gpu:
         torch.cuda.synchronize()
     wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_rss_bytes()
-    return Measurement((peak - before) / 2**20, wall_s, cpu_s, result_of(inputs, loss))
+    return Measurement((peak_bytes(case.device) - before) / 2**20, wall_s, cpu_s, result_of(inputs, loss))
 
 
 def run_on(inputs: Inputs, name: str) -> Tensor:
@@ -236,24 +230,15 @@ def result_of(inputs: Inputs, loss: Tensor) -> dict[str, float]:
     }
 
 
-def reset_peak_rss_bytes() -> int:
-    """Forget the process's peak (Linux: proc_pid_clear_refs(5)); the resident set, which it is now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_rss_bytes()
-
-
-def peak_rss_bytes() -> int:
-    """The kernel's own high-water mark of the resident set, which misses nothing between samples."""
-    return int(fields_of("/proc/self/status")["VmHWM"].removesuffix("kB")) * 1024
-
-
-def fields_of(path: str) -> dict[str, str]:
-    """Of a file under /proc whose lines are "name: value"."""
-    lines = Path(path).read_text().splitlines()
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
 # All of them.
+
+
+def measure_apart(case: Case, name: str) -> Measurement:
+    """In a process of its own, which on a GPU is not needed: there the allocator tells one peak from another."""
+    if case.device != "cpu":
+        return measure(case, name)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measure, case, name).result()
 
 
 def why_not(case: Case, name: str) -> str | None:
@@ -262,8 +247,8 @@ def why_not(case: Case, name: str) -> str | None:
     if side.package and importlib.util.find_spec(side.package) is None:
         return f"{side.package} is not installed"
     needed_gib = side.whole_logits * case.tokens * case.vocab_size * 4 / 2**30
-    available_gib = int(fields_of("/proc/meminfo")["MemAvailable"].removesuffix("kB")) / 2**20
-    if case.device == "cpu" and needed_gib > 0.8 * available_gib:  # others grow, too
+    available_gib = available_bytes(case.device) / 2**30
+    if needed_gib > 0.8 * available_gib:  # others grow, too
         return f"needs about {needed_gib:.0f} GiB, and a fifth of the {available_gib:.0f} available is left to others"
     return None
 
@@ -276,14 +261,13 @@ def measure_sides(case: Case, names: Sequence[str], repeats: int) -> dict[str, A
             reason = not_measured.get(name) or why_not(case, name)
             if reason is None:
                 try:
-                    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                        taken = process.submit(measure, case, name).result()
+                    taken = measure_apart(case, name)
                     say(
                         f"T={case.tokens} V={case.vocab_size} threads={case.threads} turn {turn + 1}/{repeats} {name}: "
                         f"{taken.peak_extra_mib:.0f} MiB, {taken.wall_s:.1f} s ({taken.cpu_s:.1f} s of CPU)"
                     )
                     measured[name].append(taken)
-                except (BrokenProcessPool, ImportError) as error:
+                except (BrokenProcessPool, ImportError, torch.OutOfMemoryError) as error:
                     reason = f"{type(error).__name__}: {error}"
             if reason is not None:
                 not_measured[name] = reason
@@ -320,7 +304,7 @@ def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What is asked of our sides, and whether they do it."""
     size = {key: case[key] for key in ("tokens", "vocab_size", "hidden_size", "threads")}
     figures = {"wall_s": TIME_TARGETS}
-    if tuple(size.values())[:3] == SIZES[0]:
+    if tuple(size.values())[:3] in (SIZES[0], GPU_SIZES[0]):
         figures["peak_extra_mib"] = dict.fromkeys(TIME_TARGETS, MEMORY_TARGET)
     targets = []
     for figure, limits in figures.items():
@@ -330,20 +314,6 @@ def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
                 found = {"side": side, "figure": figure, f"of_{BASE}": ratio, "at_most": at_most}
                 targets.append(size | found | {"met": ratio <= at_most})
     return targets
-
-
-def environment() -> dict[str, Any]:
-    packages = ("torch", "trl", "liger_kernel")
-    versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "cpu": fields_of("/proc/cpuinfo").get("model name", platform.machine()),
-        "cores": os.cpu_count(),
-        "memory_gib": round(int(fields_of("/proc/meminfo")["MemTotal"].removesuffix("kB")) / 2**20),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), **versions},
-    }
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -367,15 +337,6 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def as_json(result: Mapping[str, Any]) -> str:
-    """With the innermost objects on a line each."""
-    return re.sub(r"\{[^{}]*\}", lambda inner: " ".join(inner.group().split()), json.dumps(result, indent=2))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def size(text: str) -> tuple[int, int, int]:
     tokens, vocab_size, hidden_size = map(int, text.split(","))
     return tokens, vocab_size, hidden_size
@@ -383,7 +344,9 @@ def size(text: str) -> tuple[int, int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Memory and time of a loss from hidden states; prints JSON.")
-    parser.add_argument("--size", type=size, action="append", metavar="T,V,D", help=f"may be repeated; default {SIZES}")
+    parser.add_argument(
+        "--size", type=size, action="append", metavar="T,V,D", help="may be repeated; default: what targets are for"
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of torch; each number is a case")
     parser.add_argument("--repeats", type=int, default=3, help="turns that every side takes")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="NAME", help=", ".join(SIDES))
@@ -395,7 +358,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.table:
         print(table(json.loads(options.table.read_text())))
         return 0
-    machine = environment()
+    if options.device == "cuda":
+        refuse_without_gpu("--device cuda")
+    machine = environment("trl", "liger-kernel")
     cases = [
         measure_sides(
             Case(
@@ -409,17 +374,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.sides,
             options.repeats,
         )
-        for tokens, vocab_size, hidden_size in options.size or SIZES
+        for tokens, vocab_size, hidden_size in options.size or (GPU_SIZES if options.device == "cuda" else SIZES)
         for threads in options.threads
     ]
     targets = [target for case in cases for target in targets_of(case)]
-    print(as_json({"machine": machine, "repeats": options.repeats, "cases": cases, "targets": targets}))
-    missed = [target for target in targets if not target["met"]]
-    for target in missed:
-        say(f"missed: {target}")
     if options.check and not targets:
         say(f"nothing to check: --sides must name {BASE} and one of {', '.join(TIME_TARGETS)}")
-    return int(options.check and bool(missed or not targets))
+    result = {"machine": machine, "repeats": options.repeats, "cases": cases, "targets": targets}
+    return conclude(result, check=options.check) or int(options.check and not targets)
 
 
 if __name__ == "__main__":

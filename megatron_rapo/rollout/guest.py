@@ -1,6 +1,6 @@
 """vLLM as a guest: what keeps it from disturbing the process that it shares with the trainer, and other jobs.
 
-Behaviour of vLLM named here was seen in 0.32.0.
+Behaviour of vLLM named here was seen in 0.32.0. What is used of it is in 0.26.0 too, by its source; that was not run.
 """
 
 from __future__ import annotations

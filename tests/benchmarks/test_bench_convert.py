@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_convert
+from benchmarks.environment import REPOSITORY
 
 TAKEN = {
     "copy": [{"s": 1.0, "peak_mib": 300.0}, {"s": 2.0, "peak_mib": 310.0}, {"s": 3.0, "peak_mib": 305.0}],
@@ -46,9 +47,8 @@ def test_targets(result: dict[str, Any]) -> None:
 
 
 def test_one_run_in_small(tmp_path: Path) -> None:
-    script = Path(bench_convert.__file__)
-    command = [sys.executable, str(script), "--small", "--repeats", "1", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    command = [sys.executable, "-m", "benchmarks.bench_convert", "--small", "--repeats", "1", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=REPOSITORY)
     printed = json.loads(done.stdout)
     assert printed["sides"].keys() == set(bench_convert.SIDES)
     assert all(side["s"] > 0 and side["peak_mib"] > 50 for side in printed["sides"].values())
@@ -56,6 +56,10 @@ def test_one_run_in_small(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     file.write_text(done.stdout)
     shown = subprocess.run(
-        [sys.executable, str(script), "--table", str(file)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "benchmarks.bench_convert", "--table", str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
     )
     assert shown.stdout.count("\n| ") == 3

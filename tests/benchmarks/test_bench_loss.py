@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_loss
-from benchmarks.bench_loss import BASE, MEMORY_TARGET, SIDES, SIZES, Case
+from benchmarks import bench_loss, memory
+from benchmarks.bench_loss import BASE, GPU_SIZES, MEMORY_TARGET, SIDES, SIZES, Case
+from benchmarks.environment import NO_GPU
 from megatron_rapo.output_head import CHUNK_BYTES
 
 FOLDER = Path(bench_loss.__file__).parent
@@ -43,10 +44,10 @@ def test_quantities_differ() -> None:
 
 
 def test_peak_of_memory_already_freed() -> None:
-    before = bench_loss.reset_peak_rss_bytes()
+    before = memory.reset_peak_bytes("cpu")
     torch.ones(64 * 2**20, dtype=torch.uint8)
-    assert (bench_loss.peak_rss_bytes() - before) / 2**20 == pytest.approx(64, abs=4)
-    assert (bench_loss.reset_peak_rss_bytes() - before) / 2**20 == pytest.approx(0, abs=4)
+    assert (memory.peak_bytes("cpu") - before) / 2**20 == pytest.approx(64, abs=4)
+    assert (memory.reset_peak_bytes("cpu") - before) / 2**20 == pytest.approx(0, abs=4)
 
 
 def test_memory_of_whole_logits_and_of_chunks() -> None:
@@ -97,6 +98,10 @@ def case_with(peak: float, sampled: float, exact: float, size: tuple[int, int, i
         (case_with(0.12, 1.41, 3.0), {("ours-sampled", "wall_s")}),
         (case_with(0.12, 1.4, 3.1), {("ours-forward_kl", "wall_s")}),
         (case_with(0.9, 1.4, 3.0, size=SIZES[1]), set()),  # no target for the memory there
+        (
+            case_with(0.13, 1.4, 3.0, GPU_SIZES[0]),
+            {(side, "peak_extra_mib") for side in ("ours-sampled", "ours-forward_kl")},
+        ),
     ],
 )
 def test_check(
@@ -106,10 +111,18 @@ def test_check(
     assert bench_loss.main(["--size", "1,1,1", "--check"]) == bool(missed)
     printed = capsys.readouterr()
     targets = json.loads(printed.out)["targets"]
-    assert len(targets) == (4 if case["tokens"] == SIZES[0][0] else 2)
+    assert len(targets) == (2 if case["tokens"] == SIZES[1][0] else 4)
     assert {(target["side"], target["figure"]) for target in targets if not target["met"]} == missed
     assert printed.err.count("missed: ") == len(missed)
     assert bench_loss.main(["--size", "1,1,1"]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
+def test_a_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench_loss.main(["--device", "cuda"])
+    assert ended.value.code == NO_GPU
+    assert capsys.readouterr().err.startswith("--device cuda: needs a GPU, and torch ")
 
 
 def test_check_of_nothing_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

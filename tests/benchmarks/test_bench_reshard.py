@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_reshard
+from benchmarks.environment import REPOSITORY
 
 MIB = 2**20
 TAKEN = {  # two turns, seconds
@@ -62,9 +63,8 @@ def test_targets(result: dict[str, Any]) -> None:
 
 def test_one_case_in_small(tmp_path: Path) -> None:
     """Real engines on two processes; the table takes what it prints."""
-    script = Path(bench_reshard.__file__)
-    command = [sys.executable, str(script), "--small", "--case", "TP2 -> TP2", "--repeats", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    command = [sys.executable, "-m", "benchmarks.bench_reshard", "--small", "--case", "TP2 -> TP2", "--repeats", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr[-4000:]
     printed = json.loads(done.stdout)
     [case] = printed["cases"]
@@ -74,6 +74,10 @@ def test_one_case_in_small(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     file.write_text(done.stdout)
     table = subprocess.run(
-        [sys.executable, str(script), "--table", str(file)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "benchmarks.bench_reshard", "--table", str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
     )
     assert table.stdout.startswith("| | transfer, s |") and "| TP2 -> TP2 |" in table.stdout
