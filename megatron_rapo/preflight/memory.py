@@ -96,7 +96,7 @@ def _states_of_stage(
     model: ModelShape, config: Config, lanes: int, layers: str, stage: int
 ) -> dict[str, dict[str, int]]:
     numel, itemsize, memory = parameters(model, config)[stage], ITEMSIZE[config.precision.dtype], config.memory
-    kept = {"weights": numel * itemsize} | _exact_head(model, config, stage)
+    kept = {"weights": numel * itemsize} | _exact_head(model, config, stage) | _fp8_copies(model, config, stage)
     training = {"gradients": numel * GRADIENT_BYTES, "optimizer": _optimizer(numel, config, lanes)}
     engine = {"engine weights": engine_bytes(model, config)}
     cache = {"KV cache": config.rollout.kv_cache_mib * 2**20}
@@ -116,6 +116,18 @@ def _states_of_stage(
         | _head_gradient(model, config, stage),
         "saving": kept | training | awake,
     }
+
+
+def _fp8_copies(model: ModelShape, config: Config, stage: int) -> dict[str, int]:
+    """Of the linears' weights, and transposed for the backward pass: Transformer Engine keeps both."""
+    if config.precision.fp8 == "none":
+        return {}
+    layout, precision = config.parallel, config.precision
+    stages = stages_of_layers(model.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)
+    in_fp8 = range(precision.bf16_layers_at_start, model.num_layers - precision.bf16_layers_at_end)
+    shards = trainer_shards(model, tensor=layout.tensor, rank=0, norms=TORCH_NORMS)
+    of_layer = sum(math.prod(s.shape) for name, s in shards.items() if ".layers.0." in name and len(s.shape) == 2)
+    return {"FP8 copies of weights": 2 * of_layer * sum(stages[layer] == stage for layer in in_fp8)}
 
 
 def engine_numel(model: ModelShape, tensor: int) -> int:

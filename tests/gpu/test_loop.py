@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_rapo.checks import check_model, check_rollout, check_world_size
-from megatron_rapo.config import RolloutConfig
 from megatron_rapo.config.file import load_config
 from megatron_rapo.hf import read_shape
 from tests import training
@@ -19,7 +18,6 @@ from tests.training import ROOT, kill_tree, metrics, start
 
 STEPS, TIMEOUT_S = 3, 300
 COMMON = ("parallel.tensor=1", "precision.dtype=bfloat16", "rollout.kv_cache_mib=256", "run.timeout_s=240")
-FP8_ROLLOUT = "fp8"  # the setting of [rollout] that has the engine compute in FP8
 
 
 class Run(NamedTuple):
@@ -30,9 +28,9 @@ class Run(NamedTuple):
 CASES = {
     "bf16": Run((), 0.03),
     "fp8 training": Run(("precision.fp8=hybrid",), 0.1),
+    "fp8 rollout": Run(("rollout.fp8=true",), 0.1),
+    "fp8 training and rollout": Run(("precision.fp8=hybrid", "rollout.fp8=true"), 0.1),
 }
-if FP8_ROLLOUT in RolloutConfig.model_fields:
-    CASES["fp8 training and rollout"] = Run(("precision.fp8=hybrid", f"rollout.{FP8_ROLLOUT}=true"), 0.1)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,8 +43,8 @@ def test_settings_fit_the_model_and_one_process(case: str, tmp_path: Path) -> No
     check_world_size(config, 1)
     check_model(config, shape)
     check_rollout(config, shape, 1)
-    assert config.precision.dtype == "bfloat16" and (config.precision.fp8 == "hybrid") == case.startswith("fp8")
-    assert CASES[case].gap <= config.reshard.max_logprob_gap  # above which the run stops by itself
+    assert config.precision.dtype == "bfloat16" and (config.precision.fp8 == "hybrid") == ("fp8 training" in case)
+    assert CASES[case].gap <= config.precision.max_logprob_gap  # above which the run stops by itself
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +77,10 @@ def test_a_run(runs: dict[str, Any], case: str) -> None:
         gaps = row["rollout/logprob_gap_mean"], row["reshard/parity_mean"]
         assert min(gaps) > 0 and max(gaps) <= CASES[case].gap, row
         assert row["reshard/proof_s"] > 0 and row["reshard/copied_mib"] > 0
+        assert ("reshard/parity_kernels" in row) == ("fp8" in case)
+        if "fp8" in case:
+            assert (row["reshard/parity_trainer_fp8"] > 0) == ("fp8 training" in case)
+            assert (row["reshard/parity_engine_fp8"] > 0) == ("rollout" in case)
         assert row["optimizer/grad_norm"] > 0 and row["optimizer/skipped_steps"] == 0
     weights = load_file(folder / "run/hf/model.safetensors")
     first = load_file(ROOT / "examples/tiny/model/model.safetensors")

@@ -43,6 +43,19 @@ def test_bytes_by_hand(run_file: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "activations" not in states["rollout"]["bytes"]
 
 
+def test_bytes_of_fp8_by_hand(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The engine's linears take a byte and a scale for each row; the trainer keeps its own, and two copies of them."""
+    settings = ("precision.fp8=hybrid", "precision.bf16_layers_at_start=1", "rollout.fp8=true")
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    parts = found(run_file, capsys, "--gpus", "16", *chosen)["states"]["training"]["bytes"]
+    hidden, ffn = 3584, 18944
+    rows = {"qkv": (28 + 2 * 4) * 128, "o": hidden, "gate and up": 2 * ffn, "down": hidden}
+    layer = rows["qkv"] * hidden + hidden * hidden + 2 * ffn * hidden + hidden * ffn
+    assert parts["FP8 copies of weights"] == 2 * 27 * layer // 4
+    assert parts["weights"] == 2 * 1_904_057_344
+    assert parts["engine weights"] == 28 * (layer + 4 * sum(rows.values())) + 2 * (7_615_616_512 - 28 * layer)
+
+
 def test_a_dry_run(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two stages of 14 layers, of which the first has the embedding, the last the output layer and a norm."""
     assert run(run_file, "--gpus", "16", "--set", "parallel.pipeline=2", "--dry-run") == 0
