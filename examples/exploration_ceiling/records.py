@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_rapo.pass_at_k import problems_pass_at_k
+from megatron_rapo.evaluation.estimators import problems_pass_at_k
 
 BASE, BASE_AGAIN = "base", "base_again"
 """The base model, and the base model judged a second time by other samples: the differences that chance makes."""
