@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from megatron_rapo.determinism import set_variables
 from megatron_rapo.distributed import init_process_group, of_first_rank, on_first_rank
 from megatron_rapo.evaluation.model import EvaluatedModel
 from megatron_rapo.evaluation.sampled import HeldOut
-from megatron_rapo.evaluation.samples import SamplesFile
+from megatron_rapo.evaluation.samples import ProblemSamples, SamplesFile
 from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.evaluation.tables import show
 from megatron_rapo.hf import ModelShape, read_shape
@@ -34,6 +35,8 @@ from megatron_rapo.writing import explained, is_of_disk
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
 
+Keep = Callable[[Sequence[ProblemSamples]], None]
+Say = Callable[[str], None]
 RUN_SETTINGS = "config.json"  # in the run folder: every setting of the run
 
 
@@ -155,22 +158,23 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     config = _with_model(config, model.files)
     check_rollout(config, read_shape(model.files), world_size())
     heldout = HeldOut(config, settings, _prompts(config, settings.data))
-    done: list[ProblemScore] = []
     weights = model.digest() if output and rank() == 0 else ""
+    done: list[ProblemScore] = []
     with ExitStack() as stack:
-        file = None
+        keep: Keep = _nothing
         if output and rank() == 0:  # the only one that writes
             about = {"model": str(model.path), "data": str(settings.data), "left_out": len(heldout.prompts.too_long)}
             file = stack.enter_context(SamplesFile(output, heldout.sampled_with(weights), about))
             file.read(lambda sampled: done.append(ProblemScore.of(sampled)))
+            keep = file.append
         Signals(grace_s=0.0)  # what is finished is written
         init_process_group(config.run.timeout_s)
         console = Console(0) if dist.get_rank() == 0 else None
-        if console:
-            _report_left_out(console.message, settings.data, heldout.prompts, config)
+        say: Say = console.message if console else _nothing
+        _report_left_out(say, settings.data, heldout.prompts, config)
         done = of_first_rank(done)
         if len(done) < len(heldout.prompts.prompts):
-            done += _sample(config, heldout, model, file, console, start=len(done))
+            done += _sample(heldout, model, start=len(done), keep=keep, say=say)
     if console:
         scores = heldout.scores(done, model=str(model.path), weights=weights)
         show(console, scores)
@@ -179,32 +183,25 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     dist.destroy_process_group()
 
 
-def _sample(
-    config: Config,
-    heldout: HeldOut,
-    model: EvaluatedModel,
-    file: SamplesFile | None,
-    console: Console | None,
-    *,
-    start: int,
-) -> list[ProblemScore]:
-    """Those of the problems from `start` on, which the first process writes to `file` as they come. Collective."""
+def _sample(heldout: HeldOut, model: EvaluatedModel, *, start: int, keep: Keep, say: Say) -> list[ProblemScore]:
+    """The problems from `start` on; the first process keeps them as they come. Collective over the world."""
     total, done = len(heldout.prompts.prompts), []
-    if console and start:
-        console.message(f"going on: {start} of {total} problems are there")
-    if console and model.is_checkpoint:
-        console.message(f"making a Hugging Face folder of {model.path}, where there is none yet")
+    if start:
+        say(f"going on: {start} of {total} problems are there")
+    if model.is_checkpoint:
+        say(f"{model.hf_folder}: is made of {model.path}, where it is not there yet, and stays")
     on_first_rank(model.prepare)
-    with (
-        _verifier(config) as verifier,
-        closing(_engine(_with_model(config, model.hf_folder), sleeps=False)) as engine,
-    ):
+    config = _with_model(heldout.config, model.hf_folder)
+    with _verifier(config) as verifier, closing(_engine(config, sleeps=False)) as engine:
         for part in heldout.parts(Sampler(engine, verifier, Rewards(config.reward)), start=start):
-            on_first_rank(lambda part=part: file.append(part) if file else None)  # type: ignore[misc]
+            on_first_rank(partial(keep, part))
             done += [ProblemScore.of(sampled) for sampled in part]
-            if console and len(part) < total:
-                console.message(f"{start + len(done)} of {total} problems")
+            say(f"{start + len(done)} of {total} problems")
     return done
+
+
+def _nothing(_: object) -> None:
+    """What a process does that neither keeps nor says anything."""
 
 
 def _with_model(config: Config, folder: Path) -> Config:
@@ -217,7 +214,7 @@ def _prompts(config: Config, path: Path) -> PromptSet:
     return build_prompts(problems, load_tokenizer(config.model.path), data.template, data.max_prompt_tokens)
 
 
-def _report_left_out(say: Callable[[str], None], path: Path, prompts: PromptSet, config: Config) -> None:
+def _report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -> None:
     left_out = len(prompts.too_long)
     if left_out:
         say(

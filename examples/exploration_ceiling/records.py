@@ -46,7 +46,7 @@ class Record:
 
 
 def counts_by_kind(evaluation: Mapping) -> dict[str, list[int]]:
-    """Right completions by kind, from the JSON that `evaluate --output` writes; the ids are KIND-INDEX, in order."""
+    """Right completions by kind, from the scores that `evaluate --output` writes; the ids are KIND-INDEX, in order."""
     kinds: dict[str, list[int]] = {}
     for problem in evaluation["problems"]:
         kind, _, index = problem["id"].rpartition("-")

@@ -107,8 +107,8 @@ def test_other_problems(mine, how):
     base = evaluated(right_of(1, 0, 1, left_out=5))
     assert refusal(check_comparable, base, evaluated(mine, "mine.json")) == (
         f"mine.json: has other problems ({len(mine.problems)} of held.jsonl, 0 more left out as too long) than "
-        f"base.json (2 of held.jsonl, 5 more left out): {how}; evaluate both models on the same problems, with room for all of "
-        "them in data.max_prompt_tokens."
+        f"base.json (2 of held.jsonl, 5 more left out): {how}; evaluate both models on the same problems, with room "
+        "for all of them in data.max_prompt_tokens."
     )
 
 
