@@ -1,4 +1,4 @@
-"""The command line: `train`, `evaluate`, `audit`, `preflight` and `doctor`.
+"""The command line: `train`, `evaluate`, `compare`, `audit`, `preflight` and `doctor`.
 
 Heavy imports wait until the configuration is known to be good.
 """
@@ -28,8 +28,9 @@ examples:
   python -m megatron_rapo audit run.toml
   python -m megatron_rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
   python -m megatron_rapo doctor
-  python -m megatron_rapo evaluate run.toml --set model.path=models/base --output base.json
-  python -m megatron_rapo evaluate run.toml --set model.path=runs/mine/hf --k 1,4,16 --compare base.json
+  torchrun --nproc-per-node 8 -m megatron_rapo evaluate run.toml --model models/base --output base.jsonl
+  torchrun --nproc-per-node 8 -m megatron_rapo evaluate run.toml --model runs/mine/checkpoints/step-000100
+  python -m megatron_rapo compare base.json mine.json --plot curves.png --hard hard.jsonl
 
 Every setting is described in megatron_rapo/config/; each run writes the ones it used to RUN/config.json.
 """
@@ -70,12 +71,16 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
-    from megatron_rapo.scores import Base
+    from megatron_rapo.run import evaluate_model
 
-    base = Base.read(arguments.compare) if arguments.compare else None
-    from megatron_rapo.run import evaluate_model  # the heavy one
+    evaluate_model(config, output=arguments.output)
+    return 0
 
-    evaluate_model(config, output=arguments.output, base=base)
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from megatron_rapo.evaluation.command import compare_files
+
+    compare_files(arguments.scores, k=arguments.k, output=arguments.output, plot=arguments.plot, hard=arguments.hard)
     return 0
 
 
@@ -135,28 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     existing = train.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the run folder's latest checkpoint")
     existing.add_argument("--overwrite", action="store_true", help="delete an earlier run in the run folder first")
-    evaluate = _command(commands, "evaluate", _evaluate, "pass@k of a Hugging Face model folder (model.path)")
-    evaluate.add_argument(
-        "--k",
-        action="append",
-        dest="set",
-        type=_k_setting,
-        metavar="K,K,...",
-        help="the k of pass@k; short for --set evaluation.k=[K,K,...]",
-    )
-    evaluate.add_argument(
-        "--output",
-        type=Path,
-        metavar="SCORES.json",
-        help="write the scores, problem by problem, to this file; its format is described in megatron_rapo/scores.py",
-    )
-    evaluate.add_argument(
-        "--compare",
-        type=Path,
-        metavar="BASE.json",
-        help="a file that an earlier evaluate --output wrote, of another model on the same problems: show the "
-        "differences and which problems only one of the two solved",
-    )
+    _add_evaluate(commands)
+    _add_compare(commands)
     audit = _command(
         commands, "audit", _audit, "what a loss optimises, measured; exit status 1 if it is not its name's"
     )
@@ -188,10 +173,55 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _k_setting(text: str) -> str:
-    """The values of --k as the setting that they are short for."""
+def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
+    evaluate = _command(commands, "evaluate", _evaluate, "pass@k and maj@k of a model on held-out problems")
+    evaluate.add_argument(
+        "--model",
+        action="append",
+        dest="set",
+        type=lambda path: f"model.path={path}",
+        metavar="PATH",
+        help="a Hugging Face folder, RUN/checkpoints/step-N, or RUN for its latest checkpoint; short for --set "
+        "model.path=PATH",
+    )
+    evaluate.add_argument(
+        "--k",
+        action="append",
+        dest="set",
+        type=lambda text: f"evaluation.k={_k(text)}",
+        metavar="K,K,...",
+        help="the k of pass@k; short for --set evaluation.k=[K,K,...]",
+    )
+    evaluate.add_argument(
+        "--output",
+        type=Path,
+        metavar="SAMPLES.jsonl",
+        help="keep every sample in this file, and the scores in SAMPLES.json; the same command goes on after a kill "
+        "(docs/evaluation.md describes both)",
+    )
+
+
+def _add_compare(commands) -> None:  # type: ignore[no-untyped-def]
+    what = "what models scored on the same problems, side by side; runs none of them"
+    compare = commands.add_parser("compare", help=what, description=what)
+    compare.set_defaults(command=_compare)
+    compare.add_argument(
+        "scores", type=Path, nargs="+", metavar="SCORES.json", help="of evaluate --output; the first is the base"
+    )
+    compare.add_argument("--k", type=_k, metavar="K,K,...", help="the k of pass@k; those of evaluate unless given")
+    compare.add_argument("--output", type=Path, metavar="FILE.json", help="write what is shown, and the problems' ids")
+    compare.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw pass@k against k, on all problems, hard ones and the rest"
+    )
+    compare.add_argument(
+        "--hard", type=Path, metavar="FILE.jsonl", help="write the problems that the base never solves, as a data file"
+    )
+
+
+def _k(text: str) -> list[int]:
+    """The values of --k."""
     try:
-        return f"evaluation.k={[int(k) for k in text.split(',')]}"
+        return [int(k) for k in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r}: not whole numbers with commas between; write e.g. --k 1,4,16"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,24 +14,29 @@ import torch.distributed as dist
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size, resolve_layers
-from megatron_rapo.config import Config, ConfigError, EvaluationConfig
+from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
 from megatron_rapo.determinism import set_variables
-from megatron_rapo.distributed import init_process_group, on_first_rank
-from megatron_rapo.evaluate import evaluate, show
+from megatron_rapo.distributed import init_process_group, of_first_rank, on_first_rank
+from megatron_rapo.evaluation.model import EvaluatedModel
+from megatron_rapo.evaluation.sampled import HeldOut
+from megatron_rapo.evaluation.samples import ProblemSamples, SamplesFile
+from megatron_rapo.evaluation.scores import ProblemScore
+from megatron_rapo.evaluation.tables import show
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.launcher import rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine
 from megatron_rapo.sampling import Sampler
-from megatron_rapo.scores import Base, SampledWith, SavedEvaluation, check_output
 from megatron_rapo.signals import Signals
 from megatron_rapo.writing import explained, is_of_disk
 
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
 
+Keep = Callable[[Sequence[ProblemSamples]], None]
+Say = Callable[[str], None]
 RUN_SETTINGS = "config.json"  # in the run folder: every setting of the run
 
 
@@ -46,7 +52,9 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
     check_machine(config)
     rewards = Rewards.load(config.reward)
     train_set = _prompts(config, config.data.train)
-    heldout = _prompts(config, config.evaluation.data) if config.evaluation else None
+    heldout = None
+    if config.evaluation:
+        heldout = HeldOut(config, config.evaluation, _prompts(config, config.evaluation.data))
     most_prompts = config.batch.prompts_per_step * (1 + config.batch.refill_rounds)
     if most_prompts > len(train_set.prompts):
         raise ConfigError(
@@ -76,8 +84,8 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
         ExitStack() as stack,
     ):
         _report_left_out(monitor.message, config.data.train, train_set, config)
-        if config.evaluation and heldout:
-            _report_left_out(monitor.message, config.evaluation.data, heldout, config)
+        if heldout:
+            _report_left_out(monitor.message, heldout.settings.data, heldout.prompts, config)
         monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
         with monitor.phase("start"):
             trainer, engine = _build(config, shape, verifier, rewards, monitor, signals, train_set, heldout)
@@ -100,7 +108,7 @@ def _build(
     monitor: Monitor,
     signals: Signals,
     train_set: PromptSet,
-    heldout: PromptSet | None,
+    heldout: HeldOut | None,
 ) -> tuple[Trainer, Engine]:
     """The expensive part: the trainer with its policy, and the engine that it samples with."""
     from megatron_rapo.mcore.fused import described, fused_kernels
@@ -132,67 +140,72 @@ def _build(
         monitor=monitor,
         signals=signals,
         train_prompts=train_set.prompts,
-        heldout_prompts=heldout.prompts if heldout else (),
+        heldout=heldout,
     )
     return trainer, engine
 
 
-def evaluate_model(config: Config, *, output: Path | None, base: Base | None) -> None:
-    """Run `evaluate` on this process: pass@k of model.path on [evaluation].data, shown and written to `output`.
+def evaluate_model(config: Config, *, output: Path | None) -> None:
+    """Run `evaluate` on this process: the scores of model.path on [evaluation].data, shown.
 
-    With a `base`, its scores are compared with. Raises ConfigError, DataError and ScoresError before anything expensive
-    is built.
+    With an `output` its samples are kept there, and the scores beside it; what is there already is gone on with.
+    Raises ConfigError, DataError, SamplesError and ScoresError before anything expensive is built.
     """
     settings = config.evaluation
     if settings is None:
         raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
-    if base:
-        base.check_samples(settings.k)
-    check_rollout(config, read_shape(config.model.path), world_size())
-    heldout = _prompts(config, settings.data)
-    if base:
-        base.check_problems(settings.data, [prompt.problem for prompt in heldout.prompts])
-    if output and rank() == 0:  # the only one that writes
-        check_output(output, base)
-    sampling = _sampled_with(config, settings)
-    Signals(grace_s=0.0)  # an evaluation has nothing to save
-    init_process_group(config.run.timeout_s)
-    console = Console(0) if dist.get_rank() == 0 else None
+    model = EvaluatedModel.find(config.model.path)
+    config = _with_model(config, model.files)
+    check_rollout(config, read_shape(model.files), world_size())
+    heldout = HeldOut(config, settings, _prompts(config, settings.data))
+    weights = model.digest() if output and rank() == 0 else ""
+    done: list[ProblemScore] = []
+    with ExitStack() as stack:
+        keep: Keep = _nothing
+        if output and rank() == 0:  # the only one that writes
+            about = {"model": str(model.path), "data": str(settings.data), "left_out": len(heldout.prompts.too_long)}
+            file = stack.enter_context(SamplesFile(output, heldout.sampled_with(weights), about))
+            file.read(lambda sampled: done.append(ProblemScore.of(sampled)))
+            keep = file.append
+        Signals(grace_s=0.0)  # what is finished is written
+        init_process_group(config.run.timeout_s)
+        console = Console(0) if dist.get_rank() == 0 else None
+        say: Say = console.message if console else _nothing
+        _report_left_out(say, settings.data, heldout.prompts, config)
+        done = of_first_rank(done)
+        if len(done) < len(heldout.prompts.prompts):
+            done += _sample(heldout, model, start=len(done), keep=keep, say=say)
     if console:
-        _report_left_out(console.message, settings.data, heldout, config)
-        for difference in base.sampled_otherwise(sampling, settings.samples_per_problem) if base else ():
-            console.message(f"note: {difference}")
-    with (
-        _verifier(config) as verifier,
-        closing(_engine(config, sleeps=False)) as engine,
-    ):
-        result = evaluate(
-            Sampler(engine, verifier, Rewards(config.reward)), heldout.prompts, settings, seed=config.run.seed
-        )
-    if console:
-        saved = SavedEvaluation(
-            **dict(result),
-            model=str(config.model.path),
-            data=str(settings.data),
-            left_out=len(heldout.too_long),
-            sampling=sampling,
-            comparison=base.compare(result) if base else None,
-        )
-        show(console, saved)
+        scores = heldout.scores(done, model=str(model.path), weights=weights)
+        show(console, scores)
         if output:
-            saved.save(output)
+            scores.save(output.with_suffix(".json"))
     dist.destroy_process_group()
 
 
-def _sampled_with(config: Config, settings: EvaluationConfig) -> SampledWith:
-    return SampledWith(
-        template=config.data.template,
-        dtype=config.precision.dtype,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_completion_tokens=settings.max_completion_tokens,
-        seed=config.run.seed,
-    )
+def _sample(heldout: HeldOut, model: EvaluatedModel, *, start: int, keep: Keep, say: Say) -> list[ProblemScore]:
+    """The problems from `start` on; the first process keeps them as they come. Collective over the world."""
+    total, done = len(heldout.prompts.prompts), []
+    if start:
+        say(f"going on: {start} of {total} problems are there")
+    if model.is_checkpoint:
+        say(f"{model.hf_folder}: is made of {model.path}, where it is not there yet, and stays")
+    on_first_rank(model.prepare)
+    config = _with_model(heldout.config, model.hf_folder)
+    with _verifier(config) as verifier, closing(_engine(config, sleeps=False)) as engine:
+        for part in heldout.parts(Sampler(engine, verifier, Rewards(config.reward)), start=start):
+            on_first_rank(partial(keep, part))
+            done += [ProblemScore.of(sampled) for sampled in part]
+            say(f"{start + len(done)} of {total} problems")
+    return done
+
+
+def _nothing(_: object) -> None:
+    """What a process does that neither keeps nor says anything."""
+
+
+def _with_model(config: Config, folder: Path) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": folder})})
 
 
 def _prompts(config: Config, path: Path) -> PromptSet:
@@ -201,7 +214,7 @@ def _prompts(config: Config, path: Path) -> PromptSet:
     return build_prompts(problems, load_tokenizer(config.model.path), data.template, data.max_prompt_tokens)
 
 
-def _report_left_out(say: Callable[[str], None], path: Path, prompts: PromptSet, config: Config) -> None:
+def _report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -> None:
     left_out = len(prompts.too_long)
     if left_out:
         say(

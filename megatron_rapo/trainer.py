@@ -16,8 +16,9 @@ import torch
 from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
 from megatron_rapo.config import Config
 from megatron_rapo.data import EpochOrder
-from megatron_rapo.distributed import of_first_rank
-from megatron_rapo.evaluate import evaluate
+from megatron_rapo.distributed import of_first_rank, on_first_rank
+from megatron_rapo.evaluation.sampled import HeldOut
+from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.export import export
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.policy import Policy
@@ -37,6 +38,7 @@ from megatron_rapo.types import Group, Prompt
 from megatron_rapo.weight_sync import WeightSync
 
 EXPORTS = "exports"  # folder within run.folder: the policy as Hugging Face folders during the run
+EVALUATIONS = "evaluations"  # folder within run.folder: the scores on held-out problems, step by step
 
 
 class Trainer:
@@ -52,18 +54,18 @@ class Trainer:
         monitor: Monitor,
         signals: Signals,
         train_prompts: Sequence[Prompt],
-        heldout_prompts: Sequence[Prompt] = (),
+        heldout: HeldOut | None = None,
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
         self._weight_sync, self._signals = weight_sync, signals
-        self._train_prompts, self._heldout_prompts = train_prompts, heldout_prompts
+        self._train_prompts, self._heldout = train_prompts, heldout
         self._order = EpochOrder(len(train_prompts), config.run.seed)
         self._loss = self._loss_with()
         self._budget = GapBudget(config.precision, monitor.message)
         self._skipped = SkippedSteps(config, monitor.message)
         self._saver = Saver(config.run.folder / CHECKPOINTS, policy)
         self._step = self._saved_step = 0
-        self._scores: dict[str, dict[str, float]] = {}  # when -> {"pass@k": value}
+        self._scores: dict[str, dict[str, float]] = {}  # before and after -> {"pass@k": value, ...}
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from where `checkpoint` was written."""
@@ -75,20 +77,21 @@ class Trainer:
         self._monitor.load_state_dict(state["monitor"])
 
     def run(self) -> bool:
-        """Train to the configured number of steps, evaluating before and after where there are held-out problems.
+        """Train to the configured number of steps, and evaluate before, meanwhile and after on held-out problems.
 
         Returns False where a signal asked it to stop before; the last finished step is saved.
         """
         total = self._config.run.steps
-        if self._step == 0:
-            self._evaluate("before")
         every = self._config.checkpoint.every_steps
-        while self._step < total:
+        while True:
             order = self._order.state_dict()
             try:
                 self._signals.check()
                 with self._monitor.phase("checkpoint"):
                     self._saver.poll()
+                self._evaluate()  # what a checkpoint was saved after, too: a run that stops here evaluates again
+                if self._step == total:
+                    break
                 self._train_one_step()
             except Stopped:
                 self._order.load_state_dict(order)
@@ -100,7 +103,6 @@ class Trainer:
             if hf_every and self._step % hf_every == 0:
                 with self._monitor.phase("checkpoint"):
                     export(self._policy, checkpoint_folder(self._config.run.folder / EXPORTS, self._step))
-        self._evaluate("after")
         self._finish()
         return True
 
@@ -204,17 +206,30 @@ class Trainer:
         settings = self._config.rollout
         return Sampling(temperature=settings.temperature, max_completion_tokens=settings.max_completion_tokens)
 
-    def _evaluate(self, when: str) -> None:
-        settings = self._config.evaluation
-        if settings is None:
+    def _evaluate(self) -> None:
+        """Before the first step, every so many, and after the last one; nothing at the others.
+
+        Training goes on as it would have without: every sample has a seed of its own, and an engine keeps nothing.
+        """
+        heldout, step = self._heldout, self._step
+        when = {0: "before", self._config.run.steps: "after"}.get(step)
+        every = heldout.settings.every_steps if heldout else 0
+        if heldout is None or not (when or (every and step % every == 0)):
             return
-        self._weight_sync.run(self._step)
+        self._weight_sync.run(step)
+        problems: list[ProblemScore] = []
         with self._monitor.phase("evaluate"):
-            result = evaluate(self._sampler, self._heldout_prompts, settings, seed=self._config.run.seed)
-        self._scores[when] = {f"pass@{k}": value for k, value in result.pass_at.items()}
-        self._monitor.evaluation(self._step, {f"eval/{name}": value for name, value in self._scores[when].items()})
-        scores = "  ".join(f"{name} {value:.3f}" for name, value in self._scores[when].items())
-        self._monitor.message(f"held-out problems {when} training: {scores}")
+            for part in heldout.parts(self._sampler):
+                problems += [ProblemScore.of(sampled) for sampled in part]
+                self._signals.check()
+            file = checkpoint_folder(self._config.run.folder / EVALUATIONS, step).with_suffix(".json")
+            scores = heldout.scores(problems, model=f"{self._config.run.folder} after step {step}", weights=file.stem)
+            on_first_rank(lambda: scores.save(file))
+        if when:
+            self._scores[when] = scores.means("pass@", "maj@")
+        self._monitor.evaluation(step, {f"eval/{name}": value for name, value in scores.scalars().items()})
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.means("pass@").items())
+        self._monitor.message(f"held-out problems {f'{when} training' if when else f'after step {step}'}: {shown}")
 
     def _save(self) -> None:
         """Begin to; a checkpoint is there when `self._saver` has finished it."""

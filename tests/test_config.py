@@ -82,6 +82,11 @@ REFUSALS = [
         "checkpoint.hf_every=11: the run has 10 steps; set it to at most 10, or to 0.",
     ),
     (
+        [*EVALUATION, "run.steps=10", "evaluation.every_steps=11"],
+        "evaluation.every_steps=11: the run has 10 steps; set it to at most 10, or to 0 to evaluate before and after "
+        "training only.",
+    ),
+    (
         ["checkpoint.keep_every=20"],
         "checkpoint.keep_every=20: does nothing with checkpoint.keep_last=0, which keeps all; set keep_last, or leave "
         "keep_every out.",

@@ -13,11 +13,11 @@ import torch.distributed as dist
 
 from megatron_rapo import run
 from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.evaluation.samples import ProblemSamples, Sample, SamplesError, SamplesFile
+from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.rewards import RewardError
-from megatron_rapo.scores import Base, ProblemScore, ScoresError, problem_digest
 from tests.models import save_tiny_model
 from tests.runs import tiny_config
-from tests.scores import base, problem, right_of
 
 
 @pytest.fixture(scope="module")
@@ -232,59 +232,104 @@ def test_both_commands_check_the_engines(
         if command == "train":
             run.train(config, resume=False, overwrite=False)
         else:
-            run.evaluate_model(config, output=None, base=None)
+            run.evaluate_model(config, output=None)
     assert str(refused.value).startswith(words)
 
 
-# --- evaluate_model(): refusals before any process group ---
+# --- evaluate_model(): refusals before any process group, and what it does without an engine ---
 
 
-def base_of(count: int, samples: int) -> Base:
-    """An earlier evaluation of what `problems` writes."""
-    scores = right_of(samples, *[0] * count)
-    digests = [problem_digest(problem("", f"{i}+{i}=", str(2 * i))) for i in range(count)]
-    rows = tuple(ProblemScore(id=f"held-{i}", digest=digest, correct=0) for i, digest in enumerate(digests))
-    return base(scores.model_copy(update={"problems": rows}))
-
-
-def evaluation_config(folder: Path, model: Path) -> Config:
+def evaluation_config(folder: Path, model: Path, **settings: Any) -> Config:
     data = problems(folder / "held.jsonl", 2)
-    settings = {"data": data, "samples_per_problem": 8, "k": (1, 8), "max_completion_tokens": 48}
-    return tiny_config(model, folder / "run", evaluation=settings)
+    defaults = {"data": data, "samples_per_problem": 4, "k": (1, 4), "max_completion_tokens": 48}
+    return tiny_config(model, folder / "run", evaluation=defaults | settings)
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_base_with_too_few_samples_is_refused(tmp_path: Path) -> None:
-    """Before the model is looked for."""
-    with pytest.raises(ScoresError, match=r"has 4 samples of each problem, too few for pass@8; .* or pass --k 1\."):
-        run.evaluate_model(evaluation_config(tmp_path, tmp_path / "none"), output=None, base=base_of(2, samples=4))
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a.json", "holds JSON lines; name a file that ends in .jsonl."), ("file/a.jsonl", "[Errno 17] File exists")],
+)
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, model: Path, name: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SamplesError) as refused:
+        run.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path / name)
+    assert str(refused.value).startswith(f"--output {tmp_path / name}: {words}")
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_base_of_other_problems_is_refused(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(ScoresError) as refused:
-        run.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path / "new" / "a.json", base=base_of(3, 8))
-    assert "has other problems (3 of held.jsonl, 0 more left out as too long) than this" in str(refused.value)
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.usefixtures("alone")
-def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(ScoresError) as refused:
-        run.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path, base=None)
-    assert str(refused.value) == f"--output {tmp_path}: is a folder; name a file in it."
-
-
-@pytest.mark.usefixtures("alone")
-def test_a_base_of_the_same_problems_is_taken(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(AssertionError, match="not refused in time"):
-        run.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path / "a.json", base=base_of(2, samples=8))
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    config = evaluation_config(tmp_path, tmp_path / "run/checkpoints/step-000001")
+    with pytest.raises(ConfigError, match=r"step-000001: no such checkpoint; there is none yet\."):
+        run.evaluate_model(config, output=None)
 
 
 @pytest.mark.usefixtures("alone")
 def test_evaluate_needs_its_section(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        run.evaluate_model(tiny_config(model, tmp_path / "run"), output=None, base=None)
+        run.evaluate_model(tiny_config(model, tmp_path / "run"), output=None)
     assert str(refused.value) == (
         "evaluation: required by evaluate and not set; add the section or --set evaluation.data=..."
     )
+
+
+@pytest.fixture
+def finished(tmp_path: Path, model: Path, alone: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Samples of both problems: of the first one is right, of the second all."""
+    output = tmp_path / "a.jsonl"
+    config = evaluation_config(tmp_path, model)
+    kept: list[Any] = []
+    monkeypatch.setattr(
+        run, "SamplesFile", lambda path, *settings: kept.extend(settings) or SamplesFile(path, *settings)
+    )
+    with pytest.raises(AssertionError, match="not refused in time"):
+        run.evaluate_model(config, output=output)
+    monkeypatch.undo()
+    with SamplesFile(output, *kept) as file:
+        for i, right in enumerate((1, 4)):
+            samples = [
+                Sample(
+                    seed=j,
+                    text="",
+                    answer="7",
+                    verdict="correct" if j < right else "wrong",
+                    length=3,
+                    truncated=False,
+                    tokens=[1, 2, 3],
+                )
+                for j in range(4)
+            ]
+            asked = {"id": f"held-{i}", "problem": f"{i}+{i}=", "answer": str(2 * i), "prompt": ""}
+            file.append([ProblemSamples(index=i, samples=samples, **asked)])
+    return output
+
+
+def without_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "Signals", lambda grace_s: None)
+    monkeypatch.setattr(run, "_engine", lambda *_, **__: pytest.fail("an engine was built"))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_what_is_all_there_is_summed_up_anew(
+    finished: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For other k, too, and without an engine."""
+    without_engine(monkeypatch)
+    before = finished.read_bytes()
+    run.evaluate_model(evaluation_config(tmp_path, model, k=(2,)), output=finished)
+    scores = Scores.read(finished.with_suffix(".json"))
+    assert scores.k == (2,) and scores.scores["pass@2"].value == (1 / 2 + 1) / 2
+    assert finished.read_bytes() == before
+
+
+def test_other_settings_are_refused(
+    finished: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_engine(monkeypatch)
+    with pytest.raises(SamplesError, match=r"two kinds: evaluation\.temperature was 1\.0 and is 0\.5\. Go on with"):
+        run.evaluate_model(evaluation_config(tmp_path, model, temperature=0.5), output=finished)
+    other = save_tiny_model(tmp_path / "other", tied=True, seed=1)
+    with pytest.raises(SamplesError, match=r"two kinds: the weights of model\.path was "):
+        run.evaluate_model(evaluation_config(tmp_path, other), output=finished)

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from megatron_rapo.convert import megatron_to_hf
+from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.monitor import SCALARS
 from tests.training import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
 
@@ -32,15 +33,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Two steps, then the third by another start with --resume."""
-    folder = tmp_path_factory.mktemp("resumed")
-    finish(start(folder, steps=2))
-    return folder, finish(start(folder, "--resume"))
+    """Two steps, then the third by another start with --resume; evaluated after every step, which changes nothing."""
+    folder, evaluated = tmp_path_factory.mktemp("resumed"), ("--set", "evaluation.every_steps=1")
+    finish(start(folder, *evaluated, steps=2))
+    return folder, finish(start(folder, *evaluated, "--resume"))
 
 
 def test_metrics_are_complete_and_mean_something(whole: tuple[Path, str]) -> None:
     start, *rows = metrics(whole[0])
-    assert start.keys() == {"step", "eval/pass@1", "eval/pass@4"} and start["step"] == 0
+    of_evaluation = {"pass@1", "pass@4", "maj@4", "completion_tokens", "truncated"}
+    assert start.keys() == {"step", *(f"eval/{name}" for name in of_evaluation)} and start["step"] == 0
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert "eval/pass@1" in rows[2] and "eval/pass@1" not in rows[1]
     for row in rows:
@@ -160,6 +162,25 @@ def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tu
     assert same_run(resumed[0], whole[0])
 
 
+def test_evaluations_while_it_trains_are_recorded(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:
+    """Those before and after training as without the others; of step 2, after which it was resumed, once."""
+    folder, output = resumed
+    rows, others = metrics(folder), metrics(whole[0])
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        scores = Scores.read(folder / f"run/evaluations/step-{row['step']:06d}.json")
+        assert {name: row[f"eval/{name}"] for name in scores.scalars()} == scores.scalars()
+        assert scores.model == f"{folder / 'run'} after step {row['step']}" and len(scores.problems) == 6
+    for i in (0, 3):
+        assert [row["eval/pass@4"] for row in (rows[i], others[i])] == [rows[i]["eval/pass@4"]] * 2
+    assert "eval/pass@1" in rows[1] and "eval/pass@1" not in others[1]
+    events = EventAccumulator(str(folder / "run/tensorboard"))
+    events.Reload()
+    assert {event.step for event in events.Scalars("eval/pass@1")} == {0, 1, 2, 3}
+    assert output.count("held-out problems after step 2: pass@1 ") == 1 and "after step 1:" not in output
+    assert json.loads((folder / "run/summary.json").read_text())["pass@1"].keys() == {"before", "after"}
+
+
 def test_a_finished_run_can_be_resumed(resumed: tuple[Path, str]) -> None:
     folder, _ = resumed
     before, summary = metrics(folder), json.loads((folder / "run/summary.json").read_text())
@@ -181,18 +202,41 @@ def test_a_damaged_checkpoint_is_passed_over(whole: tuple[Path, str], resumed: t
     assert same_run(folder, whole[0])
 
 
-def test_evaluate_gives_the_export_the_score_that_the_run_gave_it(whole: tuple[Path, str]) -> None:
-    folder, _ = whole
+def evaluate(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`evaluate` of the run's latest checkpoint, a few problems at a time."""
     command = [sys.executable, "-m", "megatron_rapo", "evaluate", str(folder / "config.toml")]
-    command += ["--set", f"model.path={folder / 'run/hf'}", "--output", str(folder / "scores.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    scores = json.loads((folder / "scores.json").read_text())
-    summary = json.loads((folder / "run/summary.json").read_text())
-    assert {f"pass@{k}": value for k, value in scores["pass_at"].items()} == {
-        name: summary[name]["after"] for name in ("pass@1", "pass@4")
-    }
-    assert len(scores["problems"]) == 6 and "on 6 problems" in done.stdout
+    command += ["--model", str(folder / "run"), "--output", str(folder / "samples.jsonl")]
+    command += ["--set", "rollout.max_concurrent=2", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_evaluate_goes_on_after_a_kill_and_finds_what_the_run_found(whole: tuple[Path, str]) -> None:
+    """A checkpoint, made into a Hugging Face folder on the way; no sample is lost and none there twice."""
+    folder, _ = whole
+    samples = folder / "samples.jsonl"
+    killed = evaluate(folder)
+    deadline = time.monotonic() + 150
+    while not samples.exists() or samples.read_bytes().count(b"\n") < 3:  # the settings and a part of two problems
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    before = samples.read_bytes()
+    kept = before[: before.rindex(b"\n") + 1]
+    assert 3 <= kept.count(b"\n") < 7
+    output = finish(evaluate(folder))
+    there = kept.count(b"\n") - 1
+    assert f"going on: {there} of 6 problems are there" in output
+    assert samples.read_bytes().startswith(kept)
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [line["index"] for line in lines[1:]] == list(range(6))
+    assert {len(line["samples"]) for line in lines[1:]} == {4}
+    of_run = Scores.read(folder / "run/evaluations/step-000003.json")
+    found = Scores.read(folder / "samples.json")
+    assert found.scores == of_run.scores and found.problems == of_run.problems
+    hf = load_file(folder / "run/converted/step-000003/model.safetensors")
+    exported = load_file(folder / "run/hf/model.safetensors")
+    assert all(torch.equal(exported[name], weight) for name, weight in hf.items())
 
 
 def test_an_earlier_run_is_not_lost(whole: tuple[Path, str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_rapo.pass_at_k import problems_pass_at_k
+from megatron_rapo.evaluation.estimators import problems_pass_at_k
 
 BASE, BASE_AGAIN = "base", "base_again"
 """The base model, and the base model judged a second time by other samples: the differences that chance makes."""
@@ -46,7 +46,7 @@ class Record:
 
 
 def counts_by_kind(evaluation: Mapping) -> dict[str, list[int]]:
-    """Right completions by kind, from the JSON that `evaluate --output` writes; the ids are KIND-INDEX, in order."""
+    """Right completions by kind, from the scores that `evaluate --output` writes; the ids are KIND-INDEX, in order."""
     kinds: dict[str, list[int]] = {}
     for problem in evaluation["problems"]:
         kind, _, index = problem["id"].rpartition("-")

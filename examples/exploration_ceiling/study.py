@@ -222,8 +222,9 @@ class Study:
     ) -> None:
         """Sample and verify, as `evaluate` does, and keep everything that is known of the model."""
         output = self.seed_folder(seed) / f"{name}.{self.split}.json"
-        output.unlink(missing_ok=True)
-        command = ["evaluate", str(HERE / "judging.toml"), "--output", str(output)]
+        samples = output.with_suffix(".jsonl")
+        samples.unlink(missing_ok=True)
+        command = ["evaluate", str(HERE / "judging.toml"), "--output", str(samples)]
         command += self._settings(seed, self.scale.judging)
         command += ["--set", f"model.path={model}", "--set", f"run.seed={sampling_seed}"]
         command += ["--set", f"evaluation.data={self.seed_folder(seed) / self.split}.jsonl"]

@@ -36,14 +36,16 @@ class DataConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Held-out problems, before the first and after the last step, and for `evaluate`."""
+    """Held-out problems: before the first and after the last step of training, meanwhile, and for `evaluate`."""
 
     data: FilePath
     """JSONL or Parquet file; columns and template as in [data]."""
+    every_steps: int = Field(default=0, ge=0)
+    """Steps of training between evaluations; 0: before the first step and after the last one only."""
     samples_per_problem: int = Field(default=16, ge=1)
     """Completions of each problem, n of the unbiased pass@k estimator."""
     k: tuple[int, ...] = Field(default=(1, 4, 16), strict=False)
-    """The k of pass@k."""
+    """The k of pass@k and, from 2 on, of maj@k."""
     temperature: float = Field(default=1.0, ge=0, le=2)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)

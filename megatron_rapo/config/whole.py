@@ -52,6 +52,11 @@ class Config(Section):
                 f"checkpoint.hf_every={self.checkpoint.hf_every}: the run has {self.run.steps} steps; set it to at "
                 f"most {self.run.steps}, or to 0."
             )
+        if self.evaluation and self.evaluation.every_steps > self.run.steps:
+            raise ValueError(
+                f"evaluation.every_steps={self.evaluation.every_steps}: the run has {self.run.steps} steps; set it to "
+                f"at most {self.run.steps}, or to 0 to evaluate before and after training only."
+            )
         return self
 
     @model_validator(mode="after")

@@ -73,6 +73,10 @@ SCALARS |= {
 _OPEN_PREFIXES = {
     "seconds/": "Duration of the phase in this step, seconds.",
     "reward/term/": "Mean of one term of the reward; reward/mean is the sum of them.",
+    "eval/pass@": "Held-out problems: chance that one of k samples is right (unbiased), mean over problems.",
+    "eval/maj@": "Held-out problems: chance that the most frequent answer of k samples is right, mean over problems.",
+    "eval/truncated": "Held-out problems: completions that the length limit ended, fraction.",
+    "eval/completion_tokens": "Held-out problems: mean length of a completion, tokens.",
     "eval/": "Measured on held-out problems.",
 }
 """Groups whose names depend on the run: phases, terms of the reward, and what is evaluated."""

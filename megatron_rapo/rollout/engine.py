@@ -135,6 +135,7 @@ class Engine:
             raise RuntimeError("Engine: asleep, without weights; update it before it generates.")
         params = [self._request(sampling, seed) for seed in seeds]
         try:
+            self._reset_prefix_cache()  # what a call gives must not depend on what was sampled before it
             with guest.random_state_kept():
                 outputs = self._llm.generate(
                     [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False
@@ -158,8 +159,7 @@ class Engine:
             self._wake("kv_cache")
             self._asleep = False
             # Without this, prompts whose blocks are cached are continued from keys and values of the old weights.
-            if not self._llm.reset_prefix_cache():
-                raise RuntimeError("vLLM did not reset its prefix cache")
+            self._reset_prefix_cache()
         except BaseException as error:
             self._broken = f"loading weight version {version} failed ({error})"
             raise
@@ -181,6 +181,10 @@ class Engine:
         if self._asleep:
             torch.cuda.empty_cache()  # vLLM takes it from the device itself, not from what torch keeps in reserve
             self._llm.wake_up(tags=[tag])
+
+    def _reset_prefix_cache(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache")
 
     def close(self) -> None:
         """Release the weights, the key-value cache and vLLM's process groups. A second call does nothing."""

@@ -95,6 +95,19 @@ def seeds_decide(engine: Engine, _: Path) -> dict[str, Any]:
     }
 
 
+def cached_prompt_tokens(engine: Engine, _: Path) -> dict[str, int]:
+    """Of a prompt that the call before had too, with and without what `generate` does about it."""
+    generate, reset, found = engine._llm.generate, engine._llm.reset_prefix_cache, {}
+    outputs: list[Any] = []
+    engine._llm.generate = lambda *given, **options: outputs.extend(generate(*given, **options)) or outputs[-1:]
+    for name, resets in (("first", reset), ("second", reset), ("second without a reset", lambda: True)):
+        engine._llm.reset_prefix_cache = resets
+        engine.generate([LONG], Sampling(temperature=1.0, max_completion_tokens=1), [0])
+        found[name] = outputs[-1].num_cached_tokens
+    engine._llm.generate, engine._llm.reset_prefix_cache = generate, reset
+    return found
+
+
 def sampled_frequencies(engine: Engine, folder: Path) -> dict[str, float]:
     """The first token of one prompt under 2048 consecutive seeds, against its distribution (chi-squared)."""
     with torch.no_grad():
@@ -247,7 +260,7 @@ def main(root: Path, tensor: int) -> None:
     dist.init_process_group("gloo")
     tied, untied = root / "tied", root / "untied"
     found: dict[str, Any] = {"process_left_alone": process_left_alone(untied, tensor)}
-    checks: list[Callable[[Engine, Path], Any]] = [logprobs_match_transformers, seeds_decide]
+    checks: list[Callable[[Engine, Path], Any]] = [logprobs_match_transformers, seeds_decide, cached_prompt_tokens]
     if tensor == 1:
         checks += [sampled_frequencies, endings, refusals]
     checks += [loading]

@@ -92,6 +92,13 @@ def test_a_seed_decides_the_tokens(replicas: Found, tensor_parallel: Found) -> N
     assert first["same seed"] and not first["other seed"]
 
 
+def test_a_call_does_not_go_on_from_what_the_one_before_computed(ranks: Found) -> None:
+    """So that an evaluation meanwhile changes nothing of a training, however a kernel rounds."""
+    for rank in ranks:
+        found = rank["cached_prompt_tokens"]
+        assert (found["first"], found["second"]) == (0, 0) and found["second without a reset"] > 0
+
+
 def test_consecutive_seeds_sample_the_distribution(replicas: Found) -> None:
     for rank in replicas:
         degrees = rank["sampled_frequencies"]["cells"] - 1

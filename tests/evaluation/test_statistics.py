@@ -1,40 +1,16 @@
-from itertools import combinations, product
+import math
+from itertools import product
 
 import numpy as np
 import pytest
 
-from megatron_rapo.pass_at_k import bootstrap_interval, pass_at_k, problems_pass_at_k
-
-
-@pytest.mark.parametrize("n", range(1, 8))
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n):
-    for correct in range(n + 1):
-        answers = [True] * correct + [False] * (n - correct)
-        for k in range(1, n + 1):
-            subsets = list(combinations(answers, k))
-            assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("n", "correct", "k", "expected"),
-    [
-        (16, 4, 1, 0.25),
-        (4, 2, 2, 5 / 6),  # of the 6 pairs one has no right answer
-        (16, 0, 16, 0.0),
-        (16, 1, 16, 1.0),
-        (1024, 1, 512, 0.5),
-        (100_000, 1, 50_000, 0.5),  # binomials far beyond floating point
-    ],
+from megatron_rapo.evaluation.estimators import problems_pass_at_k
+from megatron_rapo.evaluation.statistics import (
+    EXACT_PROBLEMS,
+    bootstrap_interval,
+    mcnemar_p_value,
+    sign_flip_p_values,
 )
-def test_pass_at_k_by_hand(n, correct, k, expected):
-    assert pass_at_k(n, correct, k) == pytest.approx(expected, abs=1e-15)
-
-
-def test_problems_have_a_row_each_and_k_a_column():
-    values = problems_pass_at_k(4, [2, 0, 4, 2], (1, 2, 4))
-    expected = [[0.5, 5 / 6, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.5, 5 / 6, 1.0]]
-    assert values.dtype == np.float64
-    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-15)
 
 
 def interval(values_PK, level=0.95, resamples=2000, seed=0):
@@ -108,3 +84,54 @@ def test_coverage():
         inside.append((found[:, 0] <= truth) & (truth <= found[:, 1]))
     coverage = np.mean(inside, axis=0)
     assert ((coverage >= 0.91) & (coverage <= 0.98)).all(), coverage
+
+
+# --- tests of a difference ---
+
+
+def p_value(*differences, resamples=4000):
+    return sign_flip_p_values(np.array(differences, dtype=float)[:, None], resamples=resamples, seed=0)[0]
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([1, 1, 1], 2 / 8),  # only all or none flipped is as far
+        ([1, 1, -1], 1.0),
+        ([3, 1, 1], 2 / 8),
+        ([3, 1, -1], 6 / 8),  # +-3 +-1 +-1: 5, 3, 3, 1 and their opposites
+        ([0.5, 0, 0, 0.5], 2 / 4),  # problems without a difference say nothing
+        ([0, 0], 1.0),
+        ([0.1, 0.2, -0.3], 1.0),  # 0 but for rounding
+    ],
+)
+def test_sign_flips_by_hand(differences, expected):
+    assert p_value(*differences) == pytest.approx(expected, abs=1e-15)
+
+
+def test_drawn_flips_estimate_all_of_them():
+    differences = np.random.default_rng(0).normal(0.35, 1, EXACT_PROBLEMS + 2)
+    sums = [abs(np.dot(signs, differences)) for signs in product((-1, 1), repeat=len(differences))]
+    exact = np.mean(np.array(sums) >= abs(differences.sum()) - 1e-9)
+    assert 0.05 < exact < 0.5
+    assert p_value(*differences) == pytest.approx(exact, abs=4 * math.sqrt(exact / 4000))
+    assert p_value(*[1.0] * 40) == 1 / 4001  # never 0
+
+
+def test_where_nothing_differs_p_values_are_even():
+    rng = np.random.default_rng(1)
+    below = [p_value(*rng.normal(0, 1, 30), resamples=200) < 0.1 for _ in range(400)]
+    assert 0.06 < np.mean(below) < 0.14
+
+
+def test_columns_have_their_own():
+    found = sign_flip_p_values(np.array([[1.0, 1.0], [1.0, -1.0]]), resamples=10, seed=0)
+    assert found.tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "expected"),
+    [(0, 0, 1.0), (5, 0, 2 / 32), (0, 5, 2 / 32), (3, 1, 2 * 5 / 16), (2, 2, 1.0), (8, 2, 2 * (1 + 10 + 45) / 1024)],
+)
+def test_mcnemar_by_hand(gained, lost, expected):
+    assert mcnemar_p_value(gained, lost) == pytest.approx(expected, abs=1e-15)

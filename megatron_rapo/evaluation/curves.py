@@ -1,0 +1,73 @@
+"""pass@k against k as a picture: several models, all problems, those that the first never solves, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_rapo.errors import InputError
+from megatron_rapo.evaluation.comparison import Evaluated
+from megatron_rapo.evaluation.estimators import problems_pass_at_k
+
+
+def curve_k(samples_per_problem: int) -> list[int]:
+    """Powers of two up to the number of samples, and that."""
+    powers = [2**i for i in range(samples_per_problem.bit_length()) if 2**i < samples_per_problem]
+    return [*powers, samples_per_problem]
+
+
+def plot_curves(evaluated: Sequence[Evaluated], path: Path) -> None:
+    """Write the picture; the first model says what is hard. Raises InputError without matplotlib, or a place."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("--plot: needs matplotlib, which is not installed; pip install '.[plots]'.") from None
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    parts = _parts(evaluated[0])
+    figure, axes = plt.subplots(
+        1, len(parts), figsize=(1.2 + 4 * len(parts), 3.8), squeeze=False, constrained_layout=True
+    )
+    for axis, (title, chosen_P) in zip(axes[0], parts.items(), strict=True):
+        for each in evaluated:
+            _draw(axis, each, chosen_P)
+        most = max(each.scores.samples_per_problem for each in evaluated)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(curve_k(most), [str(k) for k in curve_k(most)])
+        axis.minorticks_off()
+        axis.set(title=title, xlabel="k", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel(f"pass@k, {evaluated[0].scores.bootstrap.level:.0%} intervals")
+    axes[0, 0].legend(fontsize=8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--plot {path}: cannot be written ({error}); name a .png file in a folder of yours."
+        ) from None
+    finally:
+        plt.close(figure)
+
+
+def _parts(base: Evaluated) -> dict[str, np.ndarray]:
+    """Title -> [P] which problems: all of them and, where the base solves some and not others, both kinds."""
+    solved_P = np.array([problem.solved for problem in base.scores.problems])
+    parts = {f"{len(solved_P)} problems": np.ones_like(solved_P)}
+    if solved_P.any() and not solved_P.all():
+        never = f"{(~solved_P).sum()} hard ones: {base.path.stem} solves none"
+        parts |= {never: ~solved_P, f"the other {solved_P.sum()}": solved_P}
+    return parts
+
+
+def _draw(axis: Any, evaluated: Evaluated, chosen_P: np.ndarray) -> None:
+    scores = evaluated.scores
+    k, correct = curve_k(scores.samples_per_problem), [problem.correct for problem in scores.problems]
+    values_PK = problems_pass_at_k(scores.samples_per_problem, correct, k)[chosen_P]
+    [line] = axis.plot(k, values_PK.mean(axis=0), marker="o", markersize=3, label=evaluated.path.stem)
+    ends = scores.bootstrap.intervals({str(each): values_PK[:, i] for i, each in enumerate(k)}).values()
+    axis.fill_between(k, *zip(*ends, strict=True), color=line.get_color(), alpha=0.15, linewidth=0)

@@ -1,0 +1,93 @@
+"""Which model is evaluated: a Hugging Face folder, or a run's checkpoint, made into one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from megatron_rapo.checkpoints import CHECKPOINTS, MODEL_FILES, CheckpointError, checkpoint_folder, latest_checkpoint
+from megatron_rapo.checkpoints.manifest import MANIFEST, whole
+from megatron_rapo.checkpoints.tensors import METADATA
+from megatron_rapo.config import ConfigError
+from megatron_rapo.convert import megatron_to_hf
+
+CONVERTED = "converted"  # folder within a run: its checkpoints as Hugging Face folders, as far as they were evaluated
+ORIGIN = "converted_from.json"  # in such a folder, when it is whole: which checkpoint it was made from
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """A model, wherever it is."""
+
+    path: Path  # the Hugging Face folder, or the checkpoint
+    files: Path  # folder with its config.json and tokenizer
+    is_checkpoint: bool
+
+    @classmethod
+    def find(cls, path: Path) -> EvaluatedModel:
+        """`path` is a Hugging Face folder, RUN (its latest checkpoint) or RUN/checkpoints/step-N.
+
+        What is neither is taken for a Hugging Face folder, whose reader says what it lacks. Raises ConfigError.
+        """
+        if (path / CHECKPOINTS).is_dir():
+            try:
+                path = latest_checkpoint(path / CHECKPOINTS)
+            except CheckpointError:
+                raise ConfigError(
+                    f"model.path={path}: a run without a whole checkpoint; wait for its first one, or name a Hugging "
+                    "Face folder."
+                ) from None
+        if not (path / METADATA).exists():
+            if path.parent.name == CHECKPOINTS and path.parent.is_dir() and not path.exists():
+                raise ConfigError(f"model.path={path}: no such checkpoint; {_there(path.parent)}")
+            return cls(path=path, files=path, is_checkpoint=False)
+        if path.resolve().parent.name != CHECKPOINTS or not (path / MANIFEST).exists():
+            raise ConfigError(
+                f"model.path={path}: a Megatron checkpoint, but not RUN/{CHECKPOINTS}/step-N of a run; make a Hugging "
+                "Face folder of it with tools/convert_checkpoint.py megatron-to-hf, and name that."
+            )
+        return cls(path=path, files=path / MODEL_FILES, is_checkpoint=True)
+
+    def digest(self) -> str:
+        """Of the weights, wherever they lie: of a checkpoint, that of its manifest, which has its files' digests.
+
+        Reads all of a Hugging Face folder's weights.
+        """
+        if self.is_checkpoint:
+            return xxhash.xxh3_128_hexdigest((self.path / MANIFEST).read_bytes())
+        files = sorted(self.path.glob("*.safetensors"))
+        return xxhash.xxh3_128_hexdigest(json.dumps([whole(file) for file in files]).encode())
+
+    @property
+    def hf_folder(self) -> Path:
+        """Its Hugging Face folder; of a checkpoint RUN/converted/step-N, which `prepare` makes."""
+        if not self.is_checkpoint:
+            return self.path
+        checkpoint = self.path.resolve()
+        return checkpoint.parent.parent / CONVERTED / checkpoint.name
+
+    def prepare(self) -> None:
+        """Make `hf_folder` of a checkpoint; it stays, for the next time. One process does it. Raises ConversionError.
+
+        One that was made of another checkpoint of the same step is made anew.
+        """
+        if not self.is_checkpoint:
+            return
+        folder, made_from = self.hf_folder, json.dumps({"checkpoint": self.digest()})
+        origin = folder / ORIGIN
+        if not (origin.is_file() and origin.read_text() == made_from):
+            shutil.rmtree(folder, ignore_errors=True)
+            megatron_to_hf(
+                self.path, folder, like=None, dtype=None, max_shard_size="5GB", processes=1, progress=lambda _: None
+            )
+            origin.write_text(made_from)
+
+
+def _there(checkpoints: Path) -> str:
+    """Which checkpoints there are, for messages."""
+    names = sorted(path.name for path in checkpoints.glob(f"{checkpoint_folder(Path(), 0).name[:5]}*") if path.is_dir())
+    return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}." if names else "there is none yet."
