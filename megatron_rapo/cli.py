@@ -1,4 +1,4 @@
-"""The command line: `train`, `evaluate`, `audit`, `preflight` and `doctor`.
+"""The command line: `train`, `evaluate`, `report`, `audit`, `preflight` and `doctor`.
 
 Heavy imports wait until the configuration is known to be good.
 """
@@ -25,6 +25,7 @@ examples:
   torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --resume
+  python -m megatron_rapo report runs/mine runs/other --output report.html
   python -m megatron_rapo audit run.toml
   python -m megatron_rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
   python -m megatron_rapo doctor
@@ -77,6 +78,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     evaluate_model(config, output=arguments.output, base=base)
     return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from megatron_rapo.report.command import Options, report
+
+    options = Options(output=arguments.output, evaluations=arguments.evaluation, rollouts_mib=arguments.rollouts_mib)
+    return report(arguments.run, options)
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -156,6 +164,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BASE.json",
         help="a file that an earlier evaluate --output wrote, of another model on the same problems: show the "
         "differences and which problems only one of the two solved",
+    )
+    report = commands.add_parser("report", help="one HTML file that shows runs; opens anywhere, without a network")
+    report.set_defaults(command=_report)
+    report.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run folders, to be shown side by side")
+    report.add_argument("--output", type=Path, metavar="FILE.html", help="by default the first RUN/report.html")
+    report.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SCORES.json",
+        help="files of evaluate --output, say of the base model, besides those in the run folders",
+    )
+    report.add_argument(
+        "--rollouts-mib", type=float, default=8.0, metavar="MIB", help="most of the file that rollouts take (8)"
     )
     audit = _command(
         commands, "audit", _audit, "what a loss optimises, measured; exit status 1 if it is not its name's"

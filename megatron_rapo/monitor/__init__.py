@@ -3,7 +3,7 @@
 from megatron_rapo.monitor.charts import CHARTS
 from megatron_rapo.monitor.console import Console
 from megatron_rapo.monitor.monitor import Monitor
-from megatron_rapo.monitor.recorder import METRICS_FILE, Recorder
+from megatron_rapo.monitor.recorder import METRICS_FILE, Recorder, read_rows
 from megatron_rapo.monitor.rollouts import RecordedCompletion, read_lines, read_rollouts
 from megatron_rapo.monitor.scalars import HISTOGRAMS, SCALARS, describe
 from megatron_rapo.monitor.text import text_pieces
@@ -26,5 +26,6 @@ __all__ = [
     "describe",
     "read_lines",
     "read_rollouts",
+    "read_rows",
     "text_pieces",
 ]

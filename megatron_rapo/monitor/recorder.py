@@ -137,7 +137,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 def _drop_steps_after(path: Path, step: int) -> dict[str, Any]:
     """Rewrite the metrics without the steps after `step`; returns the last row that stays."""
-    rows = [row for row in _read_rows(path) if row["step"] <= step]
+    rows = [row for row in read_rows(path) if row["step"] <= step]
     if rows and rows[-1]["step"] == step:  # its held-out problems, which come after the checkpoint, are asked again
         rows[-1] = {name: value for name, value in rows[-1].items() if not name.startswith("eval/")}
     replacement = path.with_name(path.name + ".new")
@@ -149,8 +149,8 @@ def _drop_steps_after(path: Path, step: int) -> dict[str, Any]:
     return rows[-1] if rows else {"step": -1}
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a kill cut short is left out."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that a kill cut short, or that is being written, is left out."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
