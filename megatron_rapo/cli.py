@@ -1,4 +1,4 @@
-"""The command line: `train`, `evaluate`, `compare`, `audit`, `preflight` and `doctor`.
+"""The command line: `train`, `evaluate`, `compare`, `report`, `audit`, `preflight` and `doctor`.
 
 Heavy imports wait until the configuration is known to be good.
 """
@@ -25,6 +25,7 @@ examples:
   torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
   torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --resume
+  python -m megatron_rapo report runs/mine runs/other --output report.html
   python -m megatron_rapo audit run.toml
   python -m megatron_rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
   python -m megatron_rapo doctor
@@ -82,6 +83,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     compare_files(arguments.scores, k=arguments.k, output=arguments.output, plot=arguments.plot, hard=arguments.hard)
     return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from megatron_rapo.report.command import Options, report
+
+    options = Options(output=arguments.output, evaluations=arguments.evaluation, rollouts_mib=arguments.rollouts_mib)
+    return report(arguments.run, options)
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -142,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     existing.add_argument("--overwrite", action="store_true", help="delete an earlier run in the run folder first")
     _add_evaluate(commands)
     _add_compare(commands)
+    _add_report(commands)
     audit = _command(
         commands, "audit", _audit, "what a loss optimises, measured; exit status 1 if it is not its name's"
     )
@@ -198,6 +207,24 @@ def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
         metavar="SAMPLES.jsonl",
         help="keep every sample in this file, and the scores in SAMPLES.json; the same command goes on after a kill "
         "(docs/evaluation.md describes both)",
+    )
+
+
+def _add_report(commands) -> None:  # type: ignore[no-untyped-def]
+    report = commands.add_parser("report", help="one HTML file that shows runs; opens anywhere, without a network")
+    report.set_defaults(command=_report)
+    report.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run folders, to be shown side by side")
+    report.add_argument("--output", type=Path, metavar="FILE.html", help="by default the first RUN/report.html")
+    report.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SCORES.json",
+        help="files of evaluate --output, say of the base model, besides those in the run folders",
+    )
+    report.add_argument(
+        "--rollouts-mib", type=float, default=8.0, metavar="MIB", help="most of the file that rollouts take (8)"
     )
 
 

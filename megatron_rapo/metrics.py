@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from megatron_rapo.config import AlgorithmConfig
+from megatron_rapo.monitor import RecordedCompletion
 from megatron_rapo.packing import REWARD_SPLITS
 from megatron_rapo.types import Group, Outcome, TrainingSequence
 
@@ -27,6 +28,16 @@ def rollout_scalars(groups: Sequence[Group]) -> dict[str, float]:
         "reward/groups_without_signal": sum(not g.has_signal for g in groups) / len(groups),
         "rollout/completion_tokens": sum(len(c.token_ids) for c in completions) / count,
         "rollout/truncated": sum(c.truncated for c in completions) / count,
+    }
+
+
+def histograms(sampled: Sequence[Group], recorded: Sequence[RecordedCompletion]) -> dict[str, list[float]]:
+    """Values whose distribution is shown: of all completions of the step, and of the tokens of the `recorded` ones."""
+    return {
+        "histogram/reward": [r for g in sampled for r in g.rewards],
+        "histogram/completion_tokens": [float(len(c.token_ids)) for g in sampled for c in g.completions],
+        "histogram/logprob_gap": [gap for each in recorded for gap in each.logprob_gap()],
+        "histogram/log_rho": [log_rho for each in recorded for log_rho in each.log_rho()],
     }
 
 

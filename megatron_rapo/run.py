@@ -25,7 +25,7 @@ from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.evaluation.tables import show
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.launcher import rank, world_size
-from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder
+from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine
 from megatron_rapo.sampling import Sampler
@@ -50,6 +50,7 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
     check_model(config, shape)
     check_rollout(config, shape, world_size())
     check_machine(config)
+    check_writers(config.monitor.writers)
     rewards = Rewards.load(config.reward)
     train_set = _prompts(config, config.data.train)
     heldout = None
@@ -111,6 +112,7 @@ def _build(
     heldout: HeldOut | None,
 ) -> tuple[Trainer, Engine]:
     """The expensive part: the trainer with its policy, and the engine that it samples with."""
+    from megatron_rapo.machine import record_machine
     from megatron_rapo.mcore.fused import described, fused_kernels
     from megatron_rapo.mcore.parallel import init_parallel
     from megatron_rapo.mcore.policy import Policy
@@ -121,6 +123,7 @@ def _build(
     for line in described(fused_kernels(resolve_layers(config))):
         monitor.message(line)
     parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
+    record_machine(config.run.folder, parallel.device)
     policy = Policy(config, shape, parallel)
     engine = _engine(config, sleeps=config.memory.engine_sleep)
     sampler = Sampler(engine, verifier, rewards)
@@ -299,9 +302,14 @@ def _monitor(config: Config, checkpoint: Path | None) -> Monitor:
     """Writing on the first process, timing only on the others."""
     if dist.get_rank() != 0:
         return Monitor()
-    folder = config.run.folder
-    resume_step = checkpoint_step(checkpoint) if checkpoint else None
+    folder, console = config.run.folder, Console(config.run.steps)
     # The recorder's metrics are the first file, by which --overwrite knows a run that was killed at any time after it.
-    recorder = Recorder(folder, tensorboard=config.monitor.tensorboard, resume_step=resume_step)
+    recorder = Recorder(
+        folder,
+        writers=config.monitor.writers,
+        settings=config.model_dump(mode="json"),
+        resume_step=checkpoint_step(checkpoint) if checkpoint else None,
+        warn=console.message,
+    )
     (folder / RUN_SETTINGS).write_text(config.to_json() + "\n")
-    return Monitor(recorder, Console(config.run.steps))
+    return Monitor(recorder, console)

@@ -18,27 +18,27 @@ from megatron_rapo.config import Config
 from megatron_rapo.data import EpochOrder
 from megatron_rapo.distributed import of_first_rank, on_first_rank
 from megatron_rapo.evaluation.sampled import HeldOut
-from megatron_rapo.evaluation.scores import ProblemScore
+from megatron_rapo.evaluation.scores import EVALUATIONS, ProblemScore
 from megatron_rapo.export import export
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.mcore.step import LossFunction
-from megatron_rapo.metrics import estimator_scalars, reference_scalars, rollout_scalars, training_scalars
-from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, Sample
+from megatron_rapo.metrics import estimator_scalars, histograms, reference_scalars, rollout_scalars, training_scalars
+from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, RecordedCompletion, Sample
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.parity import GapBudget
+from megatron_rapo.recorded import choose, due, recorded
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.signals import Signals, Stopped
 from megatron_rapo.skipped_steps import SkippedSteps
 from megatron_rapo.summary import summarise
-from megatron_rapo.types import Group, Prompt
+from megatron_rapo.types import Group, Prompt, TrainingSequence
 from megatron_rapo.weight_sync import WeightSync
 
 EXPORTS = "exports"  # folder within run.folder: the policy as Hugging Face folders during the run
-EVALUATIONS = "evaluations"  # folder within run.folder: the scores on held-out problems, step by step
 
 
 class Trainer:
@@ -121,6 +121,7 @@ class Trainer:
         with monitor.phase("score"):
             steps = self._policy.score([self._policy.pack(of_step) for of_step in sequences])
             diagnostics = self._policy.diagnostics([b for batches in steps for b in batches])
+            completions = self._recorded(step, groups, sequences, steps)
         self._budget.check(diagnostics["rollout/logprob_gap_mean"], step=self._step)
         self._signals.check()
         with self._policy.training_state.in_place():
@@ -148,7 +149,25 @@ class Trainer:
                 "seconds/step": elapsed,
             },
             samples(rollout.groups, self._config.monitor.sampled_completions),
+            histograms(rollout.sampled, completions),
         )
+
+    def _recorded(
+        self,
+        step: int,
+        groups: Sequence[Sequence[Group]],
+        sequences: Sequence[Sequence[TrainingSequence]],
+        scored: Sequence[Sequence[PackedBatch]],
+    ) -> list[RecordedCompletion]:
+        """Completions of the scored step that were written down token by token; where it is not due, none."""
+        settings = self._config.monitor
+        if not due(settings, step):
+            return []
+        chosen = choose(groups, settings.rollouts_completions)
+        log_probs = self._policy.token_log_probs(scored, {place: sequences[place[0]][place[1]] for place in chosen})
+        completions = recorded(step, chosen, sequences, log_probs, self._sampler.engine.decode)
+        self._monitor.rollouts(step, completions)
+        return completions
 
     def _rollout(self, step: int) -> Rollout:
         """Sample and judge batch.prompts_per_step groups.
@@ -260,9 +279,10 @@ class Trainer:
             if self._config.checkpoint.hf_export:
                 export(self._policy, folder / "hf")
                 where["hf_export"] = str(folder / "hf")
-        if self._config.monitor.tensorboard:
+        if "tensorboard" in self._config.monitor.writers:
             tensorboard = Path(sys.executable).with_name("tensorboard")
             where["tensorboard"] = f"{tensorboard} --logdir {folder / TENSORBOARD_FOLDER}"
+        where["report"] = f"{sys.executable} -m megatron_rapo report {folder}"
         summarise(folder, self._monitor, self._scores, where)
 
 

@@ -216,9 +216,18 @@ REFUSALS = [
         "checkpoint.every_steps=4: the run has 3 steps; set it to at most 3, or to 0 to save at the end only.",
     ),
     (
-        ["monitor.tensorboard=false", "monitor.sampled_completions=2"],
-        "monitor.sampled_completions=2: are written to TensorBoard, which monitor.tensorboard=false leaves out; "
-        "set one of the two otherwise.",
+        ["monitor.writers=[]", "monitor.sampled_completions=2"],
+        "monitor.sampled_completions=2: are given to monitor.writers, of which there are none; set one of the two "
+        "otherwise.",
+    ),
+    (
+        ['monitor.writers=["wandb", "wandb"]'],
+        "monitor.writers=['wandb', 'wandb']: one is named twice; name each once.",
+    ),
+    (
+        ["monitor.rollouts_every_steps=0", "monitor.rollouts_completions=4"],
+        "monitor.rollouts_completions=4: does nothing with monitor.rollouts_every_steps=0; set one of the two "
+        "otherwise.",
     ),
 ]
 
@@ -257,9 +266,11 @@ def test_refusals(load, overrides, message):
         ["optimizer.warmup_steps=6", "batch.optimizer_steps_per_rollout=2"],
         ["checkpoint.every_steps=3"],
         ["checkpoint.every_steps=0"],
-        ["monitor.tensorboard=false"],  # its default is no contradiction
-        ["monitor.tensorboard=false", "monitor.sampled_completions=0"],
-        ["monitor.tensorboard=true", "monitor.sampled_completions=2"],
+        ["monitor.writers=[]"],  # the default of sampled_completions is no contradiction
+        ["monitor.writers=[]", "monitor.sampled_completions=0"],
+        ['monitor.writers=["mlflow", "wandb"]', "monitor.sampled_completions=2"],
+        ["monitor.rollouts_every_steps=0"],
+        ["monitor.rollouts_every_steps=1", "monitor.rollouts_completions=4"],
     ],
     ids=" ".join,
 )
@@ -331,7 +342,7 @@ def test_fp8_settings_that_go_together(load):
         ),
         ("rollout.temperature=0", "rollout.temperature=0: input should be greater than or equal to 0.01; change the"),
         ("rollout.temperature=2.5", "rollout.temperature=2.5: input should be less than or equal to 2; change the"),
-        ("monitor.tensorboard=1", "monitor.tensorboard=1: input should be a valid boolean; change the value."),
+        ("checkpoint.async_save=1", "checkpoint.async_save=1: input should be a valid boolean; change the value."),
         (
             "algorithm.divergence=kl",
             "algorithm.divergence='kl': input should be 'forward_kl', 'forward_kl_exact', 'forward_kl_k3', "

@@ -42,6 +42,9 @@ RULES = {
     "settings, types and monitor/ need no torch": Rule(
         inside=("config", "launcher", "errors", "types", "monitor"), forbidden=("torch",), deep=True
     ),
+    "report/ needs no framework": Rule(
+        inside=("report",), forbidden=("torch", "transformers", "megatron", "vllm"), deep=True
+    ),
     "rewards/ needs neither torch nor transformers": Rule(
         inside=("rewards",), forbidden=("torch", "transformers"), deep=True
     ),
@@ -184,6 +187,10 @@ SINS = {
         {"config.py": "from megatron_rapo import units\n", "units.py": "import torch\n"},
         "megatron_rapo/config.py:1: imports megatron_rapo.units -> torch",
     ),
+    "report/ needs no framework": (
+        {"report/command.py": "from megatron_rapo import metrics\n", "metrics.py": "import torch\n"},
+        "megatron_rapo/report/command.py:1: imports megatron_rapo.metrics -> torch",
+    ),
     "rewards/ needs neither torch nor transformers": (
         {
             "rewards/pool.py": "from ..data.text import clean\n",
@@ -264,7 +271,10 @@ def test_the_checker_lets_lawful_imports_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
-    [("config", "torch"), ("types", "torch"), ("monitor", "torch"), ("rewards", "torch"), ("rewards", "transformers")],
+    [
+        *((module, "torch") for module in ("config", "types", "monitor", "report.command", "rewards")),
+        ("rewards", "transformers"),
+    ],
 )
 def test_importing_loads_no_framework(module: str, unwanted: str) -> None:
     script = (

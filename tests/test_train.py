@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.evaluation.scores import Scores
-from megatron_rapo.monitor import SCALARS
+from megatron_rapo.monitor import SCALARS, read_lines, read_rollouts
 from tests.training import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
 
 
@@ -112,7 +112,30 @@ def test_tensorboard_shows_the_same(whole: tuple[Path, str]) -> None:
             if name.startswith(("policy/", "estimator/", "rollout/", "reshard/")):
                 (found,) = [e.value for e in events.Scalars(name) if e.step == row["step"]]
                 assert found == pytest.approx(value, rel=1e-6), name
-    assert len(events.Tensors("samples/0")) == 3
+    assert len(events.Tensors("samples/0")) == len(events.Tensors("histogram/completion_tokens")) == 3
+    assert [event.step for event in events.Tensors("histogram/log_rho")] == [1, 2]  # where completions are recorded
+
+
+def test_completions_are_written_token_by_token(whole: tuple[Path, str]) -> None:
+    """Of steps 1 and 2: the first four of the first prompt, the first two of the second."""
+    run, rows = whole[0] / "run", metrics(whole[0])
+    files = dict(read_rollouts(run))
+    assert list(files) == [1, 2]
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples/tiny/model")
+    for step, path in files.items():
+        completions = read_lines(path)
+        assert [c["sample"] for c in completions] == [0, 1, 2, 3, 0, 1] and {c["step"] for c in completions} == {step}
+        for c in completions:
+            assert "".join(c["tokens"]) == tokenizer.decode(tokenizer("".join(c["tokens"]))["input_ids"])
+            assert len(c["tokens"]) == len(c["engine_logp"]) == len(c["trainer_logp"]) == len(c["reference_logp"])
+            gap = [abs(a - b) for a, b in zip(c["engine_logp"], c["trainer_logp"], strict=True)]
+            assert max(gap) <= rows[step]["rollout/logprob_gap_max"] + 1e-5
+            assert c["reward"] == c["terms"]["correctness"] + c["terms"]["format"]
+            assert (c["verdict"] == "correct") == (c["reward"] == 1.0)
+            if c["verdict"] == "correct":
+                assert c["answer"] == c["reference_answer"]  # whole numbers
+                if step == 1:  # phi = 1, before training: the reference is the policy
+                    assert c["reference_logp"] == pytest.approx(c["trainer_logp"], abs=2e-5)
 
 
 def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> None:
@@ -160,6 +183,9 @@ def test_an_export_during_the_run_is_the_policy_of_its_step(whole: tuple[Path, s
 def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:
     assert "resuming from" in resumed[1]
     assert same_run(resumed[0], whole[0])
+    for name in ("step-000001", "step-000002"):
+        paths = [folder / f"run/rollouts/{name}.jsonl.gz" for folder in (resumed[0], whole[0])]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_evaluations_while_it_trains_are_recorded(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:

@@ -51,6 +51,8 @@ every_steps = 1
 hf_every = 2
 [monitor]
 gradient_share_every_steps = 1
+rollouts_every_steps = 2
+rollouts_completions = 6
 [evaluation]
 data = "{heldout}"
 samples_per_problem = 4

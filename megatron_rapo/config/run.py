@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from megatron_rapo.config.section import FilePath, Section
@@ -59,18 +61,29 @@ class CheckpointConfig(Section):
 class MonitorConfig(Section):
     """What is written down while a run goes on."""
 
-    tensorboard: bool = True
-    """Write TensorBoard event files."""
+    writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(default=("tensorboard",), strict=False)
+    """What the run is shown by, beside metrics.jsonl (docs/report.md); wandb and mlflow are to be installed."""
     gradient_share_every_steps: int = Field(default=10, ge=0)
     """Steps between measurements of the penalty's share of the gradient, by six passes over a micro-batch; 0: never."""
     sampled_completions: int = Field(default=3, ge=0)
-    """Completions written to TensorBoard as text at each step."""
+    """Completions that each of the writers is given as text at each step."""
+    rollouts_every_steps: int = Field(default=10, ge=0)
+    """Steps between those whose completions are written, token by token, to RUN/rollouts/ (the first is); 0: none."""
+    rollouts_completions: int = Field(default=16, ge=1)
+    """Completions written at each of those steps: the first four of each of the first prompts."""
 
     @model_validator(mode="after")
     def _check(self) -> MonitorConfig:
-        if not self.tensorboard and self.sampled_completions and "sampled_completions" in self.model_fields_set:
+        if len(set(self.writers)) < len(self.writers):
+            raise ValueError(f"monitor.writers={list(self.writers)}: one is named twice; name each once.")
+        if not self.writers and self.sampled_completions and "sampled_completions" in self.model_fields_set:
             raise ValueError(
-                f"monitor.sampled_completions={self.sampled_completions}: are written to TensorBoard, which "
-                "monitor.tensorboard=false leaves out; set one of the two otherwise."
+                f"monitor.sampled_completions={self.sampled_completions}: are given to monitor.writers, of which there "
+                "are none; set one of the two otherwise."
+            )
+        if not self.rollouts_every_steps and "rollouts_completions" in self.model_fields_set:
+            raise ValueError(
+                f"monitor.rollouts_completions={self.rollouts_completions}: does nothing with "
+                "monitor.rollouts_every_steps=0; set one of the two otherwise."
             )
         return self

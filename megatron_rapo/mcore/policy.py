@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -29,6 +29,7 @@ from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
 from megatron_rapo.mcore.rounding import linears_in_fp8, without_fp8
 from megatron_rapo.mcore.step import ExactReference, LossFunction, Passes, Scored, sequence_mean
+from megatron_rapo.mcore.tokens import Place, TokenLogProbs, token_log_probs
 from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
 from megatron_rapo.reshard.gather import ShardedWeights
 from megatron_rapo.types import TrainingSequence
@@ -139,6 +140,12 @@ class Policy:
         if self.reference is None:
             return gap
         return {**gap, **log_rho_quantiles(batches, self.parallel, middle_reward=self.config.reward.middle)}
+
+    def token_log_probs(
+        self, steps: Sequence[Sequence[PackedBatch]], chosen: Mapping[Place, TrainingSequence]
+    ) -> dict[Place, TokenLogProbs]:
+        """What scored `steps` say of the `chosen` completions, token by token; empty but on the first process."""
+        return token_log_probs(steps, chosen, self.parallel, with_reference=self.reference is not None)
 
     def gap_parts(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
         """What FP8, in the trainer and in the engine, and what else have of the gap of scored `batches`, by the names

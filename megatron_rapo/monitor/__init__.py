@@ -1,19 +1,31 @@
 """What is written down and shown while a run goes on. No torch; the first process alone writes."""
 
+from megatron_rapo.monitor.charts import CHARTS
 from megatron_rapo.monitor.console import Console
 from megatron_rapo.monitor.monitor import Monitor
-from megatron_rapo.monitor.recorder import METRICS_FILE, TENSORBOARD_FOLDER, Recorder, Sample
-from megatron_rapo.monitor.scalars import SCALARS, describe
+from megatron_rapo.monitor.recorder import METRICS_FILE, Recorder, read_rows
+from megatron_rapo.monitor.rollouts import RecordedCompletion, read_lines, read_rollouts
+from megatron_rapo.monitor.scalars import HISTOGRAMS, SCALARS, describe
+from megatron_rapo.monitor.text import text_pieces
 from megatron_rapo.monitor.timing import PhaseTimer
+from megatron_rapo.monitor.writers import TENSORBOARD_FOLDER, Sample, check_writers
 
 __all__ = [
+    "CHARTS",
+    "HISTOGRAMS",
     "METRICS_FILE",
     "SCALARS",
     "TENSORBOARD_FOLDER",
     "Console",
     "Monitor",
     "PhaseTimer",
+    "RecordedCompletion",
     "Recorder",
     "Sample",
+    "check_writers",
     "describe",
+    "read_lines",
+    "read_rollouts",
+    "read_rows",
+    "text_pieces",
 ]

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TextIO
 
@@ -32,13 +32,15 @@ HEADLINES: dict[str, tuple[str, str]] = {
 _SECONDS = "seconds/"
 _CELL_WIDTH = 19  # characters of one label with its number: three side by side leave room in 60 for a ^C
 _RECENT_STEPS = 10  # the remaining time is judged by these
+_TABLE_STEPS, _OTHER_LINES = 6, 8  # latest steps that are shown; of the display, what is not one of them
+_LEAST_BAR = 8  # characters: a shorter progress bar says nothing
 
 
 class Console:
     """Progress of a run of `total_steps` steps, as a context manager.
 
-    On a terminal: progress, remaining time, what is going on now, and the latest step's headlines,
-    redrawn in place. Elsewhere: one line per step and per message, without control characters:
+    On a terminal: progress, remaining time, what is going on now, a table of the latest steps and where the time of the
+    last one went, redrawn in place. Elsewhere: one line per step and per message, without control characters:
 
         step 3/30 reward 0.410 pass_rate 0.380 ... rollout 3.1s train 1.9s step 5.4s
     """
@@ -61,6 +63,7 @@ class Console:
         self._phase, self._phase_start_s = "starting", time.monotonic()
         self._last_step_s: float | None = None
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._latest: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=_TABLE_STEPS)
 
     def __enter__(self) -> Console:
         if self._is_live and self._total_steps:
@@ -96,6 +99,7 @@ class Console:
         elif self._last_step_s is not None:
             self._recent_s.append(now_s - self._last_step_s)
         self._step, self._scalars, self._last_step_s = step, dict(scalars), now_s
+        self._latest.append((step, self._scalars))
         if not self._is_live:
             cells = [f"{label} {number}" for label, number in (*_headlines(scalars), *_durations(scalars))]
             print(" ".join([f"step {step}/{self._total_steps}", *cells]), file=self._stream, flush=True)
@@ -122,16 +126,50 @@ class Console:
             self._live = None
 
     def _render(self) -> RenderableType:
-        return Group(self._progress(), self._now(), self._grid())
+        columns = self._columns()
+        left_over = [name for name in HEADLINES if name not in columns]
+        cells = (*_headlines(self._scalars, left_over), *_durations(self._scalars))
+        return Group(self._progress(), self._now(), self._steps(columns), self._grid(cells))
 
     def _progress(self) -> RenderableType:
+        done, left = f"step {self._step}/{self._total_steps}", self._remaining()
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(no_wrap=True)
-        line.add_column(ratio=1)
+        cells: list[RenderableType] = [Text(done, style="bold")]
+        if len(done) + len(left) + 2 + _LEAST_BAR <= self._rich.width:
+            line.add_column(ratio=1)
+            cells.append(ProgressBar(total=self._total_steps, completed=self._step))
         line.add_column(no_wrap=True, justify="right")
-        bar = ProgressBar(total=self._total_steps, completed=self._step)
-        line.add_row(Text(f"step {self._step}/{self._total_steps}", style="bold"), bar, self._remaining())
+        line.add_row(*cells, left)
         return line
+
+    def _columns(self) -> dict[str, int]:
+        """The headlines that the width has room for beside the step, in their order, and the width of each."""
+        columns: dict[str, int] = {}
+        room = self._rich.width - max(len("step"), len(str(self._total_steps)))
+        for name, (label, spec) in HEADLINES.items():
+            numbers = [format(scalars[name], spec) for _, scalars in self._latest if name in scalars]
+            width = max(map(len, (label, *numbers)))
+            if not numbers or (room := room - width - 2) < 0:
+                break
+            columns[name] = width
+        return columns
+
+    def _steps(self, columns: Mapping[str, int]) -> Table:
+        """The latest steps, as many as the height has room for, the last one at the bottom."""
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(justify="right", no_wrap=True)
+        for width in columns.values():
+            table.add_column(justify="right", no_wrap=True, min_width=width)
+        if not columns:
+            return table
+        table.add_row(*(Text(label, style="dim") for label in ("step", *(HEADLINES[name][0] for name in columns))))
+        shown = list(self._latest)[-max(1, self._rich.height - _OTHER_LINES) :]
+        for step, scalars in shown:
+            numbers = [format(scalars[name], HEADLINES[name][1]) if name in scalars else "" for name in columns]
+            style = "bold cyan" if step == self._step else "cyan"
+            table.add_row(str(step), *(Text(number, style=style) for number in numbers))
+        return table
 
     def _remaining(self) -> str:
         if not self._recent_s:
@@ -142,21 +180,20 @@ class Console:
     def _now(self) -> Text:
         return Text(f"{self._phase} {_clock(time.monotonic() - self._phase_start_s)}", style="dim")
 
-    def _grid(self) -> Table:
-        """The latest step's headlines, then its durations, as many side by side as the width allows."""
+    def _grid(self, cells: Sequence[tuple[str, str]]) -> Table:
+        """Labels with their numbers, as many side by side as the width allows."""
         cells_per_row = max(1, self._rich.width // _CELL_WIDTH)
         grid = Table.grid(padding=(0, 1))
         for _ in range(cells_per_row):
             grid.add_column(width=_CELL_WIDTH - 1, no_wrap=True)
-        for cells in (_headlines(self._scalars), _durations(self._scalars)):
-            for start in range(0, len(cells), cells_per_row):
-                row = cells[start : start + cells_per_row]
-                grid.add_row(*(Text.assemble((f"{label} ", "dim"), (number, "cyan")) for label, number in row))
+        for start in range(0, len(cells), cells_per_row):
+            row = cells[start : start + cells_per_row]
+            grid.add_row(*(Text.assemble((f"{label} ", "dim"), (number, "cyan")) for label, number in row))
         return grid
 
 
-def _headlines(scalars: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [(label, format(scalars[name], spec)) for name, (label, spec) in HEADLINES.items() if name in scalars]
+def _headlines(scalars: Mapping[str, float], names: Iterable[str] = HEADLINES) -> list[tuple[str, str]]:
+    return [(HEADLINES[name][0], format(scalars[name], HEADLINES[name][1])) for name in names if name in scalars]
 
 
 def _durations(scalars: Mapping[str, float]) -> list[tuple[str, str]]:

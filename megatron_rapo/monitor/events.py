@@ -11,13 +11,21 @@ from pathlib import Path
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.custom_scalar.metadata import create_summary_metadata as layout_metadata
+from tensorboard.plugins.histogram.metadata import create_summary_metadata as histogram_metadata
 from tensorboard.plugins.scalar.metadata import create_summary_metadata as scalar_metadata
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from megatron_rapo.monitor.scalars import describe
+from megatron_rapo.monitor.charts import CHARTS
+from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
+from megatron_rapo.monitor.writers import Sample
+
+BINS = 30  # of a histogram
 
 
 class EventFile:
@@ -29,16 +37,27 @@ class EventFile:
         # In the first file too: TensorBoard takes a run's second START for its first restart.
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+        self._add(first_step, [_layout()])
 
-    def write(self, step: int, scalars: Mapping[str, float], texts: Sequence[str] = ()) -> None:
-        """Write scalars under their names and markdown texts as samples/0, samples/1, ...; flushed."""
+    def write(
+        self,
+        step: int,
+        scalars: Mapping[str, float],
+        samples: Sequence[Sample],
+        histograms: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Write scalars and histograms under their names, samples as samples/0, samples/1, ...; flushed."""
         values = [_scalar(name, value) for name, value in scalars.items()]
-        values += [_text(f"samples/{i}", text) for i, text in enumerate(texts)]
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        values += [_text(f"samples/{i}", sample.markdown()) for i, sample in enumerate(samples)]
+        values += [_histogram(name, each) for name, each in histograms.items() if len(each)]
+        self._add(step, values)
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+    def _add(self, step: int, values: Sequence[Summary.Value]) -> None:
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
 
 def _scalar(name: str, value: float) -> Summary.Value:
@@ -52,3 +71,36 @@ def _text(tag: str, markdown: str) -> Summary.Value:
     return Summary.Value(
         tag=tag, tensor=make_tensor_proto(np.array([markdown.encode()], dtype=object)), metadata=metadata
     )
+
+
+def _histogram(name: str, values: Sequence[float]) -> Summary.Value:
+    """[BINS, 3]: left and right edge, and how many values lie between."""
+    counts, edges = np.histogram(np.asarray(values, np.float64), bins=BINS)
+    metadata: SummaryMetadata = histogram_metadata(display_name=name, description=HISTOGRAMS[name])
+    metadata.data_class = DATA_CLASS_TENSOR
+    bins = np.stack([edges[:-1], edges[1:], counts], axis=1)
+    return Summary.Value(tag=name, tensor=make_tensor_proto(bins), metadata=metadata)
+
+
+def _layout() -> Summary.Value:
+    """The charts of its custom-scalars page."""
+    categories = [
+        layout_pb2.Category(
+            title=section,
+            chart=[
+                layout_pb2.Chart(
+                    title=title, multiline=layout_pb2.MultilineChartContent(tag=list(map(_pattern, names)))
+                )
+                for title, names in charts.items()
+            ],
+        )
+        for section, charts in CHARTS.items()
+    ]
+    layout = layout_pb2.Layout(category=categories).SerializeToString()
+    tensor = make_tensor_proto(np.array(layout, dtype=object))
+    return Summary.Value(tag=CONFIG_SUMMARY_TAG, tensor=tensor, metadata=layout_metadata())
+
+
+def _pattern(name: str) -> str:
+    """The regular expression of scalars that CHARTS names so."""
+    return f"^{name}.+$" if name.endswith("/") else f"^{name}$"

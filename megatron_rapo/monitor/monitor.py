@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from megatron_rapo.monitor.console import Console
-from megatron_rapo.monitor.recorder import Recorder, Sample
+from megatron_rapo.monitor.recorder import Recorder
+from megatron_rapo.monitor.rollouts import RecordedCompletion
 from megatron_rapo.monitor.timing import PhaseTimer
+from megatron_rapo.monitor.writers import Sample
 
 
 class Monitor:
@@ -29,13 +31,24 @@ class Monitor:
         with self._timer(name):
             yield
 
-    def step(self, step: int, scalars: Mapping[str, float], samples: Sequence[Sample]) -> None:
+    def step(
+        self,
+        step: int,
+        scalars: Mapping[str, float],
+        samples: Sequence[Sample],
+        histograms: Mapping[str, Sequence[float]],
+    ) -> None:
         """Record a finished step together with its seconds by phase since `begin_step`."""
         seconds = {f"seconds/{name}": value for name, value in self._take().items()}
         if self._recorder:
-            self._recorder.log(step, {**scalars, **seconds}, samples)
+            self._recorder.log(step, {**scalars, **seconds}, samples, histograms)
         if self._console:
             self._console.step(step, {**scalars, **seconds})
+
+    def rollouts(self, step: int, completions: Sequence[RecordedCompletion]) -> None:
+        """Record single completions of `step`."""
+        if self._recorder:
+            self._recorder.rollouts(step, completions)
 
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record what held-out problems say after `step`."""

@@ -1,38 +1,21 @@
-"""What stays of a run's steps: metrics.jsonl, and the same in TensorBoard event files."""
+"""What stays of a run's steps: metrics.jsonl, rollouts, and what monitor.writers makes of them."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.monitor.scalars import describe
-from megatron_rapo.monitor.text import without_controls
+from megatron_rapo.monitor.rollouts import RecordedCompletion, drop_rollouts_after, write_rollouts
+from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
+from megatron_rapo.monitor.writers import Sample, Writer, open_writer
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One completion, to be read by people."""
-
-    prompt: str
-    completion: str
-    answer: str  # the problem's reference answer
-    reward: float
-
-    def markdown(self) -> str:
-        """The sample with every part of it as literal text, whatever markup the model wrote."""
-        parts = {"prompt": self.prompt, "completion": self.completion, "answer": self.answer}
-        blocks = [f"**reward {self.reward:g}**", *(f"**{name}**\n\n{_literal(text)}" for name, text in parts.items())]
-        return "\n\n".join(blocks)
 
 
 class Recorder:
@@ -42,35 +25,54 @@ class Recorder:
     finite is null there (JSON has no NaN) and itself in TensorBoard.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        writers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+        resume_step: int | None = None,
+        warn: Callable[[str], None] = print,
+    ) -> None:
         """Open `folder` for a new run, or to go on after step `resume_step` (later steps are dropped).
 
-        Raises FileExistsError where the folder has metrics and `resume_step` is None.
+        `writers` (monitor.writers) are told the run's `settings`; one that fails is left out from then on, and `warn`
+        is told. Raises FileExistsError where the folder has metrics and `resume_step` is None.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
         self._last: dict[str, Any] = {"step": -1}
         if resume_step is not None:
             self._last = _drop_steps_after(path, resume_step)
+            drop_rollouts_after(folder, resume_step)
         elif path.exists() and path.stat().st_size:
             raise FileExistsError(
                 f"{path}: holds the metrics of another run; resume that run, or give this one another run.folder."
             )
         path.touch()
         self._file = path.open("r+b")
-        self._events = None
-        if tensorboard:
-            from megatron_rapo.monitor.events import EventFile  # 0.2 s of imports, only where it is wanted
+        self._folder, self._warn = folder, warn
+        first_step = 0 if resume_step is None else resume_step + 1
+        self._writers: dict[str, Writer] = {
+            name: open_writer(name, folder, settings or {}, first_step=first_step) for name in writers
+        }
 
-            first_step = 0 if resume_step is None else resume_step + 1
-            self._events = EventFile(folder / TENSORBOARD_FOLDER, first_step=first_step)
-
-    def log(self, step: int, scalars: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
+    def log(
+        self,
+        step: int,
+        scalars: Mapping[str, float],
+        samples: Sequence[Sample] = (),
+        histograms: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         """Record `scalars` of `step` and flush; a second call for the latest step adds to its line.
 
-        Raises ValueError for a name that scalars.py does not know, an earlier step, or a name that the
-        step already has.
+        `samples` and `histograms` (name -> values) are for the writers. Raises ValueError for a name that scalars.py
+        does not know, an earlier step, or a name that the step already has.
         """
+        if unknown := (histograms or {}).keys() - HISTOGRAMS.keys():
+            raise ValueError(
+                f"histogram {min(unknown)}: no such histogram; declare it in megatron_rapo/monitor/scalars.py."
+            )
         for name in scalars:
             describe(name)
         if step < self._last["step"]:
@@ -83,15 +85,19 @@ class Recorder:
             raise ValueError(f"step {step}: has {', '.join(repeated)} already")
         elif row:
             self._extend(row)
-        if self._events is not None:
-            self._events.write(step, values, [sample.markdown() for sample in samples])
+        for name in list(self._writers):
+            self._guarded(name, lambda writer: writer.write(step, values, samples, histograms or {}))
+
+    def rollouts(self, step: int, completions: Sequence[RecordedCompletion]) -> None:
+        """Record completions of `step`, token by token, in a file of their own."""
+        write_rollouts(self._folder, step, completions)
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        for name in list(self._writers):
+            self._guarded(name, lambda writer: writer.close())
+            self._writers.pop(name, None)
 
     def __enter__(self) -> Recorder:
         return self
@@ -100,6 +106,16 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _guarded(self, name: str, action: Callable[[Writer], None]) -> None:
+        """A service that does not answer must not end a run of weeks. TensorBoard is files, on the disk of the rest."""
+        try:
+            action(self._writers[name])
+        except Exception as error:  # of any kind: each service's library has its own
+            if name == "tensorboard":
+                raise
+            del self._writers[name]
+            self._warn(f"WARNING: {name} failed and gets nothing more of this run ({type(error).__name__}: {error})")
 
     def _append(self, row: dict[str, Any]) -> None:
         self._file.seek(0, os.SEEK_END)
@@ -121,7 +137,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 def _drop_steps_after(path: Path, step: int) -> dict[str, Any]:
     """Rewrite the metrics without the steps after `step`; returns the last row that stays."""
-    rows = [row for row in _read_rows(path) if row["step"] <= step]
+    rows = [row for row in read_rows(path) if row["step"] <= step]
     if rows and rows[-1]["step"] == step:  # its held-out problems, which come after the checkpoint, are asked again
         rows[-1] = {name: value for name, value in rows[-1].items() if not name.startswith("eval/")}
     replacement = path.with_name(path.name + ".new")
@@ -133,8 +149,8 @@ def _drop_steps_after(path: Path, step: int) -> dict[str, Any]:
     return rows[-1] if rows else {"step": -1}
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a kill cut short is left out."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that a kill cut short, or that is being written, is left out."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -144,8 +160,3 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise InputError(f"{path}:{number}: not a line of metrics ({error}); mend or remove it.") from None
     return rows
-
-
-def _literal(text: str) -> str:
-    """An indented code block: nothing in it is markup, and no line of it can end it."""
-    return "\n".join("    " + line for line in without_controls(text, "\N{REPLACEMENT CHARACTER}").split("\n"))

@@ -82,6 +82,15 @@ _OPEN_PREFIXES = {
 """Groups whose names depend on the run: phases, terms of the reward, and what is evaluated."""
 
 
+HISTOGRAMS = {
+    "histogram/reward": "Rewards of the step's completions.",
+    "histogram/completion_tokens": "Lengths of the step's completions, tokens.",
+    "histogram/logprob_gap": "Engine - trainer log-probability of each token of the recorded completions, nats.",
+    "histogram/log_rho": "log rho = log pihat_ref - log pi of each token of the recorded completions, nats.",
+}
+"""Every distribution that a run shows; the last two at steps whose completions are recorded."""
+
+
 def describe(name: str) -> str:
     """What the scalar `name` means, with its unit. Raises ValueError for a name that nobody declared."""
     if name in SCALARS:

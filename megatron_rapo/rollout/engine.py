@@ -117,6 +117,10 @@ class Engine:
         """The version last loaded; None while the weights are those of the model folder."""
         return self._version
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones too."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
     def generate(
         self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:

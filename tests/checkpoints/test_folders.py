@@ -31,7 +31,8 @@ FREE = [
     *("precision.max_logprob_gap", "precision.on_logprob_gap", "rollout.fp8"),
     *("checkpoint.every_steps", "checkpoint.hf_export"),
     *("checkpoint.async_save", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.hf_every"),
-    *("monitor.tensorboard", "monitor.sampled_completions", "monitor.gradient_share_every_steps"),
+    *("monitor.writers", "monitor.sampled_completions", "monitor.gradient_share_every_steps"),
+    *("monitor.rollouts_every_steps", "monitor.rollouts_completions"),
     *("precision.fp8_recipe", "precision.bf16_layers_at_start", "precision.bf16_layers_at_end"),
     *("checkpoint.grace_s", "optimizer.max_skipped_steps", "run.folder", "run.timeout_s", "run.deterministic"),
 ]

@@ -93,6 +93,7 @@ def compare(policy: Policy, rollout: Sequence[TrainingSequence], model: Path) ->
         "round_trip": bitwise_equal(policy, model),
         "policy": over_all_ranks(old),
         "reference": over_all_ranks(ref),
+        "chosen": compare_chosen(policy, scored_parts, parts, reference),
         "sequence_mean": over_all_ranks(compare_sequence_means(policy, batches, rollout)),
         "diagnostics": diagnose(policy, scored),
         "no_sequence_earned_enough": diagnose(policy, [replace(b, reward_T=0 * b.reward_T) for b in scored]),
@@ -280,6 +281,24 @@ def compare_log_probs(
             for comparison, found_T, scale in ((old, batch.old_logp_T, 1.0), (ref, batch.ref_logp_T, sequence.phi)):
                 expected = torch.from_numpy(token_log_probs(reference, sequence.token_ids, scale))
                 comparison.add(found_T[chosen], expected[place_T[chosen]])
+
+
+def compare_chosen(
+    policy: Policy,
+    steps: Sequence[Sequence[PackedBatch]],
+    rollout: Sequence[Sequence[TrainingSequence]],
+    reference: torch.nn.Module,
+) -> dict[str, float]:
+    """The same of some completions, as the first process has them; the second takes no part in the loss."""
+    places = [(0, 0), (0, 2), (1, 3), (1, 6)]
+    comparison, chosen = Comparison(), {(step, index): rollout[step][index] for step, index in places}
+    for place, found in policy.token_log_probs(steps, chosen).items():
+        sequence = chosen[place]
+        for found_L, scale in ((found.policy_L, 1.0), (found.reference_L, sequence.phi)):
+            expected = token_log_probs(reference, sequence.token_ids, scale)[sequence.prompt_length - 1 :]
+            comparison.add(torch.from_numpy(found_L), torch.from_numpy(expected))
+    assert (comparison.tokens > 0) == (dist.get_rank() == 0)
+    return {"error": comparison.error, "tokens": comparison.tokens}
 
 
 def bitwise_equal(policy: Policy, model: Path) -> bool:

@@ -44,6 +44,16 @@ def test_log_probs_equal_transformers(found: dict[str, Any], rollouts: dict[str,
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_single_completions_come_to_the_first_process(
+    found: dict[str, Any], rollouts: dict[str, Any], layout: str
+) -> None:
+    """Of two optimizer steps, wherever pipeline, context and data parallelism have put them; all of their tokens."""
+    rollout = rollouts[LAYOUTS[layout].model]
+    assert found[layout]["chosen"]["error"] < 1e-5
+    assert found[layout]["chosen"]["tokens"] == 2 * sum(len(rollout[i].engine_logprobs) for i in (0, 2, 8, 11))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_sequence_means_by_hand(found: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
     """The mean place of the tokens that the loss counts, on every rank that has some of the sequence."""
     assert found[layout]["sequence_mean"]["error"] < 1e-5

@@ -66,24 +66,75 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: py
     assert stream.getvalue() == "step 3/30 reward 0.500\n"
 
 
-@pytest.mark.parametrize("width", [60, 120])
-def test_the_live_display_fits_the_width_and_cuts_nothing(width: int) -> None:
+def drawn(stream: Terminal, start: str = "step 3/30") -> list[str]:
+    """The lines of the display as it was drawn last."""
+    return (start + without_escapes(stream.getvalue()).split(start)[-1]).splitlines()
+
+
+def test_the_latest_steps_are_a_table() -> None:
+    stream = Terminal()
+    with Console(30, stream=stream, width=80) as shown:
+        shown.step(2, SCALARS | {"reward/mean": 0.25, "policy/kl": 1e-7})
+        shown.step(3, SCALARS)
+        shown.phase("rollout")
+    lines = drawn(stream)
+    assert lines[0].endswith("2:31 left")  # 27 steps of 5.6 s
+    assert lines[1].split() == ["done", "0:00"]
+    assert [line.rstrip() for line in lines[2:5]] == [
+        "step  reward  pass_rate       kl  entropy  tokens  tokens/s",
+        "   2   0.250      0.375    1e-07    0.312    54.0       812",
+        "   3   0.410      0.375  0.00123    0.312    54.0       812",
+    ]
+    assert (
+        " ".join(" ".join(lines[5:]).split()) == "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s"
+    )
+
+
+@pytest.mark.parametrize(("width", "columns"), [(20, 1), (30, 2), (40, 3), (60, 6), (120, 6)])
+def test_the_display_fits_the_width_and_cuts_nothing(width: int, columns: int) -> None:
+    """What the table has no column for is below it."""
     stream = Terminal()
     with Console(30, stream=stream, width=width) as shown:
         shown.step(3, SCALARS)
-        shown.phase("rollout")
-    last = without_escapes(stream.getvalue()).split("step 3/30")[-1]
-    lines = ("step 3/30" + last).splitlines()
-    assert all(len(line) <= width for line in lines)
-    assert "…" not in last
-    assert lines[0].endswith("2:31 left")  # 27 steps of 5.6 s
-    assert lines[1].split() == ["done", "0:00"]
-    cells = " ".join(" ".join(lines[2:]).split())
-    assert cells == (
+    lines = drawn(stream)
+    assert all(len(line) <= width for line in lines) and not any("…" in line for line in lines)
+    assert lines[0].split()[:2] == ["step", "3/30"] and lines[0].endswith("2:31 left")
+    assert ("━" in lines[0]) == (width >= 30)
+    labels, numbers = lines[2].split(), lines[3].split()
+    assert len(labels) == len(numbers) == 1 + columns
+    below = " ".join(" ".join(lines[4:]).split())
+    pairs = " ".join(f"{label} {number}" for label, number in zip(labels[1:], numbers[1:], strict=True))
+    assert f"{pairs} {below}" == (
         "reward 0.410 pass_rate 0.375 kl 0.00123 entropy 0.312 tokens 54.0 tokens/s 812 "
         "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s"
     )
-    assert len(lines) == 2 + (4 if width == 60 else 2)
+
+
+@pytest.mark.parametrize(("height", "steps"), [(24, [5, 6, 7, 8, 9, 10]), (11, [8, 9, 10]), (5, [10])])
+def test_a_low_terminal_has_fewer_steps(monkeypatch: pytest.MonkeyPatch, height: int, steps: list[int]) -> None:
+    monkeypatch.setenv("LINES", str(height))
+    stream = Terminal()
+    with Console(30, stream=stream, width=80) as shown:
+        for step in range(1, 11):
+            shown.step(step, SCALARS)
+    table = [line.split()[0] for line in drawn(stream, "step 10/30")[3:] if line.split()[1:3] == ["0.410", "0.375"]]
+    assert [int(step) for step in table] == steps
+
+
+def test_without_colour_the_display_is_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def show() -> str:
+        stream = Terminal()
+        with Console(30, stream=stream, width=80) as shown:
+            shown.step(3, SCALARS)
+        return stream.getvalue()
+
+    colours = re.compile(r"\x1b\[[0-9;]*3[0-9][0-9;]*m")
+    coloured = show()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = show()
+    assert colours.search(coloured) and not colours.search(plain)
+    rest_of_bar = str.maketrans("━╺╸", "   ")  # is only there in another colour
+    assert without_escapes(plain).translate(rest_of_bar) == without_escapes(coloured).translate(rest_of_bar)
 
 
 def test_the_remaining_time_is_the_mean_of_recent_steps_times_those_left(monkeypatch: pytest.MonkeyPatch) -> None:

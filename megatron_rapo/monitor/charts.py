@@ -1,0 +1,44 @@
+"""Which scalars are looked at together, in TensorBoard's custom scalars and in the report."""
+
+from __future__ import annotations
+
+CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Learning": {
+        "Reward": ("reward/mean", "reward/pass_rate"),
+        "Entropy": ("policy/entropy",),
+        "KL": ("policy/kl",),
+        "Completion length": ("rollout/completion_tokens",),
+        "phi": ("reference/phi_mean", "reference/phi_min"),
+        "Held-out problems": ("eval/",),
+    },
+    "Verifier": {
+        "Verdicts": ("reward/pass_rate", "reward/wrong", "reward/no_answer", "reward/unparsable", "reward/timeout"),
+        "Format and length": ("reward/format_rate", "rollout/truncated"),
+        "Groups": ("reward/groups_without_signal", "rollout/groups_replaced"),
+        "Terms of the reward": ("reward/term/",),
+    },
+    "Optimisation": {
+        "Gradient norm": ("optimizer/grad_norm",),
+        "Objective": ("policy/surrogate", "policy/kl_cost", "policy/entropy_bonus"),
+        "Clipped": ("policy/clip_fraction", "policy/ratio_capped"),
+        "Learning rate": ("optimizer/lr",),
+    },
+    "Engine and trainer": {
+        "Log-probability gap": ("rollout/logprob_gap_mean", "rollout/logprob_gap_max"),
+        "Gap on fixed prompts": ("reshard/parity_mean", "reshard/parity_max"),
+        "Staleness": ("policy/staleness",),
+        "Importance weights": ("estimator/importance_ess", "estimator/importance_capped"),
+    },
+    "Estimators": {
+        "log rho": ("estimator/log_rho_p01", "estimator/log_rho_p50", "estimator/log_rho_p99"),
+        "Effective sample size of rho": ("estimator/rho_ess",),
+        "Share of the gradient": ("estimator/kl_gradient_share",),
+    },
+    "Time": {
+        "Seconds by phase": ("seconds/",),
+        "Throughput": ("throughput/tokens_per_s",),
+        "Resharding": ("reshard/transfer_s", "reshard/engine_s", "reshard/proof_s"),
+        "Resharding, GB/s": ("reshard/transfer_gb_per_s",),
+    },
+}
+"""Section -> chart -> scalars; a name that ends in / stands for all that begin with it."""

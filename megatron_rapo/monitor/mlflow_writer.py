@@ -1,0 +1,66 @@
+"""MLflow: to the server of MLFLOW_TRACKING_URI, or else to a file of its own in the run's folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param
+from mlflow.tracking import MlflowClient
+
+from megatron_rapo.monitor.writers import Sample, kept_id
+
+_PARAM_CHARACTERS, _PARAMS_AT_ONCE = 500, 100  # what every kind of MLflow's stores takes
+
+
+class MlflowWriter:
+    """One run there. A resumed run goes on as the same one; steps that were lost between are there twice.
+
+    MLflow has no histograms; samples are files (artifacts) of the run.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        folder = folder.resolve()
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = MlflowClient(server or f"sqlite:///{folder}/mlflow.db")
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "megatron_rapo")
+        experiment = self._client.get_experiment_by_name(name)
+        files = None if server else (folder / "mlflow").as_uri()  # else they would be in the current folder
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name, files)
+        known = folder / "mlflow_run_id"
+        if known.exists():
+            self._run_id = kept_id(known, "")
+            self._client.update_run(self._run_id, status="RUNNING")
+            return
+        self._run_id = kept_id(known, self._client.create_run(experiment_id, run_name=folder.name).info.run_id)
+        params = [Param(name, str(value)[:_PARAM_CHARACTERS]) for name, value in _flat(settings)]
+        for start in range(0, len(params), _PARAMS_AT_ONCE):
+            self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_AT_ONCE])
+
+    def write(
+        self,
+        step: int,
+        scalars: Mapping[str, float],
+        samples: Sequence[Sample],
+        histograms: Mapping[str, Sequence[float]],
+    ) -> None:
+        now_ms = int(time.time() * 1000)
+        metrics = [Metric(name.replace("@", "_at_"), value, now_ms, step) for name, value in scalars.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+        for i, sample in enumerate(samples):
+            self._client.log_text(self._run_id, sample.markdown(), f"samples/step-{step:06d}-{i}.md")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)
+
+
+def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """section.field -> value."""
+    for section, fields in settings.items():
+        if isinstance(fields, Mapping):
+            yield from ((f"{section}.{name}", value) for name, value in fields.items())
+        else:
+            yield section, fields

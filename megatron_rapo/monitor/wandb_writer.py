@@ -1,0 +1,52 @@
+"""Weights & Biases. What is not said here it takes from its own variables (WANDB_PROJECT, WANDB_MODE=offline, ...)."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wandb
+
+from megatron_rapo.monitor.writers import Sample, kept_id
+
+
+class WandbWriter:
+    """One run there. A resumed run goes on as the same one; steps that were lost between are there twice."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "megatron_rapo"),
+            name=os.environ.get("WANDB_NAME", folder.resolve().name),
+            id=kept_id(folder / "wandb_run_id", uuid.uuid4().hex[:12]),
+            resume="allow",
+            dir=str(folder),
+            config=dict(settings),
+        )
+        # Its own step counter refuses to go back, as a run does that is resumed from an earlier checkpoint.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(
+        self,
+        step: int,
+        scalars: Mapping[str, float],
+        samples: Sequence[Sample],
+        histograms: Mapping[str, Sequence[float]],
+    ) -> None:
+        content: dict[str, Any] = {"step": step, **scalars}
+        content |= {
+            name: wandb.Histogram(np_histogram=np.histogram(values, bins=30))
+            for name, values in histograms.items()
+            if len(values)
+        }
+        if samples:
+            rows = [[step, each.prompt, each.completion, each.answer, each.reward] for each in samples]
+            content["samples"] = wandb.Table(["step", "prompt", "completion", "answer", "reward"], rows)
+        self._run.log(content)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,80 @@
+"""The `report` command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_rapo.errors import InputError
+from megatron_rapo.monitor import CHARTS, describe
+from megatron_rapo.report.evaluations import find_evaluations, read_evaluations
+from megatron_rapo.report.page import render
+from megatron_rapo.report.rollouts import read_completions
+from megatron_rapo.report.runs import Run, differences, read_runs
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the command line."""
+
+    output: Path | None  # the first run's folder by default
+    evaluations: Sequence[Path]
+    rollouts_mib: float  # of all runs together
+
+
+def report(folders: Sequence[Path], options: Options) -> int:
+    """Write the report of the runs in `folders`. Raises InputError."""
+    output = options.output or folders[0] / REPORT
+    runs = read_runs(folders)
+    content = render(" · ".join(run.name for run in runs), page_data(runs, options))
+    partial = output.with_name(output.name + ".partial")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(output)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written ({error.strerror}); name another file.") from None
+    print(f"{output}: {len(content) / 2**20:.1f} MiB; open it in a browser, it needs no network")
+    return 0
+
+
+def page_data(runs: Sequence[Run], options: Options) -> dict[str, Any]:
+    """What the page's scripts draw."""
+    budget = int(options.rollouts_mib * 2**20) // len(runs)
+    found = {path: _label(run, path) for run in runs for path in find_evaluations(run.folder)}
+    names = dict.fromkeys(name for run in runs for name in run.curves)
+    return {
+        "charts": {section: {title: list(of) for title, of in charts.items()} for section, charts in CHARTS.items()},
+        "meanings": {name: _meaning(name) for name in names},
+        "runs": [_run(run, budget) for run in runs],
+        "evaluations": read_evaluations({path: path.stem for path in options.evaluations} | found),
+        "differences": differences(runs),
+    }
+
+
+def _run(run: Run, most_bytes: int) -> dict[str, Any]:
+    completions, recorded = read_completions(run.folder, most_bytes=most_bytes)
+    return {
+        "name": run.name,
+        "curves": run.curves,
+        "settings": run.settings,
+        "summary": run.summary,
+        "machine": run.machine,
+        "completions": completions,
+        "recorded": recorded,
+    }
+
+
+def _label(run: Run, path: Path) -> str:
+    return run.name if len(find_evaluations(run.folder)) == 1 else f"{run.name}: {path.stem}"
+
+
+def _meaning(name: str) -> str:
+    """A scalar of another version's run has none here."""
+    try:
+        return describe(name)
+    except ValueError:
+        return ""

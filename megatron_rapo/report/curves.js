@@ -1,0 +1,108 @@
+// Cards of curves: which scalars, in which colours, with their meaning.
+
+const COLOURS = 7;
+const colour = (i) => `var(--c${i % COLOURS})`;
+const drawn = [];  // charts that smoothing redraws
+const state = { smoothing: 0 };
+
+/** The scalars that CHARTS names so and some run has. */
+function expand(names, runs) {
+  const known = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
+  return names.flatMap((name) => (name.endsWith("/") ? known.filter((each) => each.startsWith(name) && each !== "seconds/step")
+    : known.filter((each) => each === name)));
+}
+
+/** What tells the names of a chart apart. */
+function shortNames(names) {
+  if (names.length === 1) return [names[0].split("/").pop()];
+  const last = names.map((name) => name.split("/").pop().replaceAll("_", " "));
+  if (new Set(last).size < last.length) return names.map((name) => name.replaceAll("_", " "));
+  let same = 0;  // words that all begin with
+  const words = last.map((name) => name.split(" "));
+  while (words.every((w) => w.length > same + 1 && w[same] === words[0][same])) same++;
+  return words.map((w) => w.slice(same).join(" "));
+}
+
+function lineSeries(names, runs) {
+  const short = shortNames(names);
+  return runs.flatMap((run, r) => names.map((name, n) => ({ run, r, name, n })))
+    .filter(({ run, name }) => run.curves[name])
+    .map(({ run, r, name, n }) => ({
+      label: runs.length === 1 ? short[n] : names.length === 1 ? run.name : `${run.name} · ${short[n]}`,
+      colour: colour(runs.length === 1 ? n : r),
+      dash: n % 3,
+      x: run.curves[name].steps,
+      y: run.curves[name].values,
+      dots: name.startsWith("eval/"),
+      title: name,
+    }));
+}
+
+/** One card of lines; null where no run has any of the scalars. */
+function lineCard(title, names, data, extra = {}) {
+  const found = expand(names, data.runs);
+  if (!found.length) return null;
+  const series = lineSeries(found, data.runs);
+  const meaning = extra.meaning || (found.length === 1 ? data.meanings[found[0]] : "");
+  return card(title, meaning, { title, series, smoothing: () => state.smoothing, ...extra }, data.meanings);
+}
+
+/** Stacked areas, one card for each run. */
+function stackCards(title, names, data, extra = {}) {
+  const found = expand(names, data.runs);
+  return data.runs.map((run) => {
+    const mine = found.filter((name) => run.curves[name]);
+    if (!mine.length) return null;
+    const x = longest(mine.map((name) => run.curves[name].steps)), short = shortNames(mine);
+    const series = mine.map((name, i) => {
+      const at = new Map(run.curves[name].steps.map((step, j) => [step, run.curves[name].values[j]]));
+      return { label: short[i], colour: colour(i), area: true, x, y: x.map((step) => at.get(step) ?? 0), title: name };
+    });
+    const heading = data.runs.length === 1 ? title : `${title} · ${run.name}`;
+    return card(heading, extra.meaning || "", { title: heading, series, stacked: true, ...extra }, data.meanings);
+  }).filter((each) => each);
+}
+
+const longest = (lists) => lists.reduce((a, b) => (b.length > a.length ? b : a));
+
+function card(title, meaning, spec, meanings = {}) {
+  const known = spec.series.length === 1 ? spec.series[0].y.filter((y) => y !== null) : [];
+  const heading = el("h3", {}, el("span", {}, title), el("span", { class: "latest" }, known.length ? brief(known[known.length - 1]) : ""));
+  const [first] = spec.series, ofFirst = meanings[first.title];
+  const words = el("p", { class: "meaning" }, meaning || (ofFirst ? `${first.label}: ${ofFirst}` : ""));
+  const box = el("div", { class: "card" }, heading, words);
+  const made = { spec, redraw: () => {} };
+  if (spec.series.length > 1) box.append(legend(made, words, meanings));
+  Object.assign(made, chart(box, spec));
+  if (spec.smoothing) drawn.push(made);
+  if (!spec.stacked && wantsLog(spec)) heading.append(logButton(made));
+  return box;
+}
+
+/** The series' names; pointing at one (or the Tab key) says what it means and pales the others. */
+function legend(made, words, meanings) {
+  const before = words.textContent;
+  const point = (i) => {
+    const meaning = i === null ? "" : meanings[made.spec.series[i].title] || made.spec.series[i].title || "";
+    words.textContent = meaning ? `${made.spec.series[i].label}: ${meaning}` : before;
+    made.spec.emphasis = i;
+    made.redraw();
+  };
+  return el("ul", { class: "legend" }, ...made.spec.series.map((s, i) => el("li", { tabindex: "0",
+    onpointerenter: () => point(i), onpointerleave: () => point(null), onfocus: () => point(i), onblur: () => point(null) }, swatch(s), s.label)));
+}
+
+function wantsLog(spec) {
+  const values = extent({ ...spec, marks: [] });
+  return values.length > 3 && Math.min(...values) > 0 && Math.max(...values) > 30 * Math.min(...values);
+}
+
+function logButton(made) {
+  const button = el("button", { type: "button", "aria-pressed": "false", title: "logarithmic axis" }, "log");
+  button.addEventListener("click", () => {
+    made.spec.log = !made.spec.log;
+    button.setAttribute("aria-pressed", String(made.spec.log));
+    made.redraw();
+  });
+  return button;
+}

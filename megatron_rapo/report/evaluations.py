@@ -1,0 +1,37 @@
+"""pass@k curves with their intervals, from the scores that evaluations wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_rapo.evaluation.curves import curve_k
+from megatron_rapo.evaluation.scores import EVALUATIONS, Scores
+
+
+def find_evaluations(folder: Path) -> list[Path]:
+    """The first and the last that a run made itself."""
+    found = sorted((folder / EVALUATIONS).glob("step-*.json"))
+    return found if len(found) < 2 else [found[0], found[-1]]
+
+
+def read_evaluations(labels: Mapping[Path, str]) -> list[dict[str, Any]]:
+    """A curve of each file, at powers of two up to its samples per problem. Raises ScoresError for other files."""
+    return [{"label": label, **_curve(Scores.read(path))} for path, label in labels.items()]
+
+
+def _curve(scores: Scores) -> dict[str, Any]:
+    k = curve_k(scores.samples_per_problem)
+    passed = {name: values_P for name, values_P in scores.values(k).items() if name.startswith("pass@")}
+    found = scores.bootstrap.scores(passed).values()
+    return {
+        "model": scores.model,
+        "data": scores.data,
+        "problems": len(scores.problems),
+        "samples": scores.samples_per_problem,
+        "k": k,
+        "pass_at": [round(score.value, 5) for score in found],
+        "low": [round(score.interval[0], 5) for score in found],
+        "high": [round(score.interval[1], 5) for score in found],
+    }

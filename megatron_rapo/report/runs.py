@@ -1,0 +1,120 @@
+"""What a run's folder says, as the page takes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from megatron_rapo.config import Config
+from megatron_rapo.errors import InputError
+from megatron_rapo.monitor import METRICS_FILE, read_rows
+from megatron_rapo.report.curves import curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run, its rollouts and evaluations aside."""
+
+    name: str
+    folder: Path
+    curves: dict[str, dict[str, list[Any]]]  # scalar -> {"steps": [...], "values": [...]}
+    settings: dict[str, Any]  # section.field -> value
+    summary: dict[str, Any]
+    machine: dict[str, Any]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in `folders`. Raises InputError for one that is none."""
+    names = _names(folders)
+    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _read(folder: Path, name: str) -> Run:
+    if not (folder / METRICS_FILE).is_file():
+        raise InputError(f"{folder}: has no {METRICS_FILE}, so it is no run's folder; name one that `train` wrote.")
+    try:
+        rows = read_rows(folder / METRICS_FILE)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); name another.") from None
+    if not rows:
+        raise InputError(f"{folder}: its {METRICS_FILE} is empty, no step has ended yet; wait for one.")
+    return Run(
+        name=name,
+        folder=folder,
+        curves=curves(rows),
+        settings=dict(_flat(_json(folder / "config.json"))),
+        summary=_json(folder / "summary.json"),
+        machine=_json(folder / "machine.json"),
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names, with as much of what is above them as tells them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise InputError(f"report {' '.join(map(str, folders))}: a run is named twice; name each once.")
+    depth = 1
+    while len({p[-depth:] for p in parts}) < len(parts):
+        depth += 1
+    return ["/".join(p[-depth:]) for p in parts]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a file that a run writes once holds; nothing where it is not there yet."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); mend or remove it.") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, fields in settings.items():
+        if isinstance(fields, Mapping):
+            flat |= {f"{section}.{name}": value for name, value in fields.items()}
+        else:
+            flat[section] = fields
+    return flat
+
+
+def defaults() -> dict[str, Any]:
+    """section.field -> its default, as a run writes it; what has none is not there."""
+    found: dict[str, Any] = {}
+    for section, of_config in Config.model_fields.items():
+        kinds = (of_config.annotation, *get_args(of_config.annotation))  # a section that may be left out is a union
+        fields: dict[str, Any] = next((kind.model_fields for kind in kinds if hasattr(kind, "model_fields")), {})
+        found |= {
+            f"{section}.{name}": json.loads(json.dumps(each.get_default(call_default_factory=True)))
+            for name, each in fields.items()
+            if not each.is_required() and _plain(each.default)
+        }
+    return found
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool | tuple | list)
+
+
+def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Settings that are not the same in all `runs`; of a single run, those that are not at their defaults."""
+    shown = [run.settings for run in runs] if len(runs) > 1 else [runs[0].settings, defaults()]
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    return [
+        {"name": name, "values": [_text(settings, name) for settings in shown]}
+        for name in names
+        if len({_text(settings, name) for settings in shown}) > 1
+    ]
+
+
+def _text(settings: Mapping[str, Any], name: str) -> str:
+    """A value as a configuration file has it; a dash where there is none."""
+    if name not in settings:
+        return "–"
+    value = settings[name]
+    return value if isinstance(value, str) else json.dumps(value)
