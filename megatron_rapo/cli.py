@@ -8,11 +8,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_rapo.config.file import load_config
 from megatron_rapo.errors import InputError
 from megatron_rapo.launcher import adopt_srun, rank
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 REQUEUE_STATUS = 75
 """Exit status of a run that stopped because it was told to, and can go on (sysexits.h: EX_TEMPFAIL)."""
@@ -182,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
+def _add_evaluate(commands: Commands) -> None:
     evaluate = _command(commands, "evaluate", _evaluate, "pass@k and maj@k of a model on held-out problems")
     evaluate.add_argument(
         "--model",
@@ -210,7 +215,7 @@ def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
     )
 
 
-def _add_report(commands) -> None:  # type: ignore[no-untyped-def]
+def _add_report(commands: Commands) -> None:
     report = commands.add_parser("report", help="one HTML file that shows runs; opens anywhere, without a network")
     report.set_defaults(command=_report)
     report.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run folders, to be shown side by side")
@@ -228,7 +233,7 @@ def _add_report(commands) -> None:  # type: ignore[no-untyped-def]
     )
 
 
-def _add_compare(commands) -> None:  # type: ignore[no-untyped-def]
+def _add_compare(commands: Commands) -> None:
     what = "what models scored on the same problems, side by side; runs none of them"
     compare = commands.add_parser("compare", help=what, description=what)
     compare.set_defaults(command=_compare)
@@ -255,8 +260,10 @@ def _k(text: str) -> list[int]:
         ) from None
 
 
-def _command(commands, name, function, description) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
-    command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
+def _command(
+    commands: Commands, name: str, function: Callable[[argparse.Namespace], int], description: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=description, description=description)
     command.set_defaults(command=function)
     number = "?" if name == "audit" else None
     command.add_argument("config", type=Path, metavar="CONFIG.toml", nargs=number, help="the run's settings")
