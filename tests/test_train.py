@@ -228,19 +228,20 @@ def test_a_damaged_checkpoint_is_passed_over(whole: tuple[Path, str], resumed: t
     assert same_run(folder, whole[0])
 
 
-def evaluate(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`evaluate` of the run's latest checkpoint, a few problems at a time."""
-    command = [sys.executable, "-m", "megatron_rapo", "evaluate", str(folder / "config.toml")]
+def evaluate(folder: Path, *, tensor: int) -> subprocess.Popen[str]:
+    """`evaluate` of the run's latest checkpoint with an engine of `tensor` processes, a few problems at a time."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={tensor}"] if tensor > 1 else []
+    command = [sys.executable, *launcher, "-m", "megatron_rapo", "evaluate", str(folder / "config.toml")]
     command += ["--model", str(folder / "run"), "--output", str(folder / "samples.jsonl")]
-    command += ["--set", "rollout.max_concurrent=2", *arguments]
+    command += ["--set", "rollout.max_concurrent=2", "--set", f"rollout.tensor={tensor}"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_evaluate_goes_on_after_a_kill_and_finds_what_the_run_found(whole: tuple[Path, str]) -> None:
-    """A checkpoint, made into a Hugging Face folder on the way; no sample is lost and none there twice."""
+    """Of a checkpoint, by one process and then by two: no sample is lost, none there twice, and all are the run's."""
     folder, _ = whole
     samples = folder / "samples.jsonl"
-    killed = evaluate(folder)
+    killed = evaluate(folder, tensor=1)
     deadline = time.monotonic() + 150
     while not samples.exists() or samples.read_bytes().count(b"\n") < 3:  # the settings and a part of two problems
         assert time.monotonic() < deadline and killed.poll() is None
@@ -250,7 +251,7 @@ def test_evaluate_goes_on_after_a_kill_and_finds_what_the_run_found(whole: tuple
     before = samples.read_bytes()
     kept = before[: before.rindex(b"\n") + 1]
     assert 3 <= kept.count(b"\n") < 7
-    output = finish(evaluate(folder))
+    output = finish(evaluate(folder, tensor=2))
     there = kept.count(b"\n") - 1
     assert f"going on: {there} of 6 problems are there" in output
     assert samples.read_bytes().startswith(kept)

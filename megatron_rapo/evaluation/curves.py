@@ -57,10 +57,10 @@ def plot_curves(evaluated: Sequence[Evaluated], path: Path) -> None:
 def _parts(base: Evaluated) -> dict[str, np.ndarray]:
     """Title -> [P] which problems: all of them and, where the base solves some and not others, both kinds."""
     solved_P = np.array([problem.solved for problem in base.scores.problems])
-    parts = {f"{len(solved_P)} problems": np.ones_like(solved_P)}
+    parts = {f"all problems: {len(solved_P)}": np.ones_like(solved_P)}
     if solved_P.any() and not solved_P.all():
-        never = f"{(~solved_P).sum()} hard ones: {base.path.stem} solves none"
-        parts |= {never: ~solved_P, f"the other {solved_P.sum()}": solved_P}
+        hard = f"hard, never solved by {base.path.stem}: {(~solved_P).sum()}"
+        parts |= {hard: ~solved_P, f"the rest: {solved_P.sum()}": solved_P}
     return parts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from dataclasses import dataclass
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import xxhash
 
-from megatron_rapo.checkpoints import CHECKPOINTS, MODEL_FILES, CheckpointError, checkpoint_folder, latest_checkpoint
+from megatron_rapo.checkpoints import CHECKPOINTS, MODEL_FILES, CheckpointError, latest_checkpoint
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole
 from megatron_rapo.checkpoints.tensors import METADATA
 from megatron_rapo.config import ConfigError
 from megatron_rapo.convert import megatron_to_hf
+from megatron_rapo.convert.files import ConversionError
+from megatron_rapo.writing import explained
 
 CONVERTED = "converted"  # folder within a run: its checkpoints as Hugging Face folders, as far as they were evaluated
+LOCK = ".lock"  # in that folder: of the evaluation that makes one of them
 ORIGIN = "converted_from.json"  # in such a folder, when it is whole: which checkpoint it was made from
 
 
@@ -77,8 +81,17 @@ class EvaluatedModel:
         """
         if not self.is_checkpoint:
             return
-        folder, made_from = self.hf_folder, json.dumps({"checkpoint": self.digest()})
-        origin = folder / ORIGIN
+        folder = self.hf_folder
+        try:
+            folder.parent.mkdir(exist_ok=True)
+            with open(folder.parent / LOCK, "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another evaluation may be making it
+                self._make(folder)
+        except OSError as error:
+            raise ConversionError(f"{folder}: could not be made of {self.path}: {explained(error, folder)}") from None
+
+    def _make(self, folder: Path) -> None:
+        origin, made_from = folder / ORIGIN, json.dumps({"checkpoint": self.digest()})
         if not (origin.is_file() and origin.read_text() == made_from):
             shutil.rmtree(folder, ignore_errors=True)
             megatron_to_hf(
@@ -89,5 +102,5 @@ class EvaluatedModel:
 
 def _there(checkpoints: Path) -> str:
     """Which checkpoints there are, for messages."""
-    names = sorted(path.name for path in checkpoints.glob(f"{checkpoint_folder(Path(), 0).name[:5]}*") if path.is_dir())
+    names = sorted(path.parent.name for path in checkpoints.glob(f"step-*/{METADATA}"))
     return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}." if names else "there is none yet."

@@ -29,7 +29,11 @@ def test_what_is_drawn(drawn, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     [figure] = drawn
     whole, hard, rest = figure.axes
-    assert [axis.get_title() for axis in figure.axes] == ["4 problems", "1 hard ones: base solves none", "the other 3"]
+    assert [axis.get_title() for axis in figure.axes] == [
+        "all problems: 4",
+        "hard, never solved by base: 1",
+        "the rest: 3",
+    ]
     assert [text.get_text() for text in whole.get_legend().get_texts()] == ["base", "mine"]
     base, mine = whole.get_lines()
     assert base.get_xdata().tolist() == [1, 2, 4, 8] and mine.get_xdata().tolist() == [1, 2, 4, 6]
@@ -43,7 +47,7 @@ def test_what_is_drawn(drawn, tmp_path):
 
 def test_without_hard_problems_there_is_one_part(drawn, tmp_path):
     plot_curves([evaluated(right_of(2, 1, 2))], tmp_path / "curves.png")
-    assert [axis.get_title() for axis in drawn[0].axes] == ["2 problems"]
+    assert [axis.get_title() for axis in drawn[0].axes] == ["all problems: 2"]
 
 
 def test_a_picture_that_cannot_be_written(tmp_path):

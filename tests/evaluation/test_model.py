@@ -3,6 +3,7 @@ import json
 import pytest
 
 from megatron_rapo.config import ConfigError
+from megatron_rapo.convert.files import ConversionError
 from megatron_rapo.evaluation import model as of_model
 from megatron_rapo.evaluation.model import CONVERTED, ORIGIN, EvaluatedModel
 
@@ -87,6 +88,14 @@ def test_a_folder_is_made_once_and_anew_for_another_checkpoint(run, monkeypatch)
     model.prepare()
     model.prepare()
     assert len(made) == 3
+
+
+def test_a_run_that_cannot_be_written_to(run):
+    (run / CONVERTED).touch()
+    with pytest.raises(ConversionError) as refused:
+        EvaluatedModel.find(run).prepare()
+    folder, checkpoint = run.resolve() / "converted/step-000010", run / "checkpoints/step-000010"
+    assert str(refused.value).startswith(f"{folder}: could not be made of {checkpoint}: [Errno 17] File exists")
 
 
 def test_a_hugging_face_folder_is_left_alone(tmp_path):
