@@ -93,12 +93,13 @@ function lineCards(section, data) {
 }
 
 function passAtK(data) {
-  const series = data.evaluations.map((e, i) => ({
-    label: e.label, colour: colour(i), x: e.k, y: e.pass_at, low: e.low, high: e.high, dots: true,
+  const others = data.evaluations.filter((e) => ofRun(e, data) < 0);  // the base, say: neither in a run's colour nor solid
+  const series = data.evaluations.map((e) => ({
+    label: e.label, ...(ofRun(e, data) < 0 ? { colour: colour(6 - others.indexOf(e)), dash: 1 } : { colour: colour(ofRun(e, data)) }), x: e.k, y: e.pass_at, low: e.low, high: e.high, dots: true,
     title: `${e.model} on ${e.problems} problems of ${e.data}, ${e.samples} samples of each`,
   }));
   const cards = [];
-  if (series.length) cards.push(passCard("pass@k with intervals", series, "Evaluated by `evaluate`; the band is the interval."));
+  if (series.length) cards.push(passCard("pass@k with intervals", series, "From the files of the evaluate command; the band is the interval."));
   data.runs.forEach((run, r) => {
     const found = Object.entries(run.summary).filter(([name]) => name.startsWith("pass@"));
     if (!found.length) return;
@@ -109,6 +110,9 @@ function passAtK(data) {
   });
   return grid(...cards);
 }
+
+/** Which run the evaluation lay in the folder of; -1 for none. */
+const ofRun = (evaluation, data) => data.runs.findIndex((run) => evaluation.label.split(": ")[0] === run.name);
 
 function passCard(title, series, meaning) {
   return card(title, meaning, { title, series, log2x: true, xName: "k =", height: 230 });
