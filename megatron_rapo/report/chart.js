@@ -93,7 +93,7 @@ function decades(low, high) {
 function lines(spec, scale) {
   const weight = spec.smoothing ? spec.smoothing() : 0, parts = [];
   for (const s of spec.series) {
-    if (s.low) parts.push(svg("path", { class: "band", fill: s.colour, d: band(s, scale) }));
+    if (s.low) parts.push(svg("path", { class: "band", fill: s.colour, d: band(s, scale, spec.log) }));
   }
   for (const [i, s] of spec.series.entries()) {
     const style = { stroke: s.colour, "stroke-dasharray": ["", "8 3", "2 3"][s.dash || 0], "stroke-opacity": paled(spec, i) };
@@ -120,10 +120,12 @@ function path(x, y, scale, spec) {
   return d;
 }
 
-function band(s, scale) {
+/** Between low and high, where they are known (and above 0 on a logarithmic axis). */
+function band(s, scale, log = false) {
   const point = (x, y) => `${scale.x(x).toFixed(1)},${scale.y(y).toFixed(1)}`;
-  const up = s.x.map((x, i) => point(x, s.high[i])), down = s.x.map((x, i) => point(x, s.low[i])).reverse();
-  return `M${[...up, ...down].join("L")}Z`;
+  const known = s.x.map((_, i) => i).filter((i) => s.low[i] !== null && (!log || s.low[i] > 0));
+  const up = known.map((i) => point(s.x[i], s.high[i])), down = known.map((i) => point(s.x[i], s.low[i])).reverse();
+  return known.length ? `M${[...up, ...down].join("L")}Z` : "";
 }
 
 function areas(spec, scale) {

@@ -8,8 +8,7 @@ const state = { smoothing: 0 };
 /** The scalars that CHARTS names so and some run has. */
 function expand(names, runs) {
   const known = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
-  return names.flatMap((name) => (name.endsWith("/") ? known.filter((each) => each.startsWith(name) && each !== "seconds/step")
-    : known.filter((each) => each === name)));
+  return names.flatMap((name) => known.filter((each) => (name.endsWith("/") ? each.startsWith(name) : each === name)));
 }
 
 /** What tells the names of a chart apart. */
@@ -33,6 +32,8 @@ function lineSeries(names, runs) {
       dash: n % 3,
       x: run.curves[name].steps,
       y: run.curves[name].values,
+      low: run.curves[name].low,
+      high: run.curves[name].high,
       dots: name.startsWith("eval/"),
       title: name,
     }));
@@ -48,22 +49,14 @@ function lineCard(title, names, data, extra = {}) {
 }
 
 /** Stacked areas, one card for each run. */
-function stackCards(title, names, data, extra = {}) {
-  const found = expand(names, data.runs);
-  return data.runs.map((run) => {
-    const mine = found.filter((name) => run.curves[name]);
-    if (!mine.length) return null;
-    const x = longest(mine.map((name) => run.curves[name].steps)), short = shortNames(mine);
-    const series = mine.map((name, i) => {
-      const at = new Map(run.curves[name].steps.map((step, j) => [step, run.curves[name].values[j]]));
-      return { label: short[i], colour: colour(i), area: true, x, y: x.map((step) => at.get(step) ?? 0), title: name };
-    });
+function stackCards(title, data, extra = {}) {
+  return data.runs.filter((run) => Object.keys(run.stacks[title].values).length).map((run) => {
+    const { steps, values } = run.stacks[title], names = Object.keys(values), short = shortNames(names);
+    const series = names.map((name, i) => ({ label: short[i], colour: colour(i), area: true, x: steps, y: values[name], title: name }));
     const heading = data.runs.length === 1 ? title : `${title} · ${run.name}`;
     return card(heading, extra.meaning || "", { title: heading, series, stacked: true, ...extra }, data.meanings);
-  }).filter((each) => each);
+  });
 }
-
-const longest = (lists) => lists.reduce((a, b) => (b.length > a.length ? b : a));
 
 function card(title, meaning, spec, meanings = {}) {
   const known = spec.series.length === 1 ? spec.series[0].y.filter((y) => y !== null) : [];

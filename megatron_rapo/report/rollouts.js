@@ -152,6 +152,10 @@ function completionBox(view, c) {
 function tokenCurve(view, c) {
   const { name, of, signed } = MODES[view.mode];
   const x = c.tokens.map((_, i) => place(c, i)), y = c.numbers.map(of);
+  if (c.cut) {  // the line is broken where tokens are left out
+    x.splice(c.cut_at, 0, c.cut_at + 1);
+    y.splice(c.cut_at, 0, null);
+  }
   const series = [{ label: name, colour: signed ? "var(--c0)" : "var(--c1)", x, y }];
   return { title: name, series, xName: "token", height: 150, fromZero: true };
 }

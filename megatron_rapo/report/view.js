@@ -70,7 +70,7 @@ function tiles(run) {
   const planned = run.settings["run.steps"];
   const passes = Object.entries(run.summary).filter(([name]) => name.startsWith("pass@"))
     .map(([name, when]) => [name, [brief(when.after ?? when.before), when.after === undefined ? "before training" : `from ${brief(when.before)}`]]);
-  const gaps = curve("rollout/logprob_gap_max");
+  const gap = run.curves["rollout/logprob_gap_max"], gaps = gap ? (gap.high || gap.values).filter((v) => v !== null) : [];
   const shown = [
     ["steps", [number(steps.steps.at(-1) || 0), planned ? `of ${number(planned)}` : ""]],
     ["reward", change("reward/mean")], ...passes, ["entropy, nats", change("policy/entropy")], ["KL, nats", change("policy/kl")],
@@ -119,9 +119,9 @@ function passCard(title, series, meaning) {
 }
 
 function verifierCards(data) {
-  const { Verdicts: verdicts, ...others } = data.charts.Verifier;
+  const { Verdicts: _, ...others } = data.charts.Verifier;
   const meaning = "Every completion has one verdict; pass rate is those found right.";
-  return [...stackCards("Verdicts", verdicts, data, { share: true, meaning }),
+  return [...stackCards("Verdicts", data, { share: true, meaning }),
     ...Object.entries(others).map(([title, names]) => lineCard(title, names, data)).filter((each) => each)];
 }
 
@@ -135,7 +135,7 @@ function reshardCards(data) {
   const whose = data.runs.length > 1 ? ` (${first.name})` : "";
   return [
     lineCard("Transfer against a plain copy, GB/s", time["Resharding, GB/s"], data, { marks, fromZero: true, meaning: `Copied, sent and received by the first process. Median ${brief(speed)} GB/s${share}${whose}.` }),
-    ...stackCards("Seconds by part", time.Resharding, data, { meaning: `Moving, packing by the engine, proof of every tensor. Medians: ${parts.join(", ")}${whose}.` }),
+    ...stackCards("Seconds by part", data, { meaning: `Moving, packing by the engine, proof of every tensor. Medians: ${parts.join(", ")}${whose}.` }),
     lineCard("Moved by the first process, MiB", ["reshard/copied_mib", "reshard/sent_mib", "reshard/received_mib"], data, { fromZero: true }),
   ].filter((each) => each);
 }
@@ -146,8 +146,8 @@ function median(run, name) {
 }
 
 function timeCards(data) {
-  const { "Seconds by phase": phases, Throughput: throughput } = data.charts.Time;
-  return [...stackCards("Seconds by phase", phases, data, { meaning: "One after the other on the first process; what is missing to a step's whole duration was timed as none of them." }),
+  const throughput = data.charts.Time.Throughput;
+  return [...stackCards("Seconds by phase", data, { meaning: "One after the other on the first process; what is missing to a step's whole duration was timed as none of them." }),
     lineCard("Throughput", throughput, data, { fromZero: true })].filter((each) => each);
 }
 
