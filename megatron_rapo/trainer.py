@@ -121,7 +121,7 @@ class Trainer:
         with monitor.phase("score"):
             steps = self._policy.score([self._policy.pack(of_step) for of_step in sequences])
             diagnostics = self._policy.diagnostics([b for batches in steps for b in batches])
-            completions = self._recorded(step, groups, sequences, steps)
+        completions = self._recorded(step, groups, sequences, steps)
         self._budget.check(diagnostics["rollout/logprob_gap_mean"], step=self._step)
         self._signals.check()
         with self._policy.training_state.in_place():
@@ -163,10 +163,11 @@ class Trainer:
         settings = self._config.monitor
         if not due(settings, step):
             return []
-        chosen = choose(groups, settings.rollouts_completions)
-        log_probs = self._policy.token_log_probs(scored, {place: sequences[place[0]][place[1]] for place in chosen})
-        completions = recorded(step, chosen, sequences, log_probs, self._sampler.engine.decode)
-        self._monitor.rollouts(step, completions)
+        with self._monitor.phase("record"):
+            chosen = choose(groups, settings.rollouts_completions)
+            log_probs = self._policy.token_log_probs(scored, {place: sequences[place[0]][place[1]] for place in chosen})
+            completions = recorded(step, chosen, sequences, log_probs, self._sampler.engine.decode)
+            self._monitor.rollouts(step, completions)
         return completions
 
     def _rollout(self, step: int) -> Rollout:

@@ -65,6 +65,7 @@ def test_help(columns):
     assert "train train a policy; start it with torchrun or srun" in words
     assert "evaluate pass@k and maj@k of a model on held-out problems" in words
     assert "compare what models scored on the same problems, side by side; runs none of them" in words
+    assert "report one HTML file that shows runs; opens anywhere, without a network" in words
     assert "\n  torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml\n" in text
     assert text.endswith("each run writes the ones it used to RUN/config.json.\n")
 

@@ -37,7 +37,8 @@ class Recorder:
         """Open `folder` for a new run, or to go on after step `resume_step` (later steps are dropped).
 
         `writers` (monitor.writers) are told the run's `settings`; one that fails is left out from then on, and `warn`
-        is told. Raises FileExistsError where the folder has metrics and `resume_step` is None.
+        is told. Raises InputError for one that cannot even start, FileExistsError where the folder has metrics and
+        `resume_step` is None.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
@@ -53,9 +54,7 @@ class Recorder:
         self._file = path.open("r+b")
         self._folder, self._warn = folder, warn
         first_step = 0 if resume_step is None else resume_step + 1
-        self._writers: dict[str, Writer] = {
-            name: open_writer(name, folder, settings or {}, first_step=first_step) for name in writers
-        }
+        self._writers: dict[str, Writer] = {name: _opened(name, folder, settings or {}, first_step) for name in writers}
 
     def log(
         self,
@@ -129,6 +128,17 @@ class Recorder:
         self._file.write(b", " + _line(row)[1:])
         self._file.flush()
         self._last |= row
+
+
+def _opened(name: str, folder: Path, settings: Mapping[str, Any], first_step: int) -> Writer:
+    try:
+        return open_writer(name, folder, settings, first_step=first_step)
+    except Exception as error:  # of any kind: each service's library has its own
+        if name == "tensorboard":
+            raise
+        raise InputError(
+            f"monitor.writers: {name} cannot start ({type(error).__name__}: {error}); see to it, or leave it out."
+        ) from error
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -56,7 +56,7 @@ def write_rollouts(folder: Path, step: int, completions: Sequence[RecordedComple
     path.parent.mkdir(exist_ok=True)
     lines = [json.dumps(_finite(asdict(each)), ensure_ascii=True, allow_nan=False) + "\n" for each in completions]
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))  # the same bytes whenever it is written
+    partial.write_bytes(gzip.compress("".join(lines).encode(), 5, mtime=0))  # the same bytes whenever it is written
     partial.replace(path)
 
 

@@ -17,10 +17,17 @@ function chart(host, spec) {
 }
 
 function draw(plot, spec) {
-  const width = plot.clientWidth, height = spec.height || 190;
+  const width = plot.clientWidth,
+    height = spec.height || 190;
   if (width < 40) return;
   const scale = scales(spec, width, height);
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", tabindex: "0", "aria-label": spoken(spec) });
+  const picture = svg("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    height,
+    role: "img",
+    tabindex: "0",
+    "aria-label": spoken(spec),
+  });
   picture.append(...axes(spec, scale, width, height));
   picture.append(...(spec.stacked ? areas(spec, scale) : lines(spec, scale)));
   plot.replaceChildren(picture);
@@ -28,7 +35,8 @@ function draw(plot, spec) {
 }
 
 function scales(spec, width, height) {
-  const xs = spec.series.flatMap((s) => s.x), ys = extent(spec);
+  const xs = spec.series.flatMap((s) => s.x),
+    ys = extent(spec);
   let [low, high] = [Math.min(...ys), Math.max(...ys)];
   if (!ys.length) [low, high] = [0, 1];
   if (spec.share) [low, high] = [0, 1];
@@ -39,14 +47,19 @@ function scales(spec, width, height) {
     high += room;
     low = low === 0 || (low > 0 && low - room < 0) ? 0 : low - room;
   }
-  const first = Math.min(...xs), last = Math.max(...xs);
-  const across = spec.log2x ? (x) => Math.log2(x) : (x) => x, up = spec.log ? Math.log10 : (y) => y;
+  const first = Math.min(...xs),
+    last = Math.max(...xs);
+  const across = spec.log2x ? (x) => Math.log2(x) : (x) => x,
+    up = spec.log ? Math.log10 : (y) => y;
   const inner = [width - MARGIN.left - MARGIN.right, height - MARGIN.top - MARGIN.bottom];
   const place = (value, a, b, size) => (b === a ? size / 2 : ((value - a) / (b - a)) * size);
   return {
     x: (x) => MARGIN.left + place(across(x), across(first), across(last), inner[0]),
     y: (y) => MARGIN.top + inner[1] - place(up(y), up(low), up(high), inner[1]),
-    first, last, low, high,
+    first,
+    last,
+    low,
+    high,
   };
 }
 
@@ -62,22 +75,36 @@ function totals(spec) {
 }
 
 function axes(spec, scale, width, height) {
-  const parts = [], bottom = height - MARGIN.bottom;
+  const parts = [],
+    bottom = height - MARGIN.bottom;
   const vertical = spec.log ? decades(scale.low, scale.high) : ticks(scale.low, scale.high, 4);
   for (const value of vertical.values) {
-    parts.push(svg("line", { class: "rule", x1: MARGIN.left, x2: width - MARGIN.right, y1: scale.y(value), y2: scale.y(value) }));
-    parts.push(svg("text", { x: MARGIN.left - 7, y: scale.y(value) + 4, "text-anchor": "end" }, tickText(value, vertical.step)));
+    parts.push(
+      svg("line", { class: "rule", x1: MARGIN.left, x2: width - MARGIN.right, y1: scale.y(value), y2: scale.y(value) }),
+    );
+    parts.push(
+      svg("text", { x: MARGIN.left - 7, y: scale.y(value) + 4, "text-anchor": "end" }, tickText(value, vertical.step)),
+    );
   }
-  const across = spec.log2x ? { values: [...new Set(spec.series.flatMap((s) => s.x))].sort((a, b) => a - b), step: 1 }
+  const across = spec.log2x
+    ? { values: [...new Set(spec.series.flatMap((s) => s.x))].sort((a, b) => a - b), step: 1 }
     : ticks(scale.first, scale.last, Math.max(2, Math.min(6, width / 90)));
   for (const value of across.values.filter(Number.isInteger)) {
-    parts.push(svg("text", { x: scale.x(value), y: bottom + 16, "text-anchor": "middle" }, tickText(value, Math.max(1, across.step))));
+    parts.push(
+      svg(
+        "text",
+        { x: scale.x(value), y: bottom + 16, "text-anchor": "middle" },
+        tickText(value, Math.max(1, across.step)),
+      ),
+    );
   }
   parts.push(svg("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom }));
   for (const mark of spec.marks || []) {
     const y = scale.y(mark.value);
     parts.push(svg("line", { class: "mark", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
-    parts.push(svg("text", { class: "marklabel", x: width - MARGIN.right, y: y - 5, "text-anchor": "end" }, mark.label));
+    parts.push(
+      svg("text", { class: "marklabel", x: width - MARGIN.right, y: y - 5, "text-anchor": "end" }, mark.label),
+    );
   }
   return parts;
 }
@@ -91,17 +118,36 @@ function decades(low, high) {
 }
 
 function lines(spec, scale) {
-  const weight = spec.smoothing ? spec.smoothing() : 0, parts = [];
+  const weight = spec.smoothing ? spec.smoothing() : 0,
+    parts = [];
   for (const s of spec.series) {
-    if (s.low) parts.push(svg("path", { class: "band", fill: s.colour, d: band(s, scale) }));
+    if (s.low) parts.push(svg("path", { class: "band", fill: s.colour, d: band(s, scale, spec.log) }));
   }
   for (const [i, s] of spec.series.entries()) {
-    const style = { stroke: s.colour, "stroke-dasharray": ["", "8 3", "2 3"][s.dash || 0], "stroke-opacity": paled(spec, i) };
+    const style = {
+      stroke: s.colour,
+      "stroke-dasharray": ["", "8 3", "2 3"][s.dash || 0],
+      "stroke-opacity": paled(spec, i),
+    };
     const smooth = weight > 0 && !s.dots && s.y.length > 3;
     if (smooth) parts.push(svg("path", { class: "line raw", d: path(s.x, s.y, scale, spec), ...style }));
-    parts.push(svg("path", { class: "line", d: path(s.x, smooth ? smoothed(s.y, weight) : s.y, scale, spec), ...style }));
+    parts.push(
+      svg("path", { class: "line", d: path(s.x, smooth ? smoothed(s.y, weight) : s.y, scale, spec), ...style }),
+    );
     if (s.dots || s.x.length < 3) {
-      s.x.forEach((x, j) => s.y[j] !== null && parts.push(svg("circle", { cx: scale.x(x), cy: scale.y(s.y[j]), r: 3, fill: s.colour, "fill-opacity": paled(spec, i) })));
+      s.x.forEach(
+        (x, j) =>
+          s.y[j] !== null &&
+          parts.push(
+            svg("circle", {
+              cx: scale.x(x),
+              cy: scale.y(s.y[j]),
+              r: 3,
+              fill: s.colour,
+              "fill-opacity": paled(spec, i),
+            }),
+          ),
+      );
     }
   }
   return parts;
@@ -111,19 +157,26 @@ function lines(spec, scale) {
 const paled = (spec, i) => (spec.emphasis === undefined || spec.emphasis === null || spec.emphasis === i ? null : 0.2);
 
 function path(x, y, scale, spec) {
-  let pen = "M", d = "";
+  let pen = "M",
+    d = "";
   x.forEach((each, i) => {
-    if (y[i] === null || (spec.log && y[i] <= 0)) { pen = "M"; return; }
+    if (y[i] === null || (spec.log && y[i] <= 0)) {
+      pen = "M";
+      return;
+    }
     d += `${pen}${scale.x(each).toFixed(1)},${scale.y(y[i]).toFixed(1)}`;
     pen = "L";
   });
   return d;
 }
 
-function band(s, scale) {
+/** Between low and high, where they are known (and above 0 on a logarithmic axis). */
+function band(s, scale, log = false) {
   const point = (x, y) => `${scale.x(x).toFixed(1)},${scale.y(y).toFixed(1)}`;
-  const up = s.x.map((x, i) => point(x, s.high[i])), down = s.x.map((x, i) => point(x, s.low[i])).reverse();
-  return `M${[...up, ...down].join("L")}Z`;
+  const known = s.x.map((_, i) => i).filter((i) => s.low[i] !== null && (!log || s.low[i] > 0));
+  const up = known.map((i) => point(s.x[i], s.high[i])),
+    down = known.map((i) => point(s.x[i], s.low[i])).reverse();
+  return known.length ? `M${[...up, ...down].join("L")}Z` : "";
 }
 
 function areas(spec, scale) {
@@ -138,7 +191,8 @@ function areas(spec, scale) {
 
 /** Exponential moving average, without its bias towards the start; a gap stays one. */
 function smoothed(values, weight) {
-  let sum = 0, count = 0;
+  let sum = 0,
+    count = 0;
   return values.map((value) => {
     if (value === null) return null;
     sum = weight * sum + (1 - weight) * value;
@@ -156,51 +210,72 @@ function spoken(spec) {
 }
 
 function readOut(plot, picture, spec, scale, height) {
-  const tip = el("div", { class: "tip", hidden: true, role: "status" });
-  const cross = svg("line", { class: "cross", y1: MARGIN.top, y2: height - MARGIN.bottom, visibility: "hidden" });
-  const dots = svg("g");
-  picture.append(cross, dots);
-  plot.append(tip);
   const xs = [...new Set(spec.series.flatMap((s) => s.x))].sort((a, b) => a - b);
+  const pointer = makePointer(plot, picture, spec, scale, height);
   let at = -1;
-  function show(index) {
+  const show = (index) => {
     at = Math.max(0, Math.min(xs.length - 1, index));
-    const x = xs[at], place = scale.x(x);
-    cross.setAttribute("x1", place);
-    cross.setAttribute("x2", place);
-    cross.setAttribute("visibility", "visible");
-    const found = spec.series.map((s) => ({ s, i: s.x.indexOf(x) })).filter(({ i }) => i >= 0);
-    dots.replaceChildren(...(spec.stacked ? [] : found.filter(({ s, i }) => s.y[i] !== null && (!spec.log || s.y[i] > 0))
-      .map(({ s, i }) => svg("circle", { cx: place, cy: scale.y(s.y[i]), r: 3.2, fill: s.colour }))));
-    tip.replaceChildren(el("b", {}, `${spec.xName || "step"} ${x}`), ...(spec.stacked ? found.reverse() : found).map(({ s, i }) => tipRow(s, i)));
-    tip.hidden = false;
-    const left = place + 14 + tip.offsetWidth > plot.clientWidth ? place - 14 - tip.offsetWidth : place + 14;
-    tip.style.left = `${Math.max(0, left)}px`;
-  }
-  function hide() {
+    pointer.show(xs[at]);
+  };
+  const hide = () => {
     at = -1;
-    tip.hidden = true;
-    cross.setAttribute("visibility", "hidden");
-    dots.replaceChildren();
-  }
+    pointer.hide();
+  };
   picture.addEventListener("pointermove", (event) => {
     const x = event.clientX - picture.getBoundingClientRect().left;
-    let best = 0;
-    xs.forEach((each, i) => { if (Math.abs(scale.x(each) - x) < Math.abs(scale.x(xs[best]) - x)) best = i; });
-    show(best);
+    const distances = xs.map((each) => Math.abs(scale.x(each) - x));
+    show(distances.indexOf(distances.reduce((a, b) => Math.min(a, b))));
   });
   picture.addEventListener("pointerleave", hide);
   picture.addEventListener("blur", hide);
   picture.addEventListener("keydown", (event) => {
     const moves = { ArrowRight: at + 1, ArrowLeft: at < 0 ? xs.length - 1 : at - 1, Home: 0, End: xs.length - 1 };
     if (event.key === "Escape") hide();
-    else if (event.key in moves) { event.preventDefault(); show(moves[event.key]); }
+    else if (event.key in moves) {
+      event.preventDefault();
+      show(moves[event.key]);
+    }
   });
+}
+
+/** The line, the dots and the numbers that show every series at one x. */
+function makePointer(plot, picture, spec, scale, height) {
+  const tip = el("div", { class: "tip", hidden: true, role: "status" });
+  const cross = svg("line", { class: "cross", y1: MARGIN.top, y2: height - MARGIN.bottom, visibility: "hidden" });
+  const dots = svg("g");
+  picture.append(cross, dots);
+  plot.append(tip);
+  const drawable = ({ s, i }) => !spec.stacked && s.y[i] !== null && (!spec.log || s.y[i] > 0);
+  function show(x) {
+    const across = scale.x(x);
+    for (const end of ["x1", "x2"]) cross.setAttribute(end, across);
+    cross.setAttribute("visibility", "visible");
+    const found = spec.series.map((s) => ({ s, i: s.x.indexOf(x) })).filter(({ i }) => i >= 0);
+    const dot = ({ s, i }) => svg("circle", { cx: across, cy: scale.y(s.y[i]), r: 3.2, fill: s.colour });
+    dots.replaceChildren(...found.filter(drawable).map(dot));
+    const rows = found.map(({ s, i }) => tipRow(s, i));
+    tip.replaceChildren(el("b", {}, `${spec.xName || "step"} ${x}`), ...(spec.stacked ? rows.reverse() : rows));
+    tip.hidden = false;
+    const left = across + 14 + tip.offsetWidth > plot.clientWidth ? across - 14 - tip.offsetWidth : across + 14;
+    tip.style.left = `${Math.max(0, left)}px`;
+  }
+  function hide() {
+    tip.hidden = true;
+    cross.setAttribute("visibility", "hidden");
+    dots.replaceChildren();
+  }
+  return { show, hide };
 }
 
 function tipRow(s, i) {
   const interval = s.low ? ` (${number(s.low[i])} to ${number(s.high[i])})` : "";
-  return el("div", {}, swatch(s), el("span", { class: "name" }, s.label), el("span", { class: "value" }, number(s.y[i]) + interval));
+  return el(
+    "div",
+    {},
+    swatch(s),
+    el("span", { class: "name" }, s.label),
+    el("span", { class: "value" }, number(s.y[i]) + interval),
+  );
 }
 
 function swatch(s) {

@@ -60,6 +60,7 @@ def _run(run: Run, most_bytes: int) -> dict[str, Any]:
     return {
         "name": run.name,
         "curves": run.curves,
+        "stacks": run.stacks,
         "settings": run.settings,
         "summary": run.summary,
         "machine": run.machine,

@@ -2,14 +2,13 @@
 
 const COLOURS = 7;
 const colour = (i) => `var(--c${i % COLOURS})`;
-const drawn = [];  // charts that smoothing redraws
+const drawn = []; // charts that smoothing redraws
 const state = { smoothing: 0 };
 
 /** The scalars that CHARTS names so and some run has. */
 function expand(names, runs) {
   const known = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
-  return names.flatMap((name) => (name.endsWith("/") ? known.filter((each) => each.startsWith(name) && each !== "seconds/step")
-    : known.filter((each) => each === name)));
+  return names.flatMap((name) => known.filter((each) => (name.endsWith("/") ? each.startsWith(name) : each === name)));
 }
 
 /** What tells the names of a chart apart. */
@@ -17,7 +16,7 @@ function shortNames(names) {
   if (names.length === 1) return [names[0].split("/").pop()];
   const last = names.map((name) => name.split("/").pop().replaceAll("_", " "));
   if (new Set(last).size < last.length) return names.map((name) => name.replaceAll("_", " "));
-  let same = 0;  // words that all begin with
+  let same = 0; // words that all begin with
   const words = last.map((name) => name.split(" "));
   while (words.every((w) => w.length > same + 1 && w[same] === words[0][same])) same++;
   return words.map((w) => w.slice(same).join(" "));
@@ -25,7 +24,8 @@ function shortNames(names) {
 
 function lineSeries(names, runs) {
   const short = shortNames(names);
-  return runs.flatMap((run, r) => names.map((name, n) => ({ run, r, name, n })))
+  return runs
+    .flatMap((run, r) => names.map((name, n) => ({ run, r, name, n })))
     .filter(({ run, name }) => run.curves[name])
     .map(({ run, r, name, n }) => ({
       label: runs.length === 1 ? short[n] : names.length === 1 ? run.name : `${run.name} · ${short[n]}`,
@@ -33,6 +33,8 @@ function lineSeries(names, runs) {
       dash: n % 3,
       x: run.curves[name].steps,
       y: run.curves[name].values,
+      low: run.curves[name].low,
+      high: run.curves[name].high,
       dots: name.startsWith("eval/"),
       title: name,
     }));
@@ -48,27 +50,36 @@ function lineCard(title, names, data, extra = {}) {
 }
 
 /** Stacked areas, one card for each run. */
-function stackCards(title, names, data, extra = {}) {
-  const found = expand(names, data.runs);
-  return data.runs.map((run) => {
-    const mine = found.filter((name) => run.curves[name]);
-    if (!mine.length) return null;
-    const x = longest(mine.map((name) => run.curves[name].steps)), short = shortNames(mine);
-    const series = mine.map((name, i) => {
-      const at = new Map(run.curves[name].steps.map((step, j) => [step, run.curves[name].values[j]]));
-      return { label: short[i], colour: colour(i), area: true, x, y: x.map((step) => at.get(step) ?? 0), title: name };
+function stackCards(title, data, extra = {}) {
+  return data.runs
+    .filter((run) => Object.keys(run.stacks[title].values).length)
+    .map((run) => {
+      const { steps, values } = run.stacks[title],
+        names = Object.keys(values),
+        short = shortNames(names);
+      const series = names.map((name, i) => ({
+        label: short[i],
+        colour: colour(i),
+        area: true,
+        x: steps,
+        y: values[name],
+        title: name,
+      }));
+      const heading = data.runs.length === 1 ? title : `${title} · ${run.name}`;
+      return card(heading, extra.meaning || "", { title: heading, series, stacked: true, ...extra }, data.meanings);
     });
-    const heading = data.runs.length === 1 ? title : `${title} · ${run.name}`;
-    return card(heading, extra.meaning || "", { title: heading, series, stacked: true, ...extra }, data.meanings);
-  }).filter((each) => each);
 }
-
-const longest = (lists) => lists.reduce((a, b) => (b.length > a.length ? b : a));
 
 function card(title, meaning, spec, meanings = {}) {
   const known = spec.series.length === 1 ? spec.series[0].y.filter((y) => y !== null) : [];
-  const heading = el("h3", {}, el("span", {}, title), el("span", { class: "latest" }, known.length ? brief(known[known.length - 1]) : ""));
-  const [first] = spec.series, ofFirst = meanings[first.title];
+  const heading = el(
+    "h3",
+    {},
+    el("span", {}, title),
+    el("span", { class: "latest" }, known.length ? brief(known[known.length - 1]) : ""),
+  );
+  const [first] = spec.series,
+    ofFirst = meanings[first.title];
   const words = el("p", { class: "meaning" }, meaning || (ofFirst ? `${first.label}: ${ofFirst}` : ""));
   const box = el("div", { class: "card" }, heading, words);
   const made = { spec, redraw: () => {} };
@@ -88,8 +99,24 @@ function legend(made, words, meanings) {
     made.spec.emphasis = i;
     made.redraw();
   };
-  return el("ul", { class: "legend" }, ...made.spec.series.map((s, i) => el("li", { tabindex: "0",
-    onpointerenter: () => point(i), onpointerleave: () => point(null), onfocus: () => point(i), onblur: () => point(null) }, swatch(s), s.label)));
+  return el(
+    "ul",
+    { class: "legend" },
+    ...made.spec.series.map((s, i) =>
+      el(
+        "li",
+        {
+          tabindex: "0",
+          onpointerenter: () => point(i),
+          onpointerleave: () => point(null),
+          onfocus: () => point(i),
+          onblur: () => point(null),
+        },
+        swatch(s),
+        s.label,
+      ),
+    ),
+  );
 }
 
 function wantsLog(spec) {

@@ -5,37 +5,63 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MOST_POINTS = 600
-"""Of a curve: more than a screen shows side by side."""
+MOST_POINTS = 400
+"""Of a curve: as many as a card shows side by side. One with more has each stretch's mean, lowest and highest."""
+
+Row = Mapping[str, Any]
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]]:
-    """Scalar -> {"steps": [...], "values": [...]}; a value that was not finite is None."""
+def curves(rows: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
+    """Scalar -> {"steps": [...], "values": [...]}, with "low" and "high" where it is condensed; not finite is None."""
     found: dict[str, list[tuple[int, float | None]]] = {}
     for row in rows:
         for name, value in row.items():
             if name != "step":
                 found.setdefault(name, []).append((row["step"], value))
-    return {name: _columns(thinned(points, MOST_POINTS)) for name, points in found.items()}
+    return {name: _curve(points) for name, points in found.items()}
 
 
-def thinned(points: Sequence[tuple[int, float | None]], most: int) -> list[tuple[int, float | None]]:
-    """At most `most` of the `points`: of each stretch the lowest and the highest, so that no spike is lost."""
-    if len(points) <= most:
-        return list(points)
-    kept: list[tuple[int, float | None]] = []
-    stretches = most // 2
-    for i in range(stretches):
-        stretch = points[i * len(points) // stretches : (i + 1) * len(points) // stretches]
-        finite = [(value, step) for step, value in stretch if value is not None]
-        if not finite:
-            kept.append(stretch[0])
-            continue
-        ends = {min(finite), max(finite)}
-        kept += [(step, value) for value, step in sorted(ends, key=lambda end: end[1])]
-    return kept
+def stacks(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """Scalars that are drawn on each other: {"steps": [...], "values": {scalar: [...]}}, all of the same steps.
+
+    A name that ends in / stands for all that begin with it, seconds/step aside. Long runs have means, which add up as
+    the values do; what a step does not have is 0 there.
+    """
+    known = dict.fromkeys(name for row in rows for name in row)
+    chosen = [name for name in known if name != "seconds/step" and any(_named(name, each) for each in names)]
+    of_steps = [row for row in rows if any(name in row for name in chosen)]
+    stretches = _stretches(of_steps, MOST_POINTS)
+    return {
+        "steps": [stretch[-1]["step"] for stretch in stretches],
+        "values": {
+            name: [_rounded(sum(row.get(name) or 0.0 for row in stretch) / len(stretch)) for stretch in stretches]
+            for name in chosen
+        },
+    }
 
 
-def _columns(points: Sequence[tuple[int, float | None]]) -> dict[str, list[Any]]:
-    values = [None if value is None else float(f"{value:.6g}") for _, value in points]
-    return {"steps": [step for step, _ in points], "values": values}
+def _named(name: str, pattern: str) -> bool:
+    return name.startswith(pattern) if pattern.endswith("/") else name == pattern
+
+
+def _curve(points: Sequence[tuple[int, float | None]]) -> dict[str, list[Any]]:
+    stretches = _stretches(points, MOST_POINTS)
+    finite = [[value for _, value in stretch if value is not None] for stretch in stretches]
+    curve: dict[str, list[Any]] = {
+        "steps": [stretch[-1][0] for stretch in stretches],
+        "values": [_rounded(sum(values) / len(values)) if values else None for values in finite],
+    }
+    if len(stretches) < len(points):
+        curve["low"] = [_rounded(min(values)) if values else None for values in finite]
+        curve["high"] = [_rounded(max(values)) if values else None for values in finite]
+    return curve
+
+
+def _stretches(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """The items in order, cut into at most `most` parts, none of them empty."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

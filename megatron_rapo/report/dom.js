@@ -12,7 +12,8 @@ function svg(tag, attributes = {}, ...children) {
 function filled(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false)
+      node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
@@ -21,12 +22,18 @@ function filled(node, attributes, children) {
 /** A group of buttons of which one is pressed. */
 function segments(label, choices, chosen, choose) {
   const buttons = choices.map(([value, text]) =>
-    el("button", { type: "button", "aria-pressed": String(value === chosen), onclick: () => press(value) }, text));
+    el("button", { type: "button", "aria-pressed": String(value === chosen), onclick: () => press(value) }, text),
+  );
   function press(value) {
     choices.forEach(([each], i) => buttons[i].setAttribute("aria-pressed", String(each === value)));
     choose(value);
   }
-  return el("div", { class: "segments", role: "group", "aria-label": label }, el("span", { "aria-hidden": "true" }, label), ...buttons);
+  return el(
+    "div",
+    { class: "segments", role: "group", "aria-label": label },
+    el("span", { "aria-hidden": "true" }, label),
+    ...buttons,
+  );
 }
 
 function number(value) {
@@ -57,7 +64,9 @@ function decimals(step) {
 
 /** A short form, where a glance must do. */
 function brief(value) {
-  return value === undefined || value === null || Number.isInteger(value) ? number(value) : number(Number(value.toPrecision(3)));
+  return value === undefined || value === null || Number.isInteger(value)
+    ? number(value)
+    : number(Number(value.toPrecision(3)));
 }
 
 /** About `count` round numbers from low to high. */
@@ -72,7 +81,10 @@ function ticks(low, high, count) {
 
 /** Text with what cannot be seen made visible, and nothing that reorders a line. */
 function visible(text) {
-  return text.replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
-    .replace(/[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/gu,
-      (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+  return text
+    .replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
+    .replace(
+      /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/gu,
+      (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`,
+    );
 }

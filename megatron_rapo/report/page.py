@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("dom.js", "chart.js", "curves.js", "rollouts.js", "view.js")
+SCRIPTS = ("dom.js", "chart.js", "curves.js", "rollouts.js", "sections.js", "view.js")
 """In the order in which they need each other."""
 
 

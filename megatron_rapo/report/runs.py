@@ -10,8 +10,15 @@ from typing import Any, get_args
 
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
-from megatron_rapo.monitor import METRICS_FILE, read_rows
-from megatron_rapo.report.curves import curves
+from megatron_rapo.monitor import CHARTS, METRICS_FILE, read_rows
+from megatron_rapo.report.curves import curves, stacks
+
+STACKED = {
+    "Verdicts": CHARTS["Verifier"]["Verdicts"],
+    "Seconds by part": CHARTS["Time"]["Resharding"],
+    "Seconds by phase": CHARTS["Time"]["Seconds by phase"],
+}
+"""Charts whose scalars are parts of a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +27,8 @@ class Run:
 
     name: str
     folder: Path
-    curves: dict[str, dict[str, list[Any]]]  # scalar -> {"steps": [...], "values": [...]}
+    curves: dict[str, dict[str, list[Any]]]  # as curves.py has them, by scalar
+    stacks: dict[str, dict[str, Any]]  # by the title of the chart
     settings: dict[str, Any]  # section.field -> value
     summary: dict[str, Any]
     machine: dict[str, Any]
@@ -45,6 +53,7 @@ def _read(folder: Path, name: str) -> Run:
         name=name,
         folder=folder,
         curves=curves(rows),
+        stacks={title: stacks(rows, names) for title, names in STACKED.items()},
         settings=dict(_flat(_json(folder / "config.json"))),
         summary=_json(folder / "summary.json"),
         machine=_json(folder / "machine.json"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +67,19 @@ def test_a_service_that_fails_is_left_out_and_the_run_goes_on(tmp_path: Path) ->
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_service_that_cannot_start_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything expensive: nobody has paid yet. Also where the package is there and is broken."""
+    (tmp_path / "wandb.py").write_text("raise RuntimeError('no api key')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.delitem(sys.modules, "megatron_rapo.monitor.wandb_writer", raising=False)
+    with pytest.raises(InputError) as refused:
+        Recorder(tmp_path / "run", writers=["wandb"])
+    assert str(refused.value) == (
+        "monitor.writers: wandb cannot start (RuntimeError: no api key); see to it, or leave it out."
+    )
+
+
 def test_a_disk_that_fails_tensorboard_ends_the_run(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder._writers["tensorboard"] = Unreachable(OSError(28, "No space left on device"))
@@ -104,7 +119,10 @@ def test_wandb_has_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         pytest.skip("wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     log_three_steps(tmp_path / "run", "wandb")
-    assert wandb_rows(tmp_path / "run") == [(1, 0.25), (2, 0.5), (2, 0.75)]
+    expected, deadline = [(1, 0.25), (2, 0.5), (2, 0.75)], time.monotonic() + 20
+    while wandb_rows(tmp_path / "run") != expected and time.monotonic() < deadline:
+        time.sleep(0.1)  # another process of wandb's writes the files, not always before finish() returns
+    assert wandb_rows(tmp_path / "run") == expected
     assert len((tmp_path / "run/wandb_run_id").read_text().strip()) == 12
 
 

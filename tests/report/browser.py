@@ -20,7 +20,6 @@ from typing import Any
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe")
-FOR_PICTURES = ("overview", "curves", "rollouts")
 
 
 def program() -> str | None:
@@ -156,7 +155,13 @@ def main(report: Path, folder: Path) -> None:
         for theme in ("light", "dark"):
             page.open(report, theme=theme, width=1440, height=1180)
             page.picture(folder / f"report-{theme}.png")
+            page.run(
+                "(() => { const order = [...document.querySelectorAll('.filters select')].at(-1); order.value = 'KL';"
+                " order.dispatchEvent(new Event('input')); })()"
+            )
+            page.point(".tokens span:nth-child(14)")
             page.run("document.getElementById('rollouts').scrollIntoView({behavior: 'instant'})")
+            page.resize(1440, 820)
             page.settle()
             page.picture(folder / f"report-rollouts-{theme}.png")
 

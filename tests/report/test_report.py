@@ -18,7 +18,7 @@ from megatron_rapo import cli
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import Recorder
 from megatron_rapo.report.command import Options, page_data
-from megatron_rapo.report.curves import MOST_POINTS, curves, thinned
+from megatron_rapo.report.curves import MOST_POINTS, curves, stacks
 from megatron_rapo.report.evaluations import read_evaluations
 from megatron_rapo.report.page import SCRIPTS, embedded, render
 from megatron_rapo.report.rollouts import HEAD_TOKENS, TAIL_TOKENS, read_completions, spread
@@ -36,17 +36,35 @@ def test_a_short_curve_is_whole(runs: list[Path]) -> None:
     assert run.curves["eval/pass@1"] == {"steps": [0], "values": [0.25]}
 
 
-def test_a_long_curve_keeps_its_spikes() -> None:
-    values = np.sin(np.arange(100_000) / 5000).tolist()
+def test_a_long_curve_is_its_means_and_keeps_its_spikes() -> None:
+    values = np.sin(np.arange(100_000) / 5000)
     values[54_321], values[77_777] = 50.0, -50.0
-    points = list(enumerate(values))
-    kept = thinned(points, MOST_POINTS)
-    assert len(kept) <= MOST_POINTS and set(kept) <= set(points)
-    assert (54_321, 50.0) in kept and (77_777, -50.0) in kept
-    assert [step for step, _ in kept] == sorted(step for step, _ in kept)
-    assert thinned([(0, None)] * 10, 4) == [(0, None)] * 2
-    rows = [{"step": step, "reward/mean": value} for step, value in points]
-    assert len(json.dumps(curves(rows))) < 30_000
+    rows = [{"step": step, "policy/kl": value} for step, value in enumerate(values.tolist())]
+    rows[5]["policy/kl"] = None
+    found = curves(rows)["policy/kl"]
+    assert {len(column) for column in found.values()} == {MOST_POINTS}
+    assert (max(found["high"]), min(found["low"])) == (50.0, -50.0)
+    means = values.reshape(MOST_POINTS, -1).mean(axis=1)
+    assert found["values"][1:] == pytest.approx(means[1:], abs=1e-5) and found["steps"][-1] == 99_999
+    assert found["values"][0] == pytest.approx(np.delete(values[:250], 5).mean(), abs=1e-5)
+    assert len(json.dumps(found)) < 30_000
+    lost = curves([{"step": step, "policy/kl": None} for step in range(1000)])["policy/kl"]
+    assert set(lost["values"]) == set(lost["low"]) == set(lost["high"]) == {None}
+
+
+def test_what_is_stacked_is_of_the_same_steps_and_adds_up() -> None:
+    """Phases that only some steps have, of a long run: the means are of all steps."""
+    rows: list[dict[str, float]] = [{"step": 0, "eval/pass@1": 0.5}]
+    for step in range(1, 1201):
+        rows.append(
+            {"step": step, "seconds/train": 2.0, "seconds/step": 3.0}
+            | ({"seconds/parity": 3.0} if step % 3 == 0 else {})
+        )
+    found = stacks(rows, ["seconds/"])
+    assert found["values"].keys() == {"seconds/train", "seconds/parity"} and len(found["steps"]) == MOST_POINTS
+    assert (found["steps"][0], found["steps"][-1]) == (3, 1200)
+    assert set(found["values"]["seconds/train"]) == {2.0} and set(found["values"]["seconds/parity"]) == {1.0}
+    assert stacks(rows, ["reward/wrong"]) == {"steps": [], "values": {}}
 
 
 def test_items_are_spread_evenly_with_both_ends() -> None:
