@@ -9,7 +9,8 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "KL": ("policy/kl",),
         "Completion length": ("rollout/completion_tokens",),
         "phi": ("reference/phi_mean", "reference/phi_min"),
-        "Held-out problems": ("eval/",),
+        "Held-out problems": ("eval/pass@",),
+        "Majority on held-out problems": ("eval/maj@",),
     },
     "Verifier": {
         "Verdicts": ("reward/pass_rate", "reward/wrong", "reward/no_answer", "reward/unparsable", "reward/timeout"),
@@ -41,4 +42,5 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Resharding, GB/s": ("reshard/transfer_gb_per_s",),
     },
 }
-"""Section -> chart -> scalars; a name that ends in / stands for all that begin with it."""
+"""Section -> chart -> scalars; a name that ends in / or @ stands for all that begin with it."""
+OPEN_ENDS = ("/", "@")

@@ -21,7 +21,7 @@ from tensorboard.plugins.text.metadata import create_summary_metadata as text_me
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from megatron_rapo.monitor.charts import CHARTS
+from megatron_rapo.monitor.charts import CHARTS, OPEN_ENDS
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
 from megatron_rapo.monitor.writers import Sample
 
@@ -103,4 +103,4 @@ def _layout() -> Summary.Value:
 
 def _pattern(name: str) -> str:
     """The regular expression of scalars that CHARTS names so."""
-    return f"^{name}.+$" if name.endswith("/") else f"^{name}$"
+    return f"^{name}.+$" if name.endswith(OPEN_ENDS) else f"^{name}$"

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import CHARTS, describe
-from megatron_rapo.report.evaluations import find_evaluations, read_evaluations
+from megatron_rapo.report.evaluations import find_evaluations, read_evaluation, step_of
 from megatron_rapo.report.page import render
 from megatron_rapo.report.rollouts import read_completions
 from megatron_rapo.report.runs import Run, differences, read_runs
@@ -44,13 +44,12 @@ def report(folders: Sequence[Path], options: Options) -> int:
 def page_data(runs: Sequence[Run], options: Options) -> dict[str, Any]:
     """What the page's scripts draw."""
     budget = int(options.rollouts_mib * 2**20) // len(runs)
-    found = {path: _label(run, path) for run in runs for path in find_evaluations(run.folder)}
     names = dict.fromkeys(name for run in runs for name in run.curves)
     return {
         "charts": {section: {title: list(of) for title, of in charts.items()} for section, charts in CHARTS.items()},
         "meanings": {name: _meaning(name) for name in names},
         "runs": [_run(run, budget) for run in runs],
-        "evaluations": read_evaluations({path: path.stem for path in options.evaluations} | found),
+        "evaluations": _evaluations(runs, options.evaluations),
         "differences": differences(runs),
     }
 
@@ -69,8 +68,14 @@ def _run(run: Run, most_bytes: int) -> dict[str, Any]:
     }
 
 
-def _label(run: Run, path: Path) -> str:
-    return run.name if len(find_evaluations(run.folder)) == 1 else f"{run.name}: {path.stem}"
+def _evaluations(runs: Sequence[Run], others: Sequence[Path]) -> list[dict[str, Any]]:
+    """The curves of other models, of no run (-1), and of each run by its place, the last one after the earlier."""
+    found = [{"label": path.stem, "run": -1, "earlier": False, **read_evaluation(path)} for path in others]
+    for place, run in enumerate(runs):
+        for path in (own := find_evaluations(run.folder)):
+            label = f"{run.name}, step {step_of(path)}"
+            found.append({"label": label, "run": place, "earlier": path != own[-1], **read_evaluation(path)})
+    return found
 
 
 def _meaning(name: str) -> str:

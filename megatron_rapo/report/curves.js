@@ -8,7 +8,7 @@ const state = { smoothing: 0 };
 /** The scalars that CHARTS names so and some run has. */
 function expand(names, runs) {
   const known = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
-  return names.flatMap((name) => known.filter((each) => (name.endsWith("/") ? each.startsWith(name) : each === name)));
+  return names.flatMap((name) => known.filter((each) => (/[/@]$/.test(name) ? each.startsWith(name) : each === name)));
 }
 
 /** What tells the names of a chart apart. */

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megatron_rapo.monitor.charts import OPEN_ENDS
+
 MOST_POINTS = 400
 """Of a curve: as many as a card shows side by side. One with more has each stretch's mean, lowest and highest."""
 
@@ -41,7 +43,7 @@ def stacks(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _named(name: str, pattern: str) -> bool:
-    return name.startswith(pattern) if pattern.endswith("/") else name == pattern
+    return name.startswith(pattern) if pattern.endswith(OPEN_ENDS) else name == pattern
 
 
 def _curve(points: Sequence[tuple[int, float | None]]) -> dict[str, list[Any]]:

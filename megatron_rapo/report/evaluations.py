@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ def find_evaluations(folder: Path) -> list[Path]:
     return found if len(found) < 2 else [found[0], found[-1]]
 
 
-def read_evaluations(labels: Mapping[Path, str]) -> list[dict[str, Any]]:
-    """A curve of each file, at powers of two up to its samples per problem. Raises ScoresError for other files."""
-    return [{"label": label, **_curve(Scores.read(path))} for path, label in labels.items()]
+def step_of(path: Path) -> int:
+    """Of one that a run made."""
+    return int(path.stem.removeprefix("step-"))
 
 
-def _curve(scores: Scores) -> dict[str, Any]:
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """A curve, at powers of two up to the samples per problem. Raises ScoresError for other files."""
+    scores = Scores.read(path)
     k = curve_k(scores.samples_per_problem)
     passed = {name: values_P for name, values_P in scores.values(k).items() if name.startswith("pass@")}
     found = scores.bootstrap.scores(passed).values()

@@ -62,10 +62,11 @@ function lineCards(section, data) {
 }
 
 function passAtK(data) {
-  const others = data.evaluations.filter((e) => ofRun(e, data) < 0); // the base, say: dashed, in no run's colour
+  const others = data.evaluations.filter((e) => e.run < 0); // the base, say: dashed, in no run's colour
   const series = data.evaluations.map((e) => ({
     label: e.label,
-    ...(ofRun(e, data) < 0 ? { colour: colour(6 - others.indexOf(e)), dash: 1 } : { colour: colour(ofRun(e, data)) }),
+    colour: colour(e.run < 0 ? 6 - others.indexOf(e) : e.run),
+    dash: e.run < 0 || e.earlier ? 1 : 0,
     x: e.k,
     y: e.pass_at,
     low: e.low,
@@ -73,33 +74,8 @@ function passAtK(data) {
     dots: true,
     title: `${e.model} on ${e.problems} problems of ${e.data}, ${e.samples} samples of each`,
   }));
-  const cards = [];
-  if (series.length)
-    cards.push(
-      passCard("pass@k with intervals", series, "From the files of the evaluate command; the band is the interval."),
-    );
-  data.runs.forEach((run, r) => {
-    const found = Object.entries(run.summary).filter(([name]) => name.startsWith("pass@"));
-    if (!found.length) return;
-    const k = found.map(([name]) => Number(name.slice(5)));
-    const of = (when, dash, i) => ({
-      label: `${when} training`,
-      colour: colour(i),
-      dash,
-      x: k,
-      y: found.map(([, v]) => v[when] ?? null),
-      dots: true,
-    });
-    const title = data.runs.length === 1 ? "Before and after training" : `Before and after · ${run.name}`;
-    cards.push(
-      passCard(title, [of("before", 1, 6), of("after", 0, r)], "As the run itself measured on its held-out problems."),
-    );
-  });
-  return grid(...cards);
+  return grid(...(series.length ? [passCard("pass@k with intervals", series, "The band is the interval.")] : []));
 }
-
-/** Which run the evaluation lay in the folder of; -1 for none. */
-const ofRun = (evaluation, data) => data.runs.findIndex((run) => evaluation.label.split(": ")[0] === run.name);
 
 function passCard(title, series, meaning) {
   return card(title, meaning, { title, series, log2x: true, xName: "k =", height: 230 });

@@ -61,6 +61,11 @@ def test_everything_is_drawn_without_an_error_and_without_a_network(page: Page, 
     assert "NaN" not in page.run("document.querySelector('main').innerHTML")
 
 
+def test_runs_evaluations_and_other_models_are_told_apart(page: Page) -> None:
+    found = texts(page, "#pass-k .legend li")
+    assert found == ["base", "one, step 0", "one, step 20", "two, step 0", "two, step 10"]
+
+
 def test_a_curve_goes_through_its_values(page: Page) -> None:
     """The entropy of run two, 1 / step: its path against the axis' own ticks."""
     card = (

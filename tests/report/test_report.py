@@ -19,7 +19,7 @@ from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import Recorder
 from megatron_rapo.report.command import Options, page_data
 from megatron_rapo.report.curves import MOST_POINTS, curves, stacks
-from megatron_rapo.report.evaluations import read_evaluations
+from megatron_rapo.report.evaluations import read_evaluation
 from megatron_rapo.report.page import SCRIPTS, embedded, render
 from megatron_rapo.report.rollouts import HEAD_TOKENS, TAIL_TOKENS, read_completions, spread
 from megatron_rapo.report.runs import differences, read_runs
@@ -102,8 +102,7 @@ def test_of_a_long_completion_the_middle_is_left_out(tmp_path: Path) -> None:
 
 
 def test_pass_at_k_is_drawn_at_every_power_of_two_with_intervals(base: Path) -> None:
-    [found] = read_evaluations({base: "base"})
-    assert found["label"] == "base"
+    found = read_evaluation(base)
     assert (found["model"], found["problems"], found["samples"], found["k"]) == ("models/base", 3, 8, [1, 2, 4, 8])
     assert found["pass_at"][0] == pytest.approx((4 + 2 + 1) / 24, abs=1e-5) and found["pass_at"][-1] == 1.0
     assert np.all(np.diff([found["low"], found["pass_at"], found["high"]], axis=0) >= 0)
