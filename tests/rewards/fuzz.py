@@ -17,13 +17,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.rewards import VerifierPool, last_boxed
+from megatron_rapo.rewards.verify import judge_plainly
 from megatron_rapo.types import Outcome
 from tests.rewards.hostile import MEGABYTE, Hostile, hostile
 
 BATCH = 120
 HONEST = ((r"\boxed{2/4}", r"\frac{1}{2}"), (r"\boxed{\frac{2}{3}}", "0.5"))  # right and wrong, after every batch
-LATE_S = 1.0  # how long past its deadline a worker may be there, on a busy machine
+LATE_S = 2.0  # how long past its deadline a worker may be there, on a busy machine
+READING_S = 5.0  # of one completion in the process that judges
 GROWTH_MIB = 64  # of the process that judges, whatever it is given
 
 
@@ -51,6 +53,15 @@ def memory_mib(pid: str, name: str) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:")), 0.0)
 
 
+def reading_s(item: Hostile) -> float:
+    """How long the trainer's own process needs for one completion, which nobody cuts short."""
+    begun = time.monotonic()
+    content = last_boxed(item.completion)
+    if content is not None:
+        judge_plainly(content, item.reference)
+    return time.monotonic() - begun
+
+
 def batches(items: Iterator[Hostile]) -> Iterator[list[Hostile]]:
     while batch := list(islice(items, BATCH)):
         yield batch
@@ -61,7 +72,7 @@ def fuzz(count: int, seed: int, workers: int, timeout_s: float) -> dict[str, Any
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     honest = [Outcome.CORRECT, Outcome.WRONG]
     failures: list[str] = []
-    longest_s = 0.0
+    longest_s = longest_reading_s = 0.0
     with tempfile.TemporaryDirectory() as folder, VerifierPool(workers, timeout_s) as pool:
         canary = Path(folder) / "canary"
         pool.judge_all(HONEST)
@@ -69,6 +80,7 @@ def fuzz(count: int, seed: int, workers: int, timeout_s: float) -> dict[str, Any
         watch.start()
         started, before_mib = time.monotonic(), memory_mib("self", "VmRSS")
         for number, batch in enumerate(batches(hostile(seed, count, canary))):
+            longest_reading_s = max(longest_reading_s, max(map(reading_s, batch)))
             begun = time.monotonic()
             verdicts = pool.judge_all([(each.completion, each.reference) for each in batch])
             longest_s = max(longest_s, time.monotonic() - begun)
@@ -86,11 +98,14 @@ def fuzz(count: int, seed: int, workers: int, timeout_s: float) -> dict[str, Any
             failures.append("code was run")
     if watch.late_s > LATE_S:
         failures.append(f"a worker was {watch.late_s:.2f} s past its deadline")
+    if longest_reading_s > READING_S:
+        failures.append(f"a completion took {longest_reading_s:.1f} s in the judging process")
     if growth_mib > GROWTH_MIB:
         failures.append(f"the judging process has grown by {growth_mib:.0f} MiB")
     return {
         **{"count": count, "seed": seed, "workers": workers, "timeout_s": timeout_s, "seconds": round(seconds, 1)},
         "longest_batch_s": round(longest_s, 1),
+        "longest_reading_s": round(longest_reading_s, 2),
         "latest_worker_s": round(watch.late_s, 3),
         "worker_peak_mib": round(watch.peak_mib),
         "judging_process_growth_mib": round(growth_mib),
