@@ -52,7 +52,7 @@ def phi_of(
             f"rewards {rewards.min().item()} to {rewards.max().item()}: outside their declared range "
             f"[{lowest}, {highest}]; declare the range that the reward really has."
         )
-    share = (rewards - lowest) / (highest - lowest)
+    share = ((rewards - lowest) / (highest - lowest)).clamp(max=1.0)  # which float32 rounds beyond it
     match shape:
         case "linear":
             kept = linear(share)

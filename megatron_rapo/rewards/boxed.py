@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-# A model may write one backslash too many; \{ and \} are braces to print, \\ is a line break.
-_TOKEN = re.compile(r"\\+boxed\s*\{|\\\\|\\[{}]|[{}]")
-_TOKEN_OF_SOLUTION = re.compile(r"\\+(?:boxed|fbox|framebox)\s*\{|\\\\|\\[{}]|[{}]")
+# A model may write one backslash too many; \{ and \} are braces to print, \\ is a line break. The lookbehind keeps a
+# long run of backslashes from being tried again from each of them.
+_TOKEN = re.compile(r"(?<!\\)\\+boxed\s*\{|\\\\|\\[{}]|[{}]")
+_TOKEN_OF_SOLUTION = re.compile(r"(?<!\\)\\+(?:boxed|fbox|framebox)\s*\{|\\\\|\\[{}]|[{}]")
 _MARK = "####"  # GSM8K's solutions end in "#### 42"
 
 

@@ -62,22 +62,24 @@ class VerifierPool:
         if not self._workers:
             raise RuntimeError("the verifier pool is closed; make a new one.")
         until = time.monotonic() + self._budget_s
-        boxes: list[tuple[str | None, str]] = []
+        contents: list[str | None] = []
+        plain: dict[tuple[str, str], Outcome | None] = {}
         for completion, answer in items:
             if time.monotonic() >= until:
                 break
-            boxes.append((last_boxed(completion), answer))
-        plain = {(content, answer): judge_plainly(content, answer) for content, answer in boxes if content is not None}
-        outcomes = {box: outcome for box, outcome in plain.items() if outcome is not None}
+            contents.append(content := last_boxed(completion))
+            if content is not None and (content, answer) not in plain:
+                plain[content, answer] = judge_plainly(content, answer)
         hard = [box for box, outcome in plain.items() if outcome is None]
+        outcomes = {box: outcome for box, outcome in plain.items() if outcome is not None}
         outcomes |= dict(zip(hard, self._judge_hard(hard, until), strict=True))
         verdicts = [
             Verdict(outcome=Outcome.NO_ANSWER, formatted=False)
             if content is None
             else Verdict(outcome=outcomes[content, answer], formatted=True)
-            for content, answer in boxes
+            for content, (_, answer) in zip(contents, items, strict=False)
         ]
-        return verdicts + [Verdict(outcome=Outcome.TIMEOUT, formatted=False)] * (len(items) - len(boxes))
+        return verdicts + [Verdict(outcome=Outcome.TIMEOUT, formatted=False)] * (len(items) - len(contents))
 
     def close(self) -> None:
         """Kill and reap the workers; a second call does nothing."""

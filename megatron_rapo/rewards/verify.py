@@ -18,14 +18,20 @@ from megatron_rapo.types import Outcome, Verdict
 MAX_ANSWER_CHARS = 1000
 """Longer answers are not parsed: references are far shorter, and rambling would cost a deadline each."""
 
+MAX_WRAPPERS = 8
+"""Boxes, styles and the like around an answer that are taken off."""
+
 # Only LaTeX in the box: the plain-expression extractor would pick a number out of any prose there.
 _EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0)]
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
-_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:(?:,?(?:\\[,;:! ] *|~)+|\{,\}|,| )[0-9]{3})+", re.ASCII)  # "1, 234" is a list
+_THOUSANDS = re.compile(  # but "1, 234" is a list
+    r"(?:[a-zA-Z] *= *)?-?(?:\\?\$)?-?[0-9]{1,3}(?:(?:,?(?:\\[,;:! ] *|~)+|\{,\}|,| )[0-9]{3})+"
+)
 _NOT_OF_A_NUMBER = re.compile(r"[^0-9-]")
 _DELIMITED = re.compile(r"\$([^$]+)\$|\\[(\[]((?:(?!\\[()\[\]]).)+)\\[)\]]", re.DOTALL)
-_STYLED = re.compile(r"\\(?:text|mbox|(?:text|math)(?:bf|it|rm|sf|tt)|boldsymbol|bm)\s*\{(.*)\}", re.DOTALL)
+_STYLED = re.compile(r"(\\(?:text|mbox|(?:text|math)(?:bf|it|rm|sf|tt)|boldsymbol|bm)\s*)?\{(.*)\}", re.DOTALL)
+_TEXT = re.compile(r"\\(?:text|mbox)\s*\{[^{}]*\}")
 _FULL_STOP = re.compile(r"(?<!\\right)(?<!\.)\.\Z")
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")  # but not the name of a command
 
@@ -84,13 +90,16 @@ def _reference(answer: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """The answer itself, without what may stand around the whole of it: boxes, delimiters, a style, a full stop."""
-    while True:
+    """The answer itself, without what may stand around all of it: boxes, braces, delimiters, a style, a full stop."""
+    for _ in range(MAX_WRAPPERS):
         inner = last_boxed(text)
         if inner is None and (match := _DELIMITED.fullmatch(text)):
             inner = match[match.lastindex or 0]
-        if inner is None and (match := _STYLED.fullmatch(text)) and _is_one_expression(match[1]):
-            inner = match[1]
+        if inner is None and (match := _STYLED.fullmatch(text)) and _is_one_group(match[2]):
+            words = match[1] and _WORD.search(
+                _TEXT.sub("", match[2])
+            )  # without \text they would be products of letters
+            inner = text if words else match[2]
         if inner is None:
             inner = _FULL_STOP.sub("", text)
         if inner == text:
@@ -99,14 +108,14 @@ def _bare(text: str) -> str:
     return _NOT_OF_A_NUMBER.sub("", text) if _THOUSANDS.fullmatch(text) else text
 
 
-def _is_one_expression(inside: str) -> bool:
-    r"""Whether \style{inside} is one expression and not words, which without the style would be products of letters."""
+def _is_one_group(inside: str) -> bool:
+    """Whether the braces in `inside` pair up, so that those around it belong to each other."""
     depth = 0
     for brace in re.findall(r"(?<!\\)[{}]", inside):
         depth += 1 if brace == "{" else -1
         if depth < 0:
             return False
-    return depth == 0 and not _WORD.search(inside)
+    return depth == 0
 
 
 def _parse(text: str) -> list:

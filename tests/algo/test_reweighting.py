@@ -68,6 +68,12 @@ def test_the_ends_of_the_range_are_inside_it_after_rounding_to_float32(ends, sha
     torch.testing.assert_close(found, torch.tensor([0.5, 1.0]))
 
 
+@pytest.mark.parametrize("shape", ["linear", "power", "sigmoid"])
+def test_rounding_does_not_lift_phi_above_its_maximum(shape):
+    """In float32, (0.2 + 2.9) / 3.1 is 1.0000001."""
+    assert phi(torch.tensor([0.2]), shape, reward_range=(-2.9, 0.2), phi_min=0.0).item() <= 1.0
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("rewards", "said"), [([0.0, 1.5], "0.0 to 1.5"), ([-0.25, 1.0], "-0.25 to 1.0"), ([2.0], "2.0 to 2.0")]

@@ -41,6 +41,11 @@ def outcome_of(content, answer):
         ("1 234", "1234"),
         (r"11,\! 111,\! 100", "11111100"),
         ("-1,234", "-1{,}234"),
+        ("x = 2,125", "2,125"),
+        ("{58,500}", "58500"),
+        (r"{\text{(C)}}", "C"),
+        (r"\mathbf{5.4 \text{ cents}}", r"5.4 \text{ cents}"),
+        (r"\$32,\!348", "32348"),
         (r"\(\$32,\!348\)", "32348"),
         (r"\[2.5\]", "5/2"),
         (r"\mathbf{2.5}", "2.5"),
@@ -71,6 +76,7 @@ def test_correct(content, answer):
         (r"\text{live}", r"\text{evil}"),  # words, not products of letters
         (r"\mathrm{(B)}", r"\text{(C)}"),
         (r"\mathbf{3}\mathbf{4}", "3"),
+        ("{3}{4}", "3"),
         ("8", "80,000 - 10,000\n#### 70,000"),
     ],
 )

@@ -1,0 +1,130 @@
+#!/usr/bin/env python
+"""How many answers the verifier judges in a second, by workers, and what an answer that hangs costs.
+
+    python benchmarks/bench_verifier.py [--check] [--answers N] [--workers N ...] [--repeats N] > result.json
+
+Answers that need mathematics are all different; half of them are right. Pools take turns on the same ones, and a ratio
+is the median of the turns' ratios, so that a machine that slows down slows both. Whole numbers need no worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from fractions import Fraction
+from importlib.metadata import version
+from typing import Any
+
+from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.types import Outcome
+
+TARGET_RATIO = 1.7  # of two workers to one, where there are two cores
+HANG = r"\boxed{9^{9^{9^{9}}}}"
+FORMS = (
+    (r"\frac{{{n}}}{{{d}}}", "{decimal}"),
+    (r"{n}\sqrt{{{d}}}", r"\sqrt{{{n2d}}}"),
+    ("({n}, {d})", r"\left({n}, \frac{{{d2}}}{{2}}\right)"),
+    (r"x^2 + {n}x + {d}", r"{d} + x(x + {n})"),
+)
+
+
+def mathematics(count: int) -> list[tuple[str, str]]:
+    """Completions and references, every second pair right."""
+    pairs = []
+    for i in range(count):
+        n, d = 2 * (i // len(FORMS)) + 1, 8
+        given, reference = FORMS[i % len(FORMS)]
+        decimal = float(Fraction(n, d))
+        words = {"n": n, "d": d if i % 2 else d + 1, "n2d": n * n * d, "d2": 2 * d, "decimal": decimal}
+        pairs.append((rf"\boxed{{{given.format(**words)}}}", reference.format(**{**words, "d": d})))
+    return pairs
+
+
+def rate(pool: VerifierPool, items: Sequence[tuple[str, str]], right: int) -> float:
+    """Answers a second."""
+    started = time.perf_counter()
+    verdicts = pool.judge_all(items)
+    elapsed_s = time.perf_counter() - started
+    found = sum(verdict.outcome is Outcome.CORRECT for verdict in verdicts)
+    assert found == right, f"{found} of {len(items)} are found right, and {right} are"
+    return len(items) / elapsed_s
+
+
+def measure(workers: Sequence[int], answers: int, repeats: int) -> dict[str, Any]:
+    items = mathematics(answers)
+    numbers = [(rf"\boxed{{{i}}}", str(i + i % 2)) for i in range(20 * answers)]
+    rates: dict[int, list[float]] = {count: [] for count in workers}
+    with ExitStack() as stack:
+        pools = {count: stack.enter_context(VerifierPool(count, 60.0)) for count in workers}
+        for pool in pools.values():
+            pool.judge_all(items[: 4 * len(FORMS)])
+        for _ in range(repeats):
+            for count, pool in pools.items():
+                rates[count].append(rate(pool, items, answers // 2))
+        plain = [rate(pools[workers[0]], numbers, 10 * answers) for _ in range(repeats)]
+    base = workers[0]
+    return {
+        "answers": answers,
+        "repeats": repeats,
+        "mathematics": [
+            {
+                "workers": count,
+                "answers_per_s": round(statistics.median(each), 1),
+                f"of_{base}": round(statistics.median(a / b for a, b in zip(each, rates[base], strict=True)), 3),
+            }
+            for count, each in rates.items()
+        ],
+        "whole_numbers_per_s": round(statistics.median(plain)),
+        "hang": hang(repeats),
+    }
+
+
+def hang(repeats: int, timeout_s: float = 1.0) -> dict[str, float]:
+    """Seconds that one answer which never ends keeps a worker from the next one."""
+    lost_s = []
+    with VerifierPool(1, timeout_s) as pool:
+        pool.judge_all(mathematics(1))
+        for _ in range(repeats):
+            started = time.perf_counter()
+            outcomes = [verdict.outcome for verdict in pool.judge_all([(HANG, "1"), *mathematics(1)])]
+            assert outcomes[0] is Outcome.TIMEOUT, outcomes
+            lost_s.append(time.perf_counter() - started)
+    return {"timeout_s": timeout_s, "lost_s": round(statistics.median(lost_s), 2)}
+
+
+def environment() -> dict[str, Any]:
+    with open("/proc/cpuinfo") as cpus:
+        models = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("math-verify", "sympy")}},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Throughput of the verifier; prints JSON.")
+    parser.add_argument("--answers", type=int, default=400)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5, help="turns that every pool takes")
+    parser.add_argument("--check", action="store_true", help=f"exit with 1 where 2 workers are below {TARGET_RATIO}")
+    options = parser.parse_args(arguments)
+    machine = environment()
+    result = measure(options.workers, options.answers, options.repeats)
+    print(json.dumps({"machine": machine, **result}, indent=2))
+    two = next((each for each in result["mathematics"] if each["workers"] == 2), None)
+    return int(options.check and (two is None or two["of_1"] < TARGET_RATIO))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
