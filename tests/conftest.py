@@ -9,6 +9,7 @@ from megatron_rapo.config.file import load_config
 from tests.settings import MINIMAL
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a file share fixtures, so one process runs them, unless the file names a group of several files."""
     for item in items:

@@ -73,7 +73,7 @@ def in_fp8(model: Path, folder: Path, engine_tensor: int) -> dict[str, Any]:
     reshard(make_resharder(config, shape, policy.norms, policy.parameters), engine, version=0)
     before = {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
     with VerifierPool(1, 5.0) as verifier:
-        batches = scored(Sampler(engine, verifier, config.reward), policy, config)
+        batches = scored(Sampler(engine, verifier, Rewards(config.reward)), policy, config)
     parts = policy.gap_parts(batches)
     with linears_in_fp8(policy.parameters, policy.parallel.tensor_group):
         off = {name: largest_difference(policy, engine, name) for name in ("linear_proj", "linear_fc2")}
