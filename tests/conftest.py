@@ -2,19 +2,33 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_rapo.config.file import load_config
 from tests.settings import MINIMAL
 
+SHARING = {  # what makes the same expensive fixture
+    "tests/mcore/test_diagnostics.py": "tests/mcore/test_layouts.py",
+    "tests/reshard/test_smollm2.py": "tests/convert/test_smollm2.py",
+}
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file share fixtures, so one process runs them, unless the file names a group of several files."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file, and of files that share a fixture, run in one process.
+
+    pytest-xdist 3.8's own groups do nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class BySharing(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return SHARING.get(path, path)
+
+    return BySharing(config, log)
 
 
 @pytest.fixture

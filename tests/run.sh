@@ -37,7 +37,7 @@ check "ruff format" ruff format --check --quiet .
 check "mypy" mypy --no-error-summary
 mapfile -t SCRIPTS < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run)
 check "shellcheck" shellcheck "${SCRIPTS[@]}"
-check "pytest" python -m pytest --numprocesses 2 --dist loadgroup
+check "pytest" python -m pytest --numprocesses 2
 
 if ((${#FAILED[@]})); then
     echo "tests/run.sh: FAILED: $(printf '%s; ' "${FAILED[@]}")"

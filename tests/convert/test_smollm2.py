@@ -13,8 +13,6 @@ from megatron_rapo.convert import Layout, compare, hf_to_megatron, megatron_to_h
 from megatron_rapo.convert.logits import SAMPLE_TEXT, compare_logits, logits
 from megatron_rapo.data import load_tokenizer
 
-pytestmark = pytest.mark.xdist_group("smollm2")  # of files that share a fixture
-
 LAYOUTS = {
     "TP3": Layout(tensor=3),
     "TP3 PP2 VPP2": Layout(tensor=3, pipeline=2, virtual_pipeline=2),

@@ -9,8 +9,6 @@ import pytest
 
 from tests.mcore.layouts import ALL, LAYOUTS, MEASURED, MEASURED_LAYOUTS, SAMPLED, one_process
 
-pytestmark = pytest.mark.xdist_group("layouts")  # of files that share a fixture
-
 BIN = 0.01  # nats
 SHARES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 

@@ -16,8 +16,6 @@ from tests.mcore.layouts import BF16, LAYOUTS, SAMPLED, SETTINGS, TRAINED, one_p
 from tests.models import load_reference
 from tests.runs import log_probs, recorded_rollout, tiny_config
 
-pytestmark = pytest.mark.xdist_group("layouts")  # of files that share a fixture
-
 SEVERAL_PROCESSES = [
     (layout, setting) for layout, setting in TRAINED if layout in LAYOUTS and LAYOUTS[layout].nproc > 1
 ]

@@ -9,8 +9,6 @@ import pytest
 
 from tests.launch import run_distributed
 
-pytestmark = pytest.mark.xdist_group("smollm2")  # of files that share a fixture
-
 
 @pytest.fixture(scope="module")
 def results(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
