@@ -9,9 +9,8 @@ from pydantic import Field, model_validator
 
 from megatron_rapo.config.section import Section
 
-VERDICT_TERMS = ("correctness", "format")
-"""What the verifier's verdict earns: its answer, or that there is none to judge."""
-LENGTH_TERM = "length"
+OWN_TERMS = ("correctness", "format", "length")
+"""Names of the terms that are not the user's (rewards/reward.py)."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -84,7 +83,7 @@ class RewardConfig(Section):
 
     def _check_function(self, index: int, function: FunctionConfig) -> None:
         field, name, (lowest, highest) = f"reward.functions.{index}", function.name, function.range
-        taken = (*VERDICT_TERMS, LENGTH_TERM, *(earlier.name for earlier in self.functions[:index]))
+        taken = (*OWN_TERMS, *(earlier.name for earlier in self.functions[:index]))
         if not _NAME.fullmatch(name):
             raise ValueError(
                 f"{field}.name={name!r}: names a metric; write lower-case letters, digits and _, a letter first."

@@ -24,24 +24,31 @@ from tests.rewards.hostile import MEGABYTE, Hostile, hostile
 
 BATCH = 120
 HONEST = ((r"\boxed{2/4}", r"\frac{1}{2}"), (r"\boxed{\frac{2}{3}}", "0.5"))  # right and wrong, after every batch
-LATE_S = 2.0  # how long past its deadline a worker may be there, on a busy machine
+LATE_S = 1.0  # how long past its deadline a worker may be there, beyond what the machine kept this process waiting
 READING_S = 5.0  # of one completion in the process that judges
 GROWTH_MIB = 64  # of the process that judges, whatever it is given
 
 
 class Watch(threading.Thread):
-    """Looks at the workers twenty times a second: their memory, and how long they have outlived a deadline."""
+    """Looks at the workers twenty times a second: their memory, and how long one has outlived its deadline.
+
+    `stalled_s` is how long the machine kept this process itself from looking.
+    """
 
     def __init__(self, pool: VerifierPool) -> None:
         super().__init__(daemon=True)
         self.pool, self.done = pool, threading.Event()
-        self.peak_mib, self.late_s = 0.0, 0.0
+        self.peak_mib, self.late_s, self.stalled_s = 0.0, 0.0, 0.0
 
     def run(self) -> None:
+        slept = time.monotonic()
         while not self.done.wait(0.05):
+            self.stalled_s = max(self.stalled_s, time.monotonic() - slept - 0.05)
             for worker in list(self.pool._workers):
-                self.late_s = max(self.late_s, time.monotonic() - worker.deadline)
-                self.peak_mib = max(self.peak_mib, memory_mib(str(worker.pid), "VmHWM"))
+                if memory := memory_mib(str(worker.pid), "VmHWM"):  # it is alive
+                    self.late_s = max(self.late_s, time.monotonic() - worker.deadline)
+                    self.peak_mib = max(self.peak_mib, memory)
+            slept = time.monotonic()
 
 
 def memory_mib(pid: str, name: str) -> float:
@@ -96,7 +103,7 @@ def fuzz(count: int, seed: int, workers: int, timeout_s: float) -> dict[str, Any
         growth_mib = memory_mib("self", "VmRSS") - before_mib
         if canary.exists():
             failures.append("code was run")
-    if watch.late_s > LATE_S:
+    if watch.late_s > LATE_S + watch.stalled_s:
         failures.append(f"a worker was {watch.late_s:.2f} s past its deadline")
     if longest_reading_s > READING_S:
         failures.append(f"a completion took {longest_reading_s:.1f} s in the judging process")
@@ -107,6 +114,7 @@ def fuzz(count: int, seed: int, workers: int, timeout_s: float) -> dict[str, Any
         "longest_batch_s": round(longest_s, 1),
         "longest_reading_s": round(longest_reading_s, 2),
         "latest_worker_s": round(watch.late_s, 3),
+        "machine_stalled_s": round(watch.stalled_s, 3),
         "worker_peak_mib": round(watch.peak_mib),
         "judging_process_growth_mib": round(growth_mib),
         "outcomes": dict(sum(outcomes.values(), Counter())),

@@ -56,6 +56,16 @@ def test_every_outcome_but_timeout(pool):
     ]
 
 
+def test_verdicts_depend_neither_on_order_nor_on_what_was_judged_before(pool):
+    contents = [r"\frac{14}{3}", r"\{2, 1\}", r"\sqrt{8}", "x^2 + 1", "?", "(1, 2)", r"\text{(C)}", "0.5", "y = 2x"]
+    references = ["14/3", r"\{1, 2\}", "2x", "1 + x^2", "C"]
+    items = [(rf"\boxed{{{content}}}", reference) for content in contents for reference in references]
+    verdicts = pool.judge_all(items)
+    assert verdicts.count(CORRECT) == 6
+    assert pool.judge_all(items[::-1]) == verdicts[::-1]
+    assert [pool.judge_all([item]) for item in items] == [[verdict] for verdict in verdicts]
+
+
 def test_nothing_to_judge(pool):
     assert pool.judge_all([]) == []
 
