@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """How many answers the verifier judges in a second, by workers, and what an answer that hangs costs.
 
-    python benchmarks/bench_verifier.py [--check] [--answers N] [--workers N ...] [--repeats N] > result.json
+    python -m benchmarks.bench_verifier [--check] [--answers N] [--workers N ...] [--repeats N] > result.json
 
 Answers that need mathematics are all different; half of them are right. Pools take turns on the same ones, and their
 fastest turns are compared, which on a machine with other work are those that it disturbed least. Whole numbers need no
@@ -13,17 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from fractions import Fraction
-from importlib.metadata import version
 from typing import Any
 
+from benchmarks.environment import environment
 from megatron_rapo.rewards import VerifierPool
 from megatron_rapo.types import Outcome
 
@@ -102,26 +99,14 @@ def hang(repeats: int, timeout_s: float = 1.0) -> dict[str, float]:
     return {"timeout_s": timeout_s, "lost_s": round(statistics.median(lost_s), 2)}
 
 
-def environment() -> dict[str, Any]:
-    with open("/proc/cpuinfo") as cpus:
-        models = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "cpu": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("math-verify", "sympy")}},
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Throughput of the verifier; prints JSON.")
-    parser.add_argument("--answers", type=int, default=400)
+    parser.add_argument("--answers", type=int, default=100)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=10, help="turns that every pool takes")
+    parser.add_argument("--repeats", type=int, default=15, help="turns that every pool takes")
     parser.add_argument("--check", action="store_true", help=f"exit with 1 where 2 workers are below {TARGET_RATIO}")
     options = parser.parse_args(arguments)
-    machine = environment()
+    machine = {**environment("math-verify", "sympy"), "load_average": round(os.getloadavg()[0], 2)}
     result = measure(options.workers, options.answers, options.repeats)
     print(json.dumps({"machine": machine, **result}, indent=2))
     two = next((each for each in result["mathematics"] if each["workers"] == 2), None)
