@@ -11,6 +11,8 @@ from tests.settings import MINIMAL
 
 SHARING = {  # what makes the same expensive fixture
     "tests/mcore/test_diagnostics.py": "tests/mcore/test_layouts.py",
+    "tests/gpu/test_checkpoint.py": "tests/gpu/test_small.py",
+    "tests/gpu/test_precision.py": "tests/gpu/test_small.py",
     "tests/reshard/test_smollm2.py": "tests/convert/test_smollm2.py",
 }
 

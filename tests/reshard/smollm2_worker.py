@@ -29,7 +29,6 @@ def main(model: Path, folder: Path) -> None:
         batch={"tokens_per_microbatch": 512},
         optimizer={"lr": 1e-4},
         rollout={"max_completion_tokens": 24, "kv_cache_mib": 256},
-        monitor={"tensorboard": False},
     )
     engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=256, seed=0)
     results = capital_of_france(engine, model)

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # other tests' own
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where daemons are, and not everybody looks
 START_S = 30.0
 _CONFIG = """
@@ -62,7 +63,8 @@ class Cluster:
     """Slurm's commands, said to the cluster whose configuration is in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self._environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
+        mine = {name: value for name, value in os.environ.items() if name not in LAUNCHER}  # jobs would inherit them
+        self._environment = mine | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
 
     def call(self, *command: object, **variables: object) -> str:
         """The output of a command that must succeed; `variables` add to its environment."""
