@@ -91,7 +91,6 @@ def rapo_loss(
     )
     to_old_T, to_policy_T = importance(old_logp_T, engine_logp_T), importance(logp_T, engine_logp_T)
     log_ratio_T = logp_T - old_logp_T
-    staleness_T = log_ratio_T.detach().abs()
     if sequence_log_ratio_T is not None:  # the sequence's value, the token's gradient
         log_ratio_T = sequence_log_ratio_T.masked_fill(~mask_T, 0.0) + logp_T - logp_T.detach()
     log_ratio_T, ratio_capped_T = held(log_ratio_T, MAX_LOG_RATIO)
@@ -118,7 +117,7 @@ def rapo_loss(
         "clipped": clipped_T,
         "log_rho_capped": penalty.capped_T,
         "ratio_capped": ratio_capped_T,
-        "staleness": staleness_T,
+        "staleness": (logp_T - old_logp_T).abs(),
         "importance_capped": (to_old_T > importance_cap) | ((to_policy_T > importance_cap) & kind.corrected),
         "rho": rho_T,
         "rho_squared": rho_T**2,

@@ -49,14 +49,14 @@ def kernels(layers: str, there: Callable[[str], bool]) -> list[Kernel]:
             "SwiGLU",
             used=there("triton"),
             needs="triton",
-            without="the feed-forward layers keep twice the activations",
+            without="the feed-forward layers keep what lies between SwiGLU's operations for the backward pass",
             setting="bias_activation_fusion",
         ),
         Kernel(
             "rotary embedding",
             used=layers == TRANSFORMER_ENGINE,
             needs="Transformer Engine's layers",
-            without="queries and keys are read and written four times more in each layer",
+            without="queries and keys are read and written by one operation after the other in each layer",
             setting="apply_rope_fusion",
         ),
     ]

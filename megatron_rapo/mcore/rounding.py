@@ -31,6 +31,9 @@ def linears_in_fp8(parameters: Mapping[str, torch.nn.Parameter], group: dist.Pro
 
     `parameters` are this rank's by the map's names, `group` its tensor-parallel ranks. The weights are kept in host
     memory meanwhile and are the same afterwards, bit by bit. Collective over `group`.
+
+    A row that tensor parallelism splits has one scale, as in vLLM 0.32. vLLM 0.26 (requirements-gpu.txt) gives each
+    rank's part of it a scale of its own: of such an engine over several ranks this is an approximation.
     """
     linears = [p for name, p in parameters.items() if name.startswith("decoder.layers.") and p.dim() == 2]
     kept = [torch.empty_like(p, device="cpu").copy_(p.detach()) for p in linears]

@@ -55,11 +55,11 @@ MODELS: dict[str, dict[str, Any]] = {  # vocabularies that two ranks, and vLLM's
 }
 CASES = {
     "untied -> TP1": Case(2, 1, EVERY, "untied"),
-    "untied -> TP2": Case(2, 2, {"TP1": {}, "PP2": PIPELINE}, "untied"),
-    "tied -> TP1": Case(2, 1, {"PP2 x VPP2": PIPELINE | VIRTUAL}, "tied"),
+    "untied -> TP2": Case(2, 2, EVERY, "untied"),
+    "tied -> TP1": Case(2, 1, EVERY, "tied"),
     "tied -> TP2": Case(2, 2, EVERY, "tied"),
-    "1 KV head -> TP1": Case(2, 1, {"TP2": TENSOR}, "1 KV head"),
-    "1 KV head -> TP2": Case(2, 2, {"PP2": PIPELINE}, "1 KV head"),
+    "1 KV head -> TP1": Case(2, 1, EVERY, "1 KV head"),
+    "1 KV head -> TP2": Case(2, 2, EVERY, "1 KV head"),
     "qwen3 -> TP2": Case(2, 2, {"TP2": TENSOR}, "qwen3"),
     "llama -> TP1": Case(2, 1, {"PP2": PIPELINE}, "llama"),
     "tied, packed -> TP1": Case(2, 1, {"TP2": TENSOR}, "tied", packed=True),
