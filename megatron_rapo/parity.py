@@ -31,8 +31,8 @@ def logprob_parity(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], 
     chosen = prompts[: max(PROMPTS, sampler.engine.num_replicas)]
     completions = sampler.complete(chosen, COMPLETIONS, sampling, lambda i, j: sampling_seed(config.run.seed, -2, i, j))
     batches = policy.pack(to_sequences(sampler.judge(chosen, completions), config))
-    [scored] = policy.score([batches])
-    gap = policy.diagnostics(scored)
+    [scored] = policy.score_policy([batches])
+    gap = policy.logprob_gap(scored)
     parity = {f"reshard/parity_{which}": gap[f"rollout/logprob_gap_{which}"] for which in ("mean", "max")}
     return parity | policy.gap_parts(scored)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import Config
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.mcore.step import Trained
 
 NOT_FINITE = "not_finite"
-"""Folder within run.folder: of each process the micro-batches of skipped steps, {field: tensor} in a list."""
+"""Folder within run.folder: of each process that has the loss the micro-batches of skipped steps, {field: tensor} in a
+list."""
 
 
 class SkippedSteps:
@@ -29,18 +30,20 @@ class SkippedSteps:
         """Go on where `state_dict` was taken."""
         self._in_a_row = state["in_a_row"]
 
-    def watched(self, step: int, batches: Sequence[PackedBatch], means: Mapping[str, float]) -> Mapping[str, float]:
-        """`means` of an optimizer step of `step` over these micro-batches of this process.
+    def watched(self, step: int, trained: Trained) -> Trained:
+        """`trained` itself, an optimizer step of `step`.
 
         Raises RuntimeError where more than optimizer.max_skipped_steps in a row were skipped.
         """
+        means = trained.means
         if not means["skipped"]:
             self._in_a_row = 0
-            return means
+            return trained
         self._in_a_row += 1
         self._folder.mkdir(exist_ok=True)
         name = f"step-{step:06d}-{self._in_a_row}-rank-{dist.get_rank()}.pt"
-        torch.save([vars(batch) for batch in batches], self._folder / name)
+        if trained.batches:
+            torch.save([vars(batch) for batch in trained.batches], self._folder / name)
         said = (
             f"loss {means['loss']:.4g}, gradient norm {means['grad_norm']:.4g}; its micro-batches are in {self._folder}"
         )
@@ -51,4 +54,4 @@ class SkippedSteps:
                 f"gradient that is not finite (the last one {said}). Look at them; lower optimizer.lr or go on from an "
                 "earlier checkpoint."
             )
-        return means
+        return trained

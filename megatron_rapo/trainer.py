@@ -119,18 +119,21 @@ class Trainer:
         groups = [rollout.groups[i : i + share] for i in range(0, len(rollout.groups), share)]
         sequences = [to_sequences(of_step, self._config) for of_step in groups]
         with monitor.phase("score"):
-            steps = self._policy.score([self._policy.pack(of_step) for of_step in sequences])
-            diagnostics = self._policy.diagnostics([b for batches in steps for b in batches])
-        completions = self._recorded(step, groups, sequences, steps)
-        self._budget.check(diagnostics["rollout/logprob_gap_mean"], step=self._step)
+            steps = self._score([self._policy.pack(of_step) for of_step in sequences])
         self._signals.check()
+        shares: dict[str, float] = {}
         with self._policy.training_state.in_place():
             every = self._config.monitor.gradient_share_every_steps
             if every and (step - 1) % every == 0 and self._config.algorithm.alpha:
                 with monitor.phase("gradient_share"):
-                    diagnostics |= self._gradient_shares(steps[0])
+                    shares = self._gradient_shares(steps[0])
             with monitor.phase("train"):
-                losses = [self._skipped.watched(step, b, self._policy.train_step(b, self._loss)) for b in steps]
+                trained = [self._skipped.watched(step, self._policy.train_step(b, self._loss)) for b in steps]
+        with monitor.phase("diagnose"):
+            diagnostics = self._policy.diagnostics([b for of_step in trained for b in of_step.batches])
+        self._budget.check(diagnostics["rollout/logprob_gap_mean"], step=self._step)
+        completions = self._recorded(step, groups, sequences, [of_step.batches for of_step in trained])
+        losses = [of_step.means for of_step in trained]
         self._step = step
 
         elapsed = time.perf_counter() - started
@@ -140,6 +143,7 @@ class Trainer:
                 **rollout_scalars(rollout.sampled),
                 "rollout/groups_replaced": len(rollout.sampled) / len(rollout.groups) - 1,
                 **diagnostics,
+                **shares,
                 **reference_scalars([s for of_step in sequences for s in of_step]),
                 **training_scalars(losses, self._config.algorithm),
                 **estimator_scalars(losses, self._config.algorithm),
@@ -197,6 +201,12 @@ class Trainer:
             )
         with self._monitor.phase("verify"):
             return self._sampler.judge(prompts, completions)
+
+    def _score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
+        """The micro-batches with what the loss needs of them besides the policy as it trains."""
+        if self._config.batch.old_logprobs_from_training:
+            return self._policy.score_reference(steps)
+        return self._policy.score(steps)
 
     def _gradient_shares(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
         """Which share of the gradient the divergence has: |its| / (|its| + |the rest's|), in all and by reward.

@@ -107,6 +107,11 @@ REFUSALS = [
         "differ in size; set it to a multiple of 3.",
     ),
     (
+        ["batch.old_logprobs_from_training=true", "batch.optimizer_steps_per_rollout=2"],
+        "batch.old_logprobs_from_training=true: after the first of batch.optimizer_steps_per_rollout=2 optimizer steps "
+        "the weights are no longer those of the old policy; set one of the two otherwise.",
+    ),
+    (
         ["algorithm.phi_min=0.9", "algorithm.phi_max=0.5"],
         "algorithm.phi_min=0.9: above phi_max=0.5, but phi must rise with the reward; "
         "set algorithm.phi_min <= algorithm.phi_max.",

@@ -63,10 +63,11 @@ folder = "{folder}"
 steps = {steps}
 timeout_s = 60.0
 """
+ONE_PASS = ("--set", "batch.optimizer_steps_per_rollout=1", "--set", "batch.old_logprobs_from_training=true")
 LAYOUTS: dict[str, Sequence[str]] = {  # on two processes, as settings on the command line
     "TP2": (),
     "PP2": ("--set", "parallel.tensor=1", "--set", "parallel.pipeline=2"),
-    "DP2 distributed": ("--set", "parallel.tensor=1", "--set", "optimizer.distributed=true"),
+    "DP2 distributed": ("--set", "parallel.tensor=1", "--set", "optimizer.distributed=true", *ONE_PASS),
 }
 
 

@@ -22,6 +22,7 @@ _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "m
 _FREE = {
     "model.layers",
     "model.recompute",
+    "batch.old_logprobs_from_training",
     "reward.workers",
     "reward.timeout_s",
     "reward.budget_s",

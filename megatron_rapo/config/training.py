@@ -20,6 +20,9 @@ class BatchConfig(Section):
     """Optimizer steps taken on one rollout, each on an equal share of its prompts."""
     refill_rounds: int = Field(default=0, ge=0)
     """Most extra rounds of sampling per step that replace groups whose rewards are all equal; 0 keeps such groups."""
+    old_logprobs_from_training: bool = False
+    """With one optimizer step per rollout, take the old policy's log-probabilities from the training pass itself, which
+    has the same weights, instead of from a scoring pass before it."""
     tokens_per_microbatch: int = Field(default=8192, ge=1)
     """Most tokens packed into one micro-batch of one data-parallel rank (which its context ranks share)."""
 
@@ -35,6 +38,12 @@ class BatchConfig(Section):
                 f"batch.prompts_per_step={self.prompts_per_step}: not divisible by "
                 f"batch.optimizer_steps_per_rollout={self.optimizer_steps_per_rollout}, so the optimizer steps would "
                 f"differ in size; set it to a multiple of {self.optimizer_steps_per_rollout}."
+            )
+        if self.old_logprobs_from_training and self.optimizer_steps_per_rollout > 1:
+            raise ValueError(
+                "batch.old_logprobs_from_training=true: after the first of batch.optimizer_steps_per_rollout="
+                f"{self.optimizer_steps_per_rollout} optimizer steps the weights are no longer those of the old "
+                "policy; set one of the two otherwise."
             )
         return self
 

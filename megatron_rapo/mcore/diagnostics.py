@@ -29,17 +29,18 @@ def logprob_gap(batches: Sequence[PackedBatch], parallel: Parallel) -> dict[str,
 
 
 def gap_parts(
-    batches: Sequence[PackedBatch], plain: Sequence[Tensor], rounded: Sequence[Tensor], parallel: Parallel
+    batches: Sequence[PackedBatch], plain: Sequence[PackedBatch], rounded: Sequence[PackedBatch], parallel: Parallel
 ) -> dict[str, float]:
     """What the gap of scored `batches` is made of, nats, mean over the sampled tokens.
 
-    `plain` and `rounded` [T each] are the trainer's log-probabilities of the same tokens without FP8, with its own
-    weights and with those of an engine in FP8; like `batches` scored, on the last pipeline stage only.
+    `plain` and `rounded` are the same micro-batches scored without FP8: with the trainer's own weights, and with those
+    of an engine in FP8.
     """
+    scored = [same for same in zip(batches, plain, rounded, strict=True) if same[0].old_logp_T is not None]
     parts: dict[str, list[_Pair]] = {
-        "trainer_fp8": [(b, b.old_logp_T, p) for b, p in zip(batches, plain, strict=False)],
-        "engine_fp8": [(b, r, p) for b, r, p in zip(batches, rounded, plain, strict=False)],
-        "kernels": [(b, b.engine_logp_T, r) for b, r in zip(batches, rounded, strict=False)],
+        "trainer_fp8": [(b, b.old_logp_T, p.old_logp_T) for b, p, _ in scored],
+        "engine_fp8": [(b, r.old_logp_T, p.old_logp_T) for b, p, r in scored],
+        "kernels": [(b, b.engine_logp_T, r.old_logp_T) for b, _, r in scored],
     }
     return {f"reshard/parity_{name}": _difference(pairs, parallel)[0] for name, pairs in parts.items()}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
 from megatron_rapo.mcore.rounding import linears_in_fp8, without_fp8
-from megatron_rapo.mcore.step import ExactReference, LossFunction, Passes, Scored, sequence_mean
+from megatron_rapo.mcore.step import ExactReference, LossFunction, Passes, Trained, sequence_mean
 from megatron_rapo.mcore.tokens import Place, TokenLogProbs, token_log_probs
 from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
 from megatron_rapo.reshard.gather import ShardedWeights
@@ -109,34 +108,33 @@ class Policy:
         return math.lcm(split, of_kernels * layout.context * layout.tensor)
 
     def score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
-        """The micro-batches of each optimizer step, on the last stage with what the scoring passes say of them.
+        """The micro-batches of each optimizer step, scored by the policy and by the reference."""
+        return self.score_reference(self.score_policy(steps))
 
-        Without a reference (divergence none) ref_logp_T is old_logp_T, which the loss does not look at.
-        """
-        old = [self._score(batches, reference=False) for batches in steps]
-        ref = old
-        if self.reference is not None:
-            plain = without_fp8(self._megatron) if self.config.precision.bf16_reference else nullcontext()
-            with self.reference.in_place(), plain:
-                ref = [self._score(batches, reference=True) for batches in steps]
-        if not self.parallel.is_last_stage:
+    def score_policy(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
+        """The micro-batches of each optimizer step, on the last pipeline stage with old_logp_T of a scoring pass."""
+        return [self._score(batches, reference=False) for batches in steps]
+
+    def score_reference(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
+        """The same with ref_logp_T (and ref_hidden_RD); as they are where the divergence has no reference."""
+        if self.reference is None:
             return [list(batches) for batches in steps]
-        return [
-            [
-                replace(b, old_logp_T=o.logp_T, ref_logp_T=r.logp_T, ref_hidden_RD=r.hidden_RD)
-                for b, o, r in zip(*of_step, strict=True)
-            ]
-            for of_step in zip(steps, old, ref, strict=True)
-        ]
+        plain = without_fp8(self._megatron) if self.config.precision.bf16_reference else nullcontext()
+        with self.reference.in_place(), plain:
+            return [self._score(batches, reference=True) for batches in steps]
 
-    def _score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[Scored]:
+    def _score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[PackedBatch]:
         for chunk in self.wrapped:
             chunk.eval()
         return self._passes.score(batches, reference=reference)
 
+    def logprob_gap(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
+        """What scored `batches` say of engine and trainer, by the scalars' names."""
+        return logprob_gap(batches, self.parallel)
+
     def diagnostics(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
-        """What scored `batches` say of engine, trainer and reference, by the scalars' names."""
-        gap = logprob_gap(batches, self.parallel)
+        """That, and what they say of the reference."""
+        gap = self.logprob_gap(batches)
         if self.reference is None:
             return gap
         return {**gap, **log_rho_quantiles(batches, self.parallel, middle_reward=self.config.reward.middle)}
@@ -154,10 +152,10 @@ class Policy:
         if self.config.precision.fp8 == "none" and not in_engine:
             return {}
         with without_fp8(self._megatron):
-            plain = rounded = [scored.logp_T for scored in self._score(batches, reference=False)]
+            plain = rounded = self._score(batches, reference=False)
             if in_engine:
                 with linears_in_fp8(self.parameters, self.parallel.tensor_group):
-                    rounded = [scored.logp_T for scored in self._score(batches, reference=False)]
+                    rounded = self._score(batches, reference=False)
         return gap_parts(batches, plain, rounded, self.parallel)
 
     def sequence_mean(self, values_T: Tensor, batch: PackedBatch) -> Tensor:
@@ -175,12 +173,13 @@ class Policy:
         self.optimizer.prepare_grads()
         return float(self.optimizer.get_grad_norm())
 
-    def train_step(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
-        """One optimizer step. Returns the loss's means, `grad_norm` (before clipping), `lr` and `skipped`.
+    def train_step(self, batches: Sequence[PackedBatch], loss: LossFunction) -> Trained:
+        """One optimizer step; among its means `grad_norm` (before clipping), `lr` and `skipped`.
 
-        Where loss or gradient are not finite nothing is updated, the schedule neither, and `skipped` is 1 instead of 0.
+        Micro-batches that the policy has not scored were sampled from the weights as they are. Where loss or gradient
+        are not finite nothing is updated, the schedule neither, and `skipped` is 1 instead of 0.
         """
-        means = self._accumulate(batches, loss)
+        means, trained = self._accumulate(batches, loss)
         norm = self._gradient_norm()
         finite = math.isfinite(means["loss"]) and math.isfinite(norm)
         if finite:
@@ -188,9 +187,10 @@ class Policy:
             self.optimizer.step()
         else:
             self._zero_gradients()
-        return {**means, "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"], "skipped": float(not finite)}
+        means |= {"grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"], "skipped": float(not finite)}
+        return Trained(means, trained)
 
-    def _accumulate(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
+    def _accumulate(self, batches: Sequence[PackedBatch], loss: LossFunction) -> Trained:
         self.training_state.require()
         for chunk in self.wrapped:
             chunk.train()

@@ -6,7 +6,7 @@ T packed tokens of a micro-batch on this context-parallel rank, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -25,11 +25,11 @@ from megatron_rapo.packing import PackedBatch
 LossFunction = Callable[[TokenScores, PackedBatch], LossSums]
 
 
-class Scored(NamedTuple):
-    """What a scoring pass says of a micro-batch."""
+class Trained(NamedTuple):
+    """What a training pass says of an optimizer step."""
 
-    logp_T: Tensor  # float32: of each target
-    hidden_RD: Tensor | None  # this tensor rank's rows of the last hidden states, in host memory, where asked for
+    means: dict[str, float]  # by name
+    batches: list[PackedBatch]  # the micro-batches as they were trained on; empty but on the last pipeline stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,35 +52,40 @@ class Passes:
     deterministic: bool = False
     exact: ExactReference | None = None  # on the last pipeline stage, where the divergence is exact
 
-    def score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[Scored]:
-        """The scores of each micro-batch; empty but on the last pipeline stage.
+    def score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[PackedBatch]:
+        """The micro-batches, on the last pipeline stage with their scores.
 
-        Of the policy or, where the weights in place are the `reference`'s, of pi_ref^phi / Z, with its hidden states
-        where the divergence is exact. Collective over the model-parallel ranks.
+        Of the policy (old_logp_T) or, where the weights in place are the `reference`'s, of pi_ref^phi / Z (ref_logp_T),
+        with its hidden states where the divergence is exact. Collective over the model-parallel ranks.
         """
 
-        def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Scored]]:
+        def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., PackedBatch]]:
             batch = next(data)
             scale_T = (batch.phi_T if reference else torch.ones_like(batch.phi_T)) / self.temperature
 
-            def collect(hidden_TD: Tensor, non_loss_data: bool) -> Scored:
+            def collect(hidden_TD: Tensor, non_loss_data: bool) -> PackedBatch:
                 assert non_loss_data
                 logp_T = self._token_scores(hidden_TD, batch, scale_T).logp_T
-                return Scored(logp_T, self._share(hidden_TD).cpu() if reference and self.exact else None)
+                if not reference:
+                    return replace(batch, old_logp_T=logp_T)
+                ref_hidden_RD = self._share(hidden_TD).cpu() if self.exact else None
+                return replace(batch, ref_logp_T=logp_T, ref_hidden_RD=ref_hidden_RD)
 
             return self._hidden(chunk, batch), collect
 
         with torch.no_grad():
-            scored: list[Scored] = self._run(forward, batches, forward_only=True, collect_non_loss_data=True)
-        return scored
+            scored: list[PackedBatch] = self._run(forward, batches, forward_only=True, collect_non_loss_data=True)
+        return scored if self.parallel.is_last_stage else list(batches)
 
-    def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> dict[str, float]:
+    def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> Trained:
         """Accumulate the gradient of `loss` over the micro-batches of an optimizer step.
 
+        A micro-batch without old_logp_T was sampled from these very weights: it gets what this pass itself says.
         Gradients are summed over micro-batches, data- and context-parallel ranks and divided by the number of tokens
-        that the masks select in all of them. Returns the means, by the same denominator, of the loss and its metrics,
-        and the denominator (`num_tokens`), on every rank. Collective over the world.
+        that the masks select in all of them. The means are, by the same denominator, of the loss and its metrics, with
+        the denominator (`num_tokens`), on every rank. Collective over the world.
         """
+        trained: list[PackedBatch] = []
 
         def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             batch = next(data)
@@ -88,7 +93,10 @@ class Passes:
 
         def reduce(batch: PackedBatch, hidden_TD: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             scale_T = torch.full_like(batch.phi_T, 1 / self.temperature)
-            sums = loss(self._token_scores(hidden_TD, batch, scale_T, self._reference(batch)), batch)
+            scores = self._token_scores(hidden_TD, batch, scale_T, self._reference(batch))
+            batch = with_old_policy(batch, scores.logp_T.detach())
+            trained.append(batch)
+            sums = loss(scores, batch)
             num_tokens = batch.mask_T.sum().to(torch.int)
             return sums.loss, num_tokens, {"loss": sums.loss.detach(), "num_tokens": num_tokens, **sums.metrics}
 
@@ -96,7 +104,7 @@ class Passes:
         items = gather_over_data(collected, self.parallel)
         num_tokens = total(items, "num_tokens")  # none where every completion is left out of the loss
         means = {name: total(items, name) / max(1, num_tokens) for name in items[0] if name != "num_tokens"}
-        return {**means, "num_tokens": num_tokens}
+        return Trained({**means, "num_tokens": num_tokens}, trained)
 
     def _run(self, forward: Callable[..., Any], batches: Sequence[PackedBatch], **kwargs: Any) -> Any:
         chunks = list(self.chunks)
@@ -161,6 +169,15 @@ class Passes:
             scale_T=batch.phi_T / self.temperature,
             direction=self.exact.direction,
         )
+
+
+def with_old_policy(batch: PackedBatch, logp_T: Tensor) -> PackedBatch:
+    """`batch`, with the policy's log-probabilities where it has none of the old policy's, or of a reference.
+
+    Without a reference (divergence none) the loss does not look at ref_logp_T.
+    """
+    absent = [name for name in ("old_logp_T", "ref_logp_T") if getattr(batch, name) is None]
+    return replace(batch, **dict.fromkeys(absent, logp_T))
 
 
 def sequence_mean(values_T: Tensor, batch: PackedBatch, group: dist.ProcessGroup) -> Tensor:

@@ -71,7 +71,7 @@ def round_trip(config: Config, root: Path, rollout: list[TrainingSequence]) -> d
 
 def step(policy: Policy, rollout: list[TrainingSequence]) -> dict[str, float]:
     [scored] = policy.score([policy.pack(rollout)])
-    return policy.train_step(scored, loss_function(policy.config, policy.sequence_mean))
+    return policy.train_step(scored, loss_function(policy.config, policy.sequence_mean)).means
 
 
 def fp8_scales(policy: Policy) -> dict[str, list[Any]]:

@@ -61,7 +61,7 @@ def train(config: Config, rollout: Any) -> dict[str, Any]:
         engine.sleep()
         [scored] = policy.score([policy.pack(rollout)])
         with policy.training_state.in_place():
-            means = policy.train_step(scored, loss_function(config, policy.sequence_mean))
+            means = policy.train_step(scored, loss_function(config, policy.sequence_mean)).means
             found["training_mib"].append(used_mib())
         found["norms"].append(means["grad_norm"])
     engine.close()

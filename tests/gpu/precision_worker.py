@@ -87,7 +87,7 @@ def train(
             found["nll"].append(-float(logp[-1].mean()))
             if number < STEPS:
                 itself = [replace(batch, engine_logp_T=batch.old_logp_T) for batch in scored]  # sampled by the policy
-                means = policy.train_step(itself, loss_function(config, policy.sequence_mean))
+                means = policy.train_step(itself, loss_function(config, policy.sequence_mean)).means
                 for name in found.keys() - {"nll"}:
                     found[name].append(means[name])
     return found, logp[0]

@@ -179,7 +179,7 @@ def build(model: Path, folder: Path, layout: str) -> tuple[Policy, Config]:
 
 def step(policy: Policy, config: Config, rollout: list[Any]) -> dict[str, float]:
     (scored,) = policy.score([policy.pack(rollout)])
-    return policy.train_step(scored, loss_function(config, policy.sequence_mean))
+    return policy.train_step(scored, loss_function(config, policy.sequence_mean)).means
 
 
 if __name__ == "__main__":

@@ -104,17 +104,19 @@ def compare(policy: Policy, rollout: Sequence[TrainingSequence], model: Path) ->
 def train(
     policy: Policy, config: Config, rollout: Sequence[TrainingSequence], *, save: bool, name: str
 ) -> dict[str, Any]:
-    """Three steps on the rollout."""
-    (scored,) = policy.score([policy.pack(rollout)])
+    """Three steps on the rollout, whose old log-probabilities come from the first one's training pass."""
+    (referenced,) = policy.score_reference([policy.pack(rollout)])
     loss = loss_function(config, policy.sequence_mean)
-    steps = [policy.train_step(scored, loss)]
+    first = policy.train_step(referenced, loss)
+    scored = first.batches or referenced
+    steps = [first.means]
     errors = update_errors(policy, config.model.path, f"{name}.safetensors", save=save)
-    steps += [policy.train_step(scored, loss) for _ in range(2)]
+    steps += [policy.train_step(scored, loss).means for _ in range(2)]
     return {"steps": steps, "update_errors": errors, "weights": digest(policy)}
 
 
 def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[TrainingSequence]) -> dict[str, Any]:
-    """The same, with gradient norms before each step."""
+    """The same from a scoring pass, with gradient norms before each step."""
     (scored,) = policy.score([policy.pack(rollout)])
     alpha = config.algorithm.alpha
 
@@ -146,7 +148,7 @@ def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[Tr
     steps, whole = [], []
     for _ in range(3):
         whole.append(norm(scored))
-        steps.append(policy.train_step(scored, loss_with(policy, config)))
+        steps.append(policy.train_step(scored, loss_with(policy, config)).means)
     return measured | {"steps": steps, "norms_before_steps": whole, "weights": digest(policy)}
 
 

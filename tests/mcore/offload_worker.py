@@ -74,7 +74,7 @@ def step(policy: Policy, config: Config, rollout: list[TrainingSequence]) -> flo
     loss = loss_function(config, policy.sequence_mean)
     with policy.training_state.in_place():
         measured = policy.gradient_norm(scored, loss)
-        norm = policy.train_step(scored, loss)["grad_norm"]
+        norm = policy.train_step(scored, loss).means["grad_norm"]
     assert measured == norm
     return norm
 

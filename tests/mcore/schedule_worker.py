@@ -34,7 +34,7 @@ def main() -> None:
         policy = Policy(config, read_shape(folder), init_parallel(config.parallel, timeout_s=60.0, seed=0))
         (scored,) = policy.score([policy.pack(rollout)])
         loss = loss_function(config, policy.sequence_mean)
-        rates[name] = [policy.train_step(scored, loss)["lr"] for _ in range(3 * 2)]
+        rates[name] = [policy.train_step(scored, loss).means["lr"] for _ in range(3 * 2)]
         parallel_state.destroy_model_parallel()
     write_result(rates)
     dist.destroy_process_group()

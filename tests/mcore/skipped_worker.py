@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import Parallel, init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.mcore.step import Trained
 from megatron_rapo.objective import loss_function
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.skipped_steps import NOT_FINITE, SkippedSteps
@@ -54,8 +54,8 @@ def train(folder: Path, name: str, rollout: Any, *, poisoned: tuple[int, ...]) -
     for number in range(3):
         [scored] = policy.score([policy.pack(rollout)])
         if number in poisoned:
-            found.append(policy.train_step([poison(batch, policy.parallel) for batch in scored], loss))
-        found.append(policy.train_step(scored, loss))
+            found.append(policy.train_step([poison(batch, policy.parallel) for batch in scored], loss).means)
+        found.append(policy.train_step(scored, loss).means)
     weights = dict(policy.hf_tensors())
     parallel_state.destroy_model_parallel()
     return [{key: step[key] for key in ("loss", "grad_norm", "lr", "skipped")} for step in found], weights
@@ -72,12 +72,12 @@ def watch(config: Config) -> dict[str, Any]:
     said: list[str] = []
     batch = PackedBatch(**{name: torch.ones(1) for name in PackedBatch.__dataclass_fields__})
     skipped = SkippedSteps(config, said.append)
-    good: Mapping[str, float] = {"loss": 1.0, "grad_norm": 1.0, "skipped": 0.0}
-    bad: Mapping[str, float] = {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 1.0}
+    good = Trained({"loss": 1.0, "grad_norm": 1.0, "skipped": 0.0}, [batch])
+    bad = Trained({"loss": float("nan"), "grad_norm": float("inf"), "skipped": 1.0}, [batch])
     error = ""
     try:
-        for step, means in enumerate((bad, bad, good, bad, bad, bad)):
-            assert skipped.watched(step, [batch], means) is means
+        for step, trained in enumerate((bad, bad, good, bad, bad, bad)):
+            assert skipped.watched(step, trained) is trained
     except RuntimeError as raised:
         error = str(raised)
     dist.barrier()

@@ -75,8 +75,10 @@ def test_the_gradients_norm_is_that_of_the_step(found: dict[str, Any], layout: s
 
 
 @pytest.mark.parametrize("layout", MEASURED_LAYOUTS)
-def test_measuring_a_gradient_leaves_nothing_behind(found: dict[str, Any], layout: str) -> None:
-    """The same three steps with and without: every number, every bit of the weights."""
+def test_old_log_probs_are_the_training_passes_and_measuring_a_gradient_leaves_nothing_behind(
+    found: dict[str, Any], layout: str
+) -> None:
+    """The same three steps, scored by the policy first and measured in between, and neither: every number and bit."""
     assert found[layout][MEASURED]["steps"] == found[layout][SAMPLED]["steps"]
     assert found[layout][MEASURED]["weights"] == found[layout][SAMPLED]["weights"]
 
