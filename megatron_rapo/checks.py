@@ -175,7 +175,7 @@ def _check_memory(config: Config) -> None:
     for field, value in config.memory:
         if value and not torch.cuda.is_available():
             raise ConfigError(
-                f"memory.{field}={str(value).lower()}: makes room on a GPU, and there is none; leave it out."
+                f"memory.{field}={str(value).lower()}: is about a GPU's memory, and there is no GPU; leave it out."
             )
 
 

@@ -308,6 +308,16 @@ def test_the_fixes_that_the_refusals_name_work(load, overrides):
             "precision.bf16_reference=true: does nothing with precision.fp8=none; set fp8=hybrid, or leave it out.",
         ),
         (
+            ["memory.reference_on_device=true", "precision.fp8=hybrid"],
+            "memory.reference_on_device=true: with precision.fp8=hybrid layers quantise their weights once in a pass, "
+            "which would be the policy's for both; leave it out, or set fp8=none.",
+        ),
+        (
+            ["memory.reference_on_device=true", "algorithm.divergence=none"],
+            "memory.reference_on_device=true: there is no reference with algorithm.divergence=none; leave it out, or "
+            "name a divergence.",
+        ),
+        (
             ["rollout.fp8=true", "precision.dtype=float32"],
             "rollout.fp8=true: vLLM quantises weights in bfloat16, not float32; set precision.dtype=bfloat16, or "
             "rollout.fp8=false.",

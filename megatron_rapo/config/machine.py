@@ -155,9 +155,12 @@ class ReshardConfig(Section):
 
 
 class MemoryConfig(Section):
-    """What makes room on a GPU for what is under way, at the cost of moving or rebuilding the rest."""
+    """What a GPU's memory holds beside what is under way: less, which is moved or rebuilt instead, or more."""
 
     engine_sleep: bool = False
     """The engine's weights and key-value cache are released while the trainer scores and trains (vLLM's sleep mode)."""
+    reference_on_device: bool = False
+    """The reference's weights stay on the GPU too, where one pass scores with them and the policy's: no exchange with
+    host memory, one pipeline bubble instead of two, and as much memory again as the weights take."""
     offload_optimizer: bool = False
     """The optimizer's state is in host memory, and the gradients are released, but while training and saving."""

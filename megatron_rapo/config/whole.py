@@ -82,6 +82,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_reference(self) -> Config:
+        if self.memory.reference_on_device and self.algorithm.divergence == "none":
+            raise ValueError(
+                "memory.reference_on_device=true: there is no reference with algorithm.divergence=none; leave it out, "
+                "or name a divergence."
+            )
+        if self.memory.reference_on_device and self.precision.fp8 != "none":
+            raise ValueError(
+                f"memory.reference_on_device=true: with precision.fp8={self.precision.fp8} layers quantise their "
+                "weights once in a pass, which would be the policy's for both; leave it out, or set fp8=none."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_reward(self) -> Config:
         reward, longest = self.reward, self.rollout.max_completion_tokens
         if reward.budget_s >= self.run.timeout_s:

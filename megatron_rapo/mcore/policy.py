@@ -27,7 +27,7 @@ from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
 from megatron_rapo.mcore.rounding import linears_in_fp8, without_fp8
-from megatron_rapo.mcore.step import ExactReference, LossFunction, Passes, Trained, sequence_mean
+from megatron_rapo.mcore.step import POLICY, ExactReference, LossFunction, Passes, Scorer, Trained, sequence_mean
 from megatron_rapo.mcore.tokens import Place, TokenLogProbs, token_log_probs
 from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
 from megatron_rapo.reshard.gather import ShardedWeights
@@ -49,7 +49,9 @@ class Policy:
         load_weights(self.chunks, config.model.path, shape, norms, parallel)
         self.parameters = parameters = dict(named_parameters(self.chunks))
         divergence = DIVERGENCES[config.algorithm.divergence]
-        self.reference = None if divergence.gradient is None else Reference(list(parameters.values()))
+        self.reference = None
+        if divergence.gradient is not None:
+            self.reference = Reference(list(parameters.values()), on_device=config.memory.reference_on_device)
         head = head_weight(self.chunks)
         exact = None
         if divergence.exact and head is not None:
@@ -108,12 +110,16 @@ class Policy:
         return math.lcm(split, of_kernels * layout.context * layout.tensor)
 
     def score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
-        """The micro-batches of each optimizer step, scored by the policy and by the reference."""
-        return self.score_reference(self.score_policy(steps))
+        """The micro-batches of each optimizer step, scored by the policy and by the reference, in one pass if that can
+        be."""
+        if self.reference is None or not self.reference.at_hand:
+            return self.score_reference(self.score_policy(steps))
+        both = POLICY, Scorer(is_reference=True, weights=self.reference.in_place)
+        return [self._score(batches, *both) for batches in steps]
 
     def score_policy(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
         """The micro-batches of each optimizer step, on the last pipeline stage with old_logp_T of a scoring pass."""
-        return [self._score(batches, reference=False) for batches in steps]
+        return [self._score(batches, POLICY) for batches in steps]
 
     def score_reference(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
         """The same with ref_logp_T (and ref_hidden_RD); as they are where the divergence has no reference."""
@@ -121,12 +127,12 @@ class Policy:
             return [list(batches) for batches in steps]
         plain = without_fp8(self._megatron) if self.config.precision.bf16_reference else nullcontext()
         with self.reference.in_place(), plain:
-            return [self._score(batches, reference=True) for batches in steps]
+            return [self._score(batches, Scorer(is_reference=True)) for batches in steps]
 
-    def _score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[PackedBatch]:
+    def _score(self, batches: Sequence[PackedBatch], *scorers: Scorer) -> list[PackedBatch]:
         for chunk in self.wrapped:
             chunk.eval()
-        return self._passes.score(batches, reference=reference)
+        return self._passes.score(batches, *scorers)
 
     def logprob_gap(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
         """What scored `batches` say of engine and trainer, by the scalars' names."""
@@ -152,10 +158,10 @@ class Policy:
         if self.config.precision.fp8 == "none" and not in_engine:
             return {}
         with without_fp8(self._megatron):
-            plain = rounded = self._score(batches, reference=False)
+            plain = rounded = self._score(batches, POLICY)
             if in_engine:
                 with linears_in_fp8(self.parameters, self.parallel.tensor_group):
-                    rounded = self._score(batches, reference=False)
+                    rounded = self._score(batches, POLICY)
         return gap_parts(batches, plain, rounded, self.parallel)
 
     def sequence_mean(self, values_T: Tensor, batch: PackedBatch) -> Tensor:

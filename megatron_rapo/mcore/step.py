@@ -6,6 +6,7 @@ T packed tokens of a micro-batch on this context-parallel rank, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,16 @@ from megatron_rapo.output_head import ReferenceHead, TokenScores, token_scores
 from megatron_rapo.packing import PackedBatch
 
 LossFunction = Callable[[TokenScores, PackedBatch], LossSums]
+
+
+class Scorer(NamedTuple):
+    """Whose log-probabilities a scoring pass gives; `weights` has its weights in place for a micro-batch at a time."""
+
+    is_reference: bool
+    weights: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+POLICY = Scorer(is_reference=False)
 
 
 class Trained(NamedTuple):
@@ -52,30 +63,31 @@ class Passes:
     deterministic: bool = False
     exact: ExactReference | None = None  # on the last pipeline stage, where the divergence is exact
 
-    def score(self, batches: Sequence[PackedBatch], *, reference: bool) -> list[PackedBatch]:
-        """The micro-batches, on the last pipeline stage with their scores.
+    def score(self, batches: Sequence[PackedBatch], *scorers: Scorer) -> list[PackedBatch]:
+        """The micro-batches, on the last pipeline stage with what each of `scorers` says of them, all in one pass.
 
-        Of the policy (old_logp_T) or, where the weights in place are the `reference`'s, of pi_ref^phi / Z (ref_logp_T),
-        with its hidden states where the divergence is exact. Collective over the model-parallel ranks.
+        Of the policy that is old_logp_T. Of the reference it is ref_logp_T, by pi_ref^phi / Z, with its hidden states
+        where the divergence is exact. Collective over the model-parallel ranks.
         """
 
-        def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., PackedBatch]]:
-            batch = next(data)
-            scale_T = (batch.phi_T if reference else torch.ones_like(batch.phi_T)) / self.temperature
+        def forward(data: Iterator[Any], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., dict[str, Any]]]:
+            scorer, batch = next(data)
 
-            def collect(hidden_TD: Tensor, non_loss_data: bool) -> PackedBatch:
+            def collect(hidden_TD: Tensor, non_loss_data: bool) -> dict[str, Any]:
                 assert non_loss_data
-                logp_T = self._token_scores(hidden_TD, batch, scale_T).logp_T
-                if not reference:
-                    return replace(batch, old_logp_T=logp_T)
-                ref_hidden_RD = self._share(hidden_TD).cpu() if self.exact else None
-                return replace(batch, ref_logp_T=logp_T, ref_hidden_RD=ref_hidden_RD)
+                with scorer.weights():
+                    return self._scores(hidden_TD, batch, of_reference=scorer.is_reference)
 
-            return self._hidden(chunk, batch), collect
+            with scorer.weights():
+                return self._hidden(chunk, batch), collect
 
+        work = [(scorer, batch) for scorer in scorers for batch in batches]
         with torch.no_grad():
-            scored: list[PackedBatch] = self._run(forward, batches, forward_only=True, collect_non_loss_data=True)
-        return scored if self.parallel.is_last_stage else list(batches)
+            found = self._run(forward, work, _longest(batches), forward_only=True, collect_non_loss_data=True)
+        scored = list(batches)
+        for place, scores in enumerate(found):  # of no piece but on the last stage
+            scored[place % len(scored)] = replace(scored[place % len(scored)], **scores)
+        return scored
 
     def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> Trained:
         """Accumulate the gradient of `loss` over the micro-batches of an optimizer step.
@@ -100,21 +112,22 @@ class Passes:
             num_tokens = batch.mask_T.sum().to(torch.int)
             return sums.loss, num_tokens, {"loss": sums.loss.detach(), "num_tokens": num_tokens, **sums.metrics}
 
-        collected = self._run(forward, batches, forward_only=False)
+        collected = self._run(forward, batches, _longest(batches), forward_only=False)
         items = gather_over_data(collected, self.parallel)
         num_tokens = total(items, "num_tokens")  # none where every completion is left out of the loss
         means = {name: total(items, name) / max(1, num_tokens) for name in items[0] if name != "num_tokens"}
         return Trained({**means, "num_tokens": num_tokens}, trained)
 
-    def _run(self, forward: Callable[..., Any], batches: Sequence[PackedBatch], **kwargs: Any) -> Any:
+    def _run(self, forward: Callable[..., Any], work: Sequence[Any], num_tokens: int, **kwargs: Any) -> Any:
+        """Each piece of `work`, of at most `num_tokens` tokens on this rank, through the chunks and the stages."""
         chunks = list(self.chunks)
         with deterministic_algorithms(self.deterministic):
             return get_forward_backward_func()(
                 forward_step_func=forward,
-                data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
+                data_iterator=[iter(work) for _ in chunks] if len(chunks) > 1 else iter(work),
                 model=chunks if len(chunks) > 1 else chunks[0],
-                num_microbatches=len(batches),
-                seq_length=max(len(batch.token_ids_T) for batch in batches) * self.parallel.config.context,
+                num_microbatches=len(work),
+                seq_length=num_tokens * self.parallel.config.context,
                 micro_batch_size=1,
                 **kwargs,
             )
@@ -132,6 +145,14 @@ class Passes:
             input_ids=batch.token_ids_T[None], position_ids=None, attention_mask=None, packed_seq_params=packed
         )
         return output
+
+    def _scores(self, hidden_TD: Tensor, batch: PackedBatch, *, of_reference: bool) -> dict[str, Any]:
+        """What a scoring pass adds to a micro-batch."""
+        scale_T = (batch.phi_T if of_reference else torch.ones_like(batch.phi_T)) / self.temperature
+        logp_T = self._token_scores(hidden_TD, batch, scale_T).logp_T
+        if not of_reference:
+            return {"old_logp_T": logp_T}
+        return {"ref_logp_T": logp_T, "ref_hidden_RD": self._share(hidden_TD).cpu() if self.exact else None}
 
     def _token_scores(
         self, hidden_TD: Tensor, batch: PackedBatch, scale_T: Tensor, reference: ReferenceHead | None = None
@@ -169,6 +190,10 @@ class Passes:
             scale_T=batch.phi_T / self.temperature,
             direction=self.exact.direction,
         )
+
+
+def _longest(batches: Sequence[PackedBatch]) -> int:
+    return max(len(batch.token_ids_T) for batch in batches)
 
 
 def with_old_policy(batch: PackedBatch, logp_T: Tensor) -> PackedBatch:

@@ -121,6 +121,8 @@ def _lanes(config: Config, machine: Machine) -> int:
 
 def _changes(config: Config) -> Iterator[Settings]:
     """From what costs least to what changes most."""
+    if config.memory.reference_on_device:
+        yield {"memory.reference_on_device": False}
     if not config.optimizer.distributed:
         yield {"optimizer.distributed": True}
     if not config.memory.engine_sleep:

@@ -86,10 +86,14 @@ def host(model: ModelShape, config: Config, *, lanes: int) -> Memory:
     numel = parameters(model, config)
     stage = max(range(len(numel)), key=numel.__getitem__)
     weights, optimizer = numel[stage] * ITEMSIZE[config.precision.dtype], _optimizer(numel[stage], config, lanes)
-    parts = {"reference": weights if DIVERGENCES[config.algorithm.divergence].gradient is not None else 0}
+    parts = {"reference": 0 if config.memory.reference_on_device else _reference(weights, config)}
     parts["optimizer"] = optimizer if config.memory.offload_optimizer else 0
     parts["copy for a checkpoint"] = weights + optimizer if config.checkpoint.async_save else 0
     return Memory(stage, parts)
+
+
+def _reference(weights: int, config: Config) -> int:
+    return weights if DIVERGENCES[config.algorithm.divergence].gradient is not None else 0
 
 
 def _states_of_stage(
@@ -97,6 +101,8 @@ def _states_of_stage(
 ) -> dict[str, dict[str, int]]:
     numel, itemsize, memory = parameters(model, config)[stage], ITEMSIZE[config.precision.dtype], config.memory
     kept = {"weights": numel * itemsize} | _exact_head(model, config, stage) | _fp8_copies(model, config, stage)
+    if memory.reference_on_device:
+        kept["reference"] = _reference(kept["weights"], config)
     training = {"gradients": numel * GRADIENT_BYTES, "optimizer": _optimizer(numel, config, lanes)}
     engine = {"engine weights": engine_bytes(model, config)}
     cache = {"KV cache": config.rollout.kv_cache_mib * 2**20}

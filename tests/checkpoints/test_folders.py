@@ -27,7 +27,7 @@ FREE = [
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context", "parallel.sequence"),
     *("rollout.tensor", "rollout.kv_cache_mib", "rollout.max_concurrent", "rollout.compile"),
     *("rollout.packed", "reshard.bucket_mib", "reshard.verify", "reshard.parity_every_steps"),
-    *("memory.engine_sleep", "memory.offload_optimizer"),
+    *("memory.engine_sleep", "memory.offload_optimizer", "memory.reference_on_device"),
     *("precision.dtype", "precision.fp8", "precision.bf16_reference"),
     *("precision.max_logprob_gap", "precision.on_logprob_gap", "rollout.fp8"),
     *("checkpoint.every_steps", "checkpoint.hf_export"),

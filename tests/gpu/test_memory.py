@@ -16,6 +16,7 @@ CASES: dict[str, dict[str, bool]] = {
     "neither": {},
     "engine_sleep": {"engine_sleep": True},
     "offload_optimizer": {"offload_optimizer": True},
+    "reference_on_device": {"reference_on_device": True},
     "both": {"engine_sleep": True, "offload_optimizer": True},
 }
 

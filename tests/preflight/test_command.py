@@ -77,6 +77,15 @@ def test_what_sleeps_and_what_is_away(run_file: Path, capsys: pytest.CaptureFixt
     assert content["host"]["bytes"]["optimizer"] == content["states"]["training"]["bytes"]["optimizer"]
 
 
+def test_where_the_reference_is(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    away, at_hand = (
+        found(run_file, capsys, "--gpus", "16", "--set", f"memory.reference_on_device={value}")
+        for value in ("false", "true")
+    )
+    assert away["host"]["bytes"]["reference"] == at_hand["states"]["scoring"]["bytes"]["reference"] > 0
+    assert at_hand["host"]["bytes"].get("reference", 0) == 0 and "reference" not in away["states"]["scoring"]["bytes"]
+
+
 def test_a_run_that_does_not_fit(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(run_file, "--gpus", "16", "--gpu-memory-gib", "56") == 1
     said = capsys.readouterr().out
