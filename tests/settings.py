@@ -1,4 +1,4 @@
-"""A small valid configuration file, and what a refusal says."""
+"""A small valid configuration file, parts of others, and what a refusal says."""
 
 import pytest
 
@@ -28,3 +28,9 @@ def refusal(call, *arguments, **keywords):
     with pytest.raises(ConfigError) as raised:
         call(*arguments, **keywords)
     return str(raised.value)
+
+
+def functions(*settings):
+    """reward.functions with these settings of each."""
+    each = [f'{{function="m:f", {"" if "range" in one else "range=[0.0, 1.0], "}{one}}}' for one in settings]
+    return f"reward.functions=[{', '.join(each)}]"
