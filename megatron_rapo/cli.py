@@ -71,7 +71,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     from megatron_rapo.run import train
 
-    finished = train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    finished = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
     return 0 if finished else REQUEUE_STATUS
 
 
@@ -153,6 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     existing = train.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the run folder's latest checkpoint")
     existing.add_argument("--overwrite", action="store_true", help="delete an earlier run in the run folder first")
+    train.add_argument(
+        "--profile",
+        type=_steps,
+        default=(),
+        metavar="STEPS",
+        help="write a Chrome trace of these steps, say 2,10-12, to RUN/profile/ (docs/profiling.md)",
+    )
     _add_evaluate(commands)
     _add_compare(commands)
     _add_report(commands)
@@ -258,6 +265,21 @@ def _k(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: not whole numbers with commas between; write e.g. --k 1,4,16"
         ) from None
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    """The values of --profile."""
+    try:
+        ranges = [
+            (int(first), int(last or first)) for first, _, last in (part.partition("-") for part in text.split(","))
+        ]
+    except ValueError:
+        ranges = [(1, 0)]
+    if any(last < first for first, last in ranges):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: neither steps nor ranges of steps, with commas between; write e.g. --profile 2,10-12"
+        )
+    return tuple(step for first, last in ranges for step in range(first, last + 1))
 
 
 def _command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from megatron_rapo.evaluation.tables import show
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.launcher import rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
+from megatron_rapo.profiling import Profiler, check_profiled
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine
 from megatron_rapo.sampling import Sampler
@@ -40,9 +41,10 @@ Say = Callable[[str], None]
 RUN_SETTINGS = "config.json"  # in the run folder: every setting of the run
 
 
-def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
+def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[int] = ()) -> bool:
     """Run `train` on this process; the launcher started the others. Returns whether it came to its end.
 
+    The steps in `profile` are traced.
     Raises ConfigError, RewardError, DataError and CheckpointError before anything expensive is built.
     """
     check_world_size(config, world_size())
@@ -65,6 +67,8 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
         )
     folder = config.run.folder
     checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None
+    check_profiled(profile, first=1 + (checkpoint_step(checkpoint) if checkpoint else 0), last=config.run.steps)
+    profiler = Profiler(folder, profile, rank=rank())
     signals = Signals(config.checkpoint.grace_s)
     if config.run.deterministic:
         set_variables()
@@ -80,7 +84,7 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
 
     with (
         _usable(folder),
-        _monitor(config, checkpoint) as monitor,
+        _monitor(config, checkpoint, profiler) as monitor,
         _verifier(config) as verifier,
         ExitStack() as stack,
     ):
@@ -89,7 +93,7 @@ def train(config: Config, *, resume: bool, overwrite: bool) -> bool:
             _report_left_out(monitor.message, heldout.settings.data, heldout.prompts, config)
         monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
         with monitor.phase("start"):
-            trainer, engine = _build(config, shape, verifier, rewards, monitor, signals, train_set, heldout)
+            trainer, engine = _build(config, shape, verifier, rewards, monitor, profiler, signals, train_set, heldout)
             stack.callback(engine.close)
         for problem in damaged:
             monitor.message(f"WARNING: {problem}")
@@ -107,6 +111,7 @@ def _build(
     verifier: VerifierPool,
     rewards: Rewards,
     monitor: Monitor,
+    profiler: Profiler,
     signals: Signals,
     train_set: PromptSet,
     heldout: HeldOut | None,
@@ -141,6 +146,7 @@ def _build(
         weight_sync=weight_sync,
         sampler=sampler,
         monitor=monitor,
+        profiler=profiler,
         signals=signals,
         train_prompts=train_set.prompts,
         heldout=heldout,
@@ -298,10 +304,10 @@ def _engine(config: Config, *, sleeps: bool) -> Engine:
     )
 
 
-def _monitor(config: Config, checkpoint: Path | None) -> Monitor:
+def _monitor(config: Config, checkpoint: Path | None, profiler: Profiler) -> Monitor:
     """Writing on the first process, timing only on the others."""
     if dist.get_rank() != 0:
-        return Monitor()
+        return Monitor(annotate=profiler.phase)
     folder, console = config.run.folder, Console(config.run.steps)
     # The recorder's metrics are the first file, by which --overwrite knows a run that was killed at any time after it.
     recorder = Recorder(
@@ -312,4 +318,4 @@ def _monitor(config: Config, checkpoint: Path | None) -> Monitor:
         warn=console.message,
     )
     (folder / RUN_SETTINGS).write_text(config.to_json() + "\n")
-    return Monitor(recorder, console)
+    return Monitor(recorder, console, annotate=profiler.phase)

@@ -29,6 +29,7 @@ from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, RecordedCompletio
 from megatron_rapo.objective import loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.parity import GapBudget
+from megatron_rapo.profiling import Profiler
 from megatron_rapo.recorded import choose, due, recorded
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
@@ -52,12 +53,13 @@ class Trainer:
         weight_sync: WeightSync,
         sampler: Sampler,
         monitor: Monitor,
+        profiler: Profiler,
         signals: Signals,
         train_prompts: Sequence[Prompt],
         heldout: HeldOut | None = None,
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
-        self._weight_sync, self._signals = weight_sync, signals
+        self._weight_sync, self._signals, self._profiler = weight_sync, signals, profiler
         self._train_prompts, self._heldout = train_prompts, heldout
         self._order = EpochOrder(len(train_prompts), config.run.seed)
         self._loss = self._loss_with()
@@ -92,7 +94,8 @@ class Trainer:
                 self._evaluate()  # what a checkpoint was saved after, too: a run that stops here evaluates again
                 if self._step == total:
                     break
-                self._train_one_step()
+                with self._profiler.step(self._step + 1):
+                    self._train_one_step()
             except Stopped:
                 self._order.load_state_dict(order)
                 self._stop()
@@ -293,6 +296,8 @@ class Trainer:
         if "tensorboard" in self._config.monitor.writers:
             tensorboard = Path(sys.executable).with_name("tensorboard")
             where["tensorboard"] = f"{tensorboard} --logdir {folder / TENSORBOARD_FOLDER}"
+        if self._profiler.folder.exists():
+            where["profile"] = f"{self._profiler.folder} (open a trace in ui.perfetto.dev or chrome://tracing)"
         where["report"] = f"{sys.executable} -m megatron_rapo report {folder}"
         summarise(folder, self._monitor, self._scores, where)
 

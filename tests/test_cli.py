@@ -78,11 +78,13 @@ def test_help_of_train(columns):
     assert max(map(len, text.splitlines())) <= columns
     words = " ".join(text.split())
     for said in (
-        "usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] CONFIG.toml",
+        "usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] [--profile STEPS] "
+        "CONFIG.toml",
         "CONFIG.toml the run's settings",
         "--set SECTION.FIELD=VALUE override one setting; may be given many times",
         "--resume go on from the run folder's latest checkpoint",
         "--overwrite delete an earlier run in the run folder first",
+        "--profile STEPS write a Chrome trace of these steps, say 2,10-12, to RUN/profile/ (docs/profiling.md)",
     ):
         assert said in words
 
@@ -90,7 +92,8 @@ def test_help_of_train(columns):
 def test_what_train_help_looks_like_on_a_wide_terminal():
     finished, _ = command("train", "--help", columns=120)
     assert finished.stdout == textwrap.dedent("""\
-        usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] CONFIG.toml
+        usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] [--profile STEPS]
+                                   CONFIG.toml
 
         train a policy; start it with torchrun or srun
 
@@ -103,6 +106,7 @@ def test_what_train_help_looks_like_on_a_wide_terminal():
                                 override one setting; may be given many times
           --resume              go on from the run folder's latest checkpoint
           --overwrite           delete an earlier run in the run folder first
+          --profile STEPS       write a Chrome trace of these steps, say 2,10-12, to RUN/profile/ (docs/profiling.md)
         """)
 
 
@@ -165,9 +169,11 @@ def test_good_settings_go_on_to_what_is_checked_next(config):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], {"resume": False, "overwrite": False}),
-        (["--resume"], {"resume": True, "overwrite": False}),
-        (["--overwrite"], {"resume": False, "overwrite": True}),
+        ([], {"resume": False, "overwrite": False, "profile": ()}),
+        (["--resume"], {"resume": True, "overwrite": False, "profile": ()}),
+        (["--overwrite"], {"resume": False, "overwrite": True, "profile": ()}),
+        (["--profile", "4"], {"resume": False, "overwrite": False, "profile": (4,)}),
+        (["--profile", "2,4-5"], {"resume": False, "overwrite": False, "profile": (2, 4, 5)}),
     ],
 )
 def test_train_gets_its_settings(config, monkeypatch, arguments, expected, finished, status):
@@ -181,6 +187,14 @@ def test_train_gets_its_settings(config, monkeypatch, arguments, expected, finis
     assert cli.main(["train", str(config), *arguments, "--set", "run.steps=5", "--set=run.seed=6"]) == status
     assert called["options"] == expected
     assert (called["config"].run.steps, called["config"].run.seed) == (5, 6)
+
+
+@pytest.mark.parametrize("steps", ["two", "2,", "5-4", "1-2-3", "-2"])
+def test_profile_of_no_steps(config, capsys, steps):
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(config), f"--profile={steps}"])
+    said = f"{steps!r}: neither steps nor ranges of steps, with commas between; write e.g. --profile 2,10-12"
+    assert said in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100):
         config,
         policy=SimpleNamespace(sequence_mean=None),
         weight_sync=None,
+        profiler=None,
         signals=None,
         sampler=sampler,
         monitor=Monitor(),

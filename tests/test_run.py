@@ -207,6 +207,15 @@ def test_more_prompts_in_refill_rounds_than_problems(tmp_path: Path, model: Path
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_step_to_profile_that_the_run_does_not_take(tmp_path: Path, model: Path) -> None:
+    config = tiny_config(model, tmp_path / "run", data={"train": problems(tmp_path / "train.jsonl", 4)})
+    with pytest.raises(ConfigError) as refused:
+        run.train(config, resume=False, overwrite=False, profile=(3, config.run.steps + 1))
+    last = config.run.steps
+    assert str(refused.value) == f"--profile {last + 1}: this run takes steps 1 to {last}; name some of those."
+
+
+@pytest.mark.usefixtures("alone")
 def test_as_many_prompts_in_a_step_as_problems(tmp_path: Path, model: Path) -> None:
     train = problems(tmp_path / "train.jsonl", 4)
     config = tiny_config(model, tmp_path / "run", data={"train": train}, batch={"prompts_per_step": 4})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -33,9 +34,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Two steps, then the third by another start with --resume; evaluated after every step, which changes nothing."""
+    """Two steps, then the third by another start with --resume; evaluated after every step and profiled at the second,
+    which changes nothing."""
     folder, evaluated = tmp_path_factory.mktemp("resumed"), ("--set", "evaluation.every_steps=1")
-    finish(start(folder, *evaluated, steps=2))
+    finish(start(folder, *evaluated, "--profile", "2", steps=2))
     return folder, finish(start(folder, *evaluated, "--resume"))
 
 
@@ -187,6 +189,22 @@ def test_resumed_run_is_the_undisturbed_one(whole: tuple[Path, str], resumed: tu
     for name in ("step-000001", "step-000002"):
         paths = [folder / f"run/rollouts/{name}.jsonl.gz" for folder in (resumed[0], whole[0])]
         assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_profiled_step_is_written_by_every_process(resumed: tuple[Path, str]) -> None:
+    folder, output = resumed
+    [step] = (folder / "run/profile").iterdir()
+    assert step.name == "step-000002"
+    assert sorted(p.name for p in step.iterdir()) == [f"rank-{r}.{kind}" for r in (0, 1) for kind in ("json.gz", "txt")]
+    seconds = metrics(folder)[2]
+    for rank in (0, 1):
+        events = json.loads(gzip.decompress((step / f"rank-{rank}.json.gz").read_bytes()))["traceEvents"]
+        for phase in ("rollout", "score", "gradient_share", "train"):
+            traced = sum(e["dur"] for e in events if e.get("cat") == "user_annotation" and e["name"] == phase) * 1e-6
+            assert traced == pytest.approx(seconds[f"seconds/{phase}"], rel=0.25, abs=0.05), phase
+        assert {"layers", "output head", "optimizer"} <= {e["name"] for e in events}
+        assert "aten::mm" in (step / f"rank-{rank}.txt").read_text()
+    assert f"profile: {folder}/run/profile (open a trace in ui.perfetto.dev or chrome://tracing)" in output
 
 
 def test_evaluations_while_it_trains_are_recorded(whole: tuple[Path, str], resumed: tuple[Path, str]) -> None:

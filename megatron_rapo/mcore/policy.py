@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
@@ -190,7 +191,8 @@ class Policy:
         finite = math.isfinite(means["loss"]) and math.isfinite(norm)
         if finite:
             self.scheduler.step(increment=1)  # before the update: after it, a warm-up's first step would have rate 0
-            self.optimizer.step()
+            with record_function("optimizer"):
+                self.optimizer.step()
         else:
             self._zero_gradients()
         means |= {"grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"], "skipped": float(not finite)}

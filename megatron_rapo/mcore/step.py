@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
+from torch.profiler import record_function
 
 from megatron_rapo.algo import LossSums
 from megatron_rapo.determinism import deterministic_algorithms
@@ -141,9 +142,10 @@ class Passes:
             max_seqlen_q=batch.max_seqlen,
             max_seqlen_kv=batch.max_seqlen,
         )
-        output: Tensor = chunk(
-            input_ids=batch.token_ids_T[None], position_ids=None, attention_mask=None, packed_seq_params=packed
-        )
+        with record_function("layers"):
+            output: Tensor = chunk(
+                input_ids=batch.token_ids_T[None], position_ids=None, attention_mask=None, packed_seq_params=packed
+            )
         return output
 
     def _scores(self, hidden_TD: Tensor, batch: PackedBatch, *, of_reference: bool) -> dict[str, Any]:
@@ -158,15 +160,16 @@ class Passes:
         self, hidden_TD: Tensor, batch: PackedBatch, scale_T: Tensor, reference: ReferenceHead | None = None
     ) -> TokenScores:
         assert self.head_weight is not None, "only the last pipeline stage has the output layer"
-        return token_scores(
-            hidden_TD,
-            self.head_weight,
-            batch.targets_T,
-            scale_T,
-            vocab_size=self.vocab_size,
-            group=self.parallel.tensor_group,
-            reference=reference,
-        )
+        with record_function("output head"):
+            return token_scores(
+                hidden_TD,
+                self.head_weight,
+                batch.targets_T,
+                scale_T,
+                vocab_size=self.vocab_size,
+                group=self.parallel.tensor_group,
+                reference=reference,
+            )
 
     @property
     def _tensor_size(self) -> int:

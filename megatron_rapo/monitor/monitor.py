@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 
 from megatron_rapo.monitor.console import Console
@@ -14,10 +14,19 @@ from megatron_rapo.monitor.writers import Sample
 
 
 class Monitor:
-    """Times phases everywhere; records and shows where it is given a recorder and a console (the first process)."""
+    """Times phases everywhere; records and shows where it is given a recorder and a console (the first process).
 
-    def __init__(self, recorder: Recorder | None = None, console: Console | None = None) -> None:
-        self._recorder, self._console = recorder, console
+    `annotate(phase)` is around each phase too.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder | None = None,
+        console: Console | None = None,
+        *,
+        annotate: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._recorder, self._console, self._annotate = recorder, console, annotate
         self._timer = PhaseTimer(on_start=console.phase if console else None)
         self._total_seconds: dict[str, float] = {}
 
@@ -28,7 +37,7 @@ class Monitor:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the body and say on the terminal what is going on."""
-        with self._timer(name):
+        with self._timer(name), self._annotate(name):
             yield
 
     def step(

@@ -133,7 +133,7 @@ def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[Tr
             "nothing": norm(unrewarded, alpha=0.0, beta=0.0),
         }
 
-    without = {"weight_sync": None, "signals": None, "sampler": None}  # what it would train with
+    without = {"weight_sync": None, "signals": None, "sampler": None, "profiler": None}  # what it would train with
     trainer = Trainer(config, policy=policy, monitor=Monitor(), train_prompts=[None], **without)
     first = scored[: config.parallel.pipeline]  # what the trainer measures
     measured = {
