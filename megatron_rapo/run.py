@@ -88,6 +88,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         _verifier(config) as verifier,
         ExitStack() as stack,
     ):
+        monitor.launched()
         _report_left_out(monitor.message, config.data.train, train_set, config)
         if heldout:
             _report_left_out(monitor.message, heldout.settings.data, heldout.prompts, config)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
+
+import psutil
 
 from megatron_rapo.monitor.console import Console
 from megatron_rapo.monitor.recorder import Recorder
@@ -39,6 +42,10 @@ class Monitor:
         """Time the body and say on the terminal what is going on."""
         with self._timer(name), self._annotate(name):
             yield
+
+    def launched(self) -> None:
+        """What passed since the start of this process is the phase "launch"."""
+        self._timer.add("launch", time.time() - psutil.Process().create_time())
 
     def step(
         self,

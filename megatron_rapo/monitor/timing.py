@@ -37,8 +37,12 @@ class PhaseTimer:
         try:
             yield
         finally:
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - start
+            self.add(phase, time.monotonic() - start)
             self._current = None
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Count `seconds`, which were timed otherwise, as `phase`."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last call, in order of first use. Raises RuntimeError inside a phase."""
