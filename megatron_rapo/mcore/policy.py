@@ -16,6 +16,7 @@ from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape
 from megatron_rapo.mcore.diagnostics import gap_parts, log_rho_quantiles, logprob_gap
 from megatron_rapo.mcore.model import (
+    attention_sequences,
     build_chunks,
     head_weight,
     load_weights,
@@ -63,6 +64,7 @@ class Policy:
         )
         self._passes = Passes(
             chunks=self.wrapped,
+            sequences=attention_sequences(config, shape),
             head_weight=head,
             parallel=parallel,
             vocab_size=shape.vocab_size,
@@ -83,15 +85,13 @@ class Policy:
         lengths = [aligned(len(s.token_ids), layout.context) for s in sequences]
         mine = assign(
             lengths,
+            [self.shape.sequence_cost(length) for length in lengths],
             num_ranks=ranks.size(),
             max_tokens=self.config.batch.tokens_per_microbatch,
             multiple_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
         )[ranks.rank()]
         step = self._tokens_multiple
         sizes = [max(1, -(-sum(lengths[i] for i in indices) // step)) * step for indices in mine]
-        if layout.pipeline > 1:
-            # One shape for what stages exchange: they need not tell each other shapes, in which gloo gets stuck.
-            sizes = [max(sizes)] * len(sizes)
         batches = []
         for indices, num_tokens in zip(mine, sizes, strict=True):
             whole = pack([sequences[i] for i in indices], indices, context=layout.context, num_tokens=num_tokens)

@@ -14,11 +14,13 @@ import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from megatron_rapo.algo import LossSums
 from megatron_rapo.determinism import deterministic_algorithms
 from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.mcore.stages import pipeline_settings
 from megatron_rapo.output_head import ReferenceHead, TokenScores, token_scores
 from megatron_rapo.packing import PackedBatch
 
@@ -45,6 +47,7 @@ class Passes:
     """What both passes need of the model: its chunks as Megatron's schedule takes them, and its vocabulary."""
 
     chunks: Sequence[torch.nn.Module]
+    sequences: Callable[[PackedBatch], PackedSeqParams]  # what their attention is told of a micro-batch
     parallel: Parallel
     head_weight: Tensor | None  # the output layer's rows on this tensor rank; None but on the last pipeline stage
     vocab_size: int
@@ -99,29 +102,26 @@ class Passes:
         return {**means, "num_tokens": num_tokens}
 
     def _run(self, forward: Callable[..., Any], batches: Sequence[PackedBatch], **kwargs: Any) -> Any:
-        chunks = list(self.chunks)
+        chunks, sizes = list(self.chunks), [len(batch.token_ids_T) for batch in batches]
         with deterministic_algorithms(self.deterministic):
             return get_forward_backward_func()(
                 forward_step_func=forward,
                 data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
                 model=chunks if len(chunks) > 1 else chunks[0],
                 num_microbatches=len(batches),
-                seq_length=max(len(batch.token_ids_T) for batch in batches) * self.parallel.config.context,
+                seq_length=max(sizes),
                 micro_batch_size=1,
+                **pipeline_settings(get_model_config(chunks[0]), sizes),
                 **kwargs,
             )
 
     def _hidden(self, chunk: torch.nn.Module, batch: PackedBatch) -> Tensor:
         """[T, D] on the last stage; what goes to the next one elsewhere."""
-        packed = PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=batch.cu_seqlens,
-            cu_seqlens_kv=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen,
-            max_seqlen_kv=batch.max_seqlen,
-        )
         output: Tensor = chunk(
-            input_ids=batch.token_ids_T[None], position_ids=None, attention_mask=None, packed_seq_params=packed
+            input_ids=batch.token_ids_T[None],
+            position_ids=None,
+            attention_mask=None,
+            packed_seq_params=self.sequences(batch),
         )
         return output
 
