@@ -26,6 +26,7 @@ class PackedBatch:
 
     token_ids_T: Tensor  # int64
     targets_T: Tensor  # int64: the next token of the same sequence; 0 at its end
+    position_T: Tensor  # int64: the token's place in its sequence
     mask_T: Tensor  # bool: targets_T is a sampled token, which the loss counts
     advantage_T: Tensor  # float32
     weight_T: Tensor  # float32: of the token in the objective; 1 on average over the optimizer step
@@ -57,11 +58,14 @@ class PackedBatch:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
-def assign(lengths: Sequence[int], *, num_ranks: int, max_tokens: int, multiple_of: int = 1) -> list[list[list[int]]]:
+def assign(
+    lengths: Sequence[int], costs: Sequence[float], *, num_ranks: int, max_tokens: int, multiple_of: int = 1
+) -> list[list[list[int]]]:
     """[rank][micro-batch] -> indices of sequences; every rank gets the same number of micro-batches.
 
-    Longest first into the emptiest micro-batch (LPT), with as few micro-batches as hold `max_tokens` each; their number
-    per rank is a multiple of `multiple_of` (interleaved pipeline schedules need it). Deterministic.
+    Ranks wait for each other once in a step, so they share out the costs first, and each then among its micro-batches,
+    which hold `max_tokens` each and of which there are as few as it finds room in; their number is a multiple of
+    `multiple_of` (interleaved pipeline schedules need it). Deterministic. Equal lengths are neighbours.
     Raises ValueError where one sequence alone is longer than max_tokens.
     """
     if lengths and max(lengths) > max_tokens:
@@ -69,23 +73,32 @@ def assign(lengths: Sequence[int], *, num_ranks: int, max_tokens: int, multiple_
     per_rank = max(1, -(-sum(lengths) // (num_ranks * max_tokens)))
     while True:
         per_rank = -(-per_rank // multiple_of) * multiple_of
-        bins = _fill(lengths, num_ranks * per_rank, max_tokens)
-        if bins is not None:
-            return [bins[rank::num_ranks] for rank in range(num_ranks)]
+        ranks = _share_out(range(len(lengths)), lengths, costs, num_ranks, per_rank * max_tokens)
+        found = [_share_out(mine, lengths, costs, per_rank, max_tokens) for mine in ranks or ()]
+        if found and all(found):
+            return found
         per_rank += 1
 
 
-def _fill(lengths: Sequence[int], num_bins: int, max_tokens: int) -> list[list[int]] | None:
-    """Indices by bin, or None where the heuristic overfills one."""
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
-    emptiest = [(0, b) for b in range(num_bins)]
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        tokens, b = heapq.heappop(emptiest)
-        if tokens + lengths[index] > max_tokens:
-            return None
-        bins[b].append(index)
-        heapq.heappush(emptiest, (tokens + lengths[index], b))
-    return bins
+def _share_out(
+    indices: Sequence[int], lengths: Sequence[int], costs: Sequence[float], num_shares: int, max_tokens: int
+) -> list[list[int]]:
+    """Indices by share, by LPT: the dearest first, to the cheapest share with room. Empty where none has room."""
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    cheapest = [(0.0, share, max_tokens) for share in range(num_shares)]  # cost, share, free tokens
+    full: list[tuple[int, tuple[float, int, int]]] = []  # those without room, the one with most of it first
+    for index in sorted(indices, key=lambda i: (-costs[i], i)):
+        while full and -full[0][0] >= lengths[index]:
+            heapq.heappush(cheapest, heapq.heappop(full)[1])
+        while cheapest and cheapest[0][2] < lengths[index]:
+            without_room = heapq.heappop(cheapest)
+            heapq.heappush(full, (-without_room[2], without_room))
+        if not cheapest:
+            return []
+        cost, share, free = cheapest[0]
+        shares[share].append(index)
+        heapq.heapreplace(cheapest, (cost + costs[index], share, free - lengths[index]))
+    return shares
 
 
 def aligned(length: int, context: int) -> int:
@@ -99,15 +112,13 @@ def pack(
 ) -> PackedBatch:
     """Lay out `sequences` one after the other, each aligned, and fill up to `num_tokens` with tokens of no meaning.
 
-    The filling is cut into sequences no longer than the longest real one, since attention is paid for the longest.
-    `indices` are the sequences' places in the optimizer step; `num_tokens` is a multiple of 2 * context where
-    context > 1, at least 1 and at least the sum of the aligned lengths.
+    The filling is a sequence of its own. `indices` are the sequences' places in the optimizer step; `num_tokens` is a
+    multiple of 2 * context where context > 1, at least 1 and at least the sum of the aligned lengths.
     """
     lengths = [aligned(len(s.token_ids), context) for s in sequences]
     filling = num_tokens - sum(lengths)
     assert filling >= 0 and num_tokens > 0, f"{sum(lengths)} tokens do not fit {num_tokens}"
-    longest = max(lengths, default=aligned(128, context))
-    lengths += [longest] * (filling // longest) + [filling % longest] * (filling % longest > 0)
+    lengths += [filling] * (filling > 0)
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     size = int(cu_seqlens[-1])
     token_ids, targets = np.zeros(size, np.int64), np.zeros(size, np.int64)
@@ -129,6 +140,7 @@ def pack(
     return PackedBatch(
         token_ids_T=torch.from_numpy(token_ids),
         targets_T=torch.from_numpy(targets),
+        position_T=torch.from_numpy(np.arange(size) - np.repeat(cu_seqlens[:-1], lengths)),
         mask_T=torch.from_numpy(mask),
         advantage_T=torch.from_numpy(advantage),
         weight_T=torch.from_numpy(weight),

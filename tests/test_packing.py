@@ -1,3 +1,4 @@
+import itertools
 import random
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from megatron_rapo.types import TrainingSequence
 @pytest.mark.parametrize(
     ("lengths", "ranks", "max_tokens", "multiple_of", "expected"),
     [
-        # Longest first into the emptiest: 5 | 4, then 3 to the 4 (7), 2 to the 5 (7), 1 to the first of the two.
+        # Longest first to the emptiest: 5 | 4, then 3 to the 4 (7), 2 to the 5 (7), 1 to the first of the two.
         ([1, 2, 3, 4, 5], 2, 10, 1, [[[4, 1, 0]], [[3, 2]]]),
         # 16 tokens are two micro-batches of 8: 8 | 4 + 4.
         ([4, 8, 4], 1, 8, 1, [[[1], [0, 2]]]),
@@ -25,14 +26,33 @@ from megatron_rapo.types import TrainingSequence
         # Fewer sequences than ranks.
         ([7], 3, 8, 1, [[[0]], [[]], [[]]]),
         ([], 2, 8, 3, [[[], [], []], [[], [], []]]),
-        # The longest two micro-batches, and the shortest two, are on different ranks.
+        # The longest two, and the shortest two, are on different ranks.
         ([4, 4, 2, 1], 2, 4, 1, [[[0], [2]], [[1], [3]]]),
         # Equal lengths go in order.
         ([2, 2, 2, 2], 2, 4, 1, [[[0, 2]], [[1, 3]]]),
     ],
 )
 def test_assign_by_hand(lengths, ranks, max_tokens, multiple_of, expected):
-    assert assign(lengths, num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of) == expected
+    """Where a token costs the same everywhere."""
+    assert assign(lengths, lengths, num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of) == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ranks", "max_tokens", "expected"),
+    [
+        # 36 | 9 + 9 + 9 + 9: the ranks have 6 and 12 tokens, and the same to do.
+        ([6, 3, 3, 3, 3], 2, 12, [[[0]], [[1, 2, 3, 4]]]),
+        # The same where the second rank has two micro-batches for them; the first has one that is empty.
+        ([6, 3, 3, 3, 3], 2, 6, [[[0], []], [[1, 3], [2, 4]]]),
+        # 64 | 16 + 16 + 16, which is cheaper and full: the last goes to the 8.
+        ([8, 4, 4, 4, 1], 1, 12, [[[0, 4], [1, 2, 3]]]),
+        # 81 | 25 + 25, without room for the 3 (81 + 9), but for the 2.
+        ([9, 5, 5, 3, 2], 1, 12, [[[0, 3], [1, 2, 4]]]),
+    ],
+)
+def test_assign_shares_out_costs(lengths, ranks, max_tokens, expected):
+    """Where a sequence costs the square of its length."""
+    assert assign(lengths, [n * n for n in lengths], num_ranks=ranks, max_tokens=max_tokens) == expected
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -40,26 +60,37 @@ def test_assign_holds_what_it_promises(seed):
     rng = random.Random(seed)
     max_tokens, ranks, multiple_of = rng.randint(8, 200), rng.randint(1, 5), rng.choice([1, 1, 2, 3])
     lengths = [rng.randint(1, max_tokens) for _ in range(rng.randint(0, 120))]
-    found = assign(lengths, num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of)
-    assert found == assign(tuple(lengths), num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of)
+    costs = [n + rng.choice([0.0, 0.1]) * n * n for n in lengths]
+    found = assign(lengths, costs, num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of)
+    again = assign(tuple(lengths), tuple(costs), num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of)
+    assert found == again
 
     per_rank = len(found[0])
     assert len(found) == ranks and all(len(batches) == per_rank for batches in found)
     assert per_rank % multiple_of == 0 and per_rank > 0
     bins = [indices for batches in found for indices in batches]
     assert sorted(i for indices in bins for i in indices) == list(range(len(lengths)))  # each exactly once
+    assert max(sum(lengths[i] for i in indices) for indices in bins) <= max_tokens
+    assert all(costs[a] >= costs[b] for indices in bins for a, b in itertools.pairwise(indices))
 
-    loads = [sum(lengths[i] for i in indices) for indices in bins]
-    assert max(loads) <= max_tokens
-    # The last sequence of a bin went to the emptiest: without it no bin had more than another has now.
-    assert all(load - lengths[indices[-1]] <= min(loads) for load, indices in zip(loads, bins, strict=True) if indices)
-    if multiple_of == 1:  # one fewer did not do, which longest first means that all of them were over half full
-        assert (per_rank - 1) * ranks * max_tokens < 2 * sum(lengths) or per_rank == 1
+
+@pytest.mark.parametrize("ranks", [1, 4, 16])
+@pytest.mark.parametrize("max_tokens", [8192, 16384, 32768])
+@pytest.mark.parametrize("median", [400, 1000])
+def test_rollouts_of_mathematics_are_shared_out_evenly(ranks, max_tokens, median):
+    """Log-normal lengths up to 8k; costs as a 1.5B model's."""
+    rng = np.random.default_rng(ranks)
+    lengths = np.clip(rng.lognormal(np.log(median), 0.9, 64 * ranks), 20, 8192).astype(int).tolist()
+    costs = [n + n * n / 35_890 for n in lengths]
+    found = assign(lengths, costs, num_ranks=ranks, max_tokens=max_tokens)
+    of_ranks = [sum(costs[i] for indices in batches for i in indices) for batches in found]
+    assert max(of_ranks) < 1.01 * sum(costs) / ranks
+    assert len(found[0]) <= -(-sum(lengths) // (ranks * max_tokens)) + 1
 
 
 def test_a_sequence_that_fits_nowhere_is_refused():
     with pytest.raises(ValueError) as raised:
-        assign([3, 9, 8], num_ranks=2, max_tokens=8)
+        assign([3, 9, 8], [3, 9, 8], num_ranks=2, max_tokens=8)
     assert str(raised.value) == "sequence of 9 tokens: longer than a micro-batch of 8 tokens."
 
 
@@ -104,6 +135,7 @@ def test_pack_by_hand():
     assert fields(batch) == {
         "token_ids_T": [5, 6, 7, 8, 9, 10, 11, 12, 0, 0],
         "targets_T": [6, 7, 8, 9, 0, 11, 12, 0, 0, 0],
+        "position_T": [0, 1, 2, 3, 4, 0, 1, 2, 0, 1],
         "mask_T": [False, True, True, True, False, True, True, False, False, False],
         "advantage_T": [1.5, 1.5, 1.5, 1.5, 1.5, -0.5, -0.5, -0.5, 0.0, 0.0],
         "weight_T": [0.5, 0.5, 0.5, 0.5, 0.5, 2.5, 2.5, 2.5, 0.0, 0.0],
@@ -122,6 +154,7 @@ def test_pack_aligned_for_context_parallelism():
     assert fields(batch) == {
         "token_ids_T": [5, 6, 7, 8, 9, 0, 0, 0, 10, 11, 12, 0, 0, 0, 0, 0],
         "targets_T": [6, 7, 8, 9, 0, 0, 0, 0, 11, 12, 0, 0, 0, 0, 0, 0],
+        "position_T": [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 0, 1, 2, 3],
         "mask_T": [t in (1, 2, 3, 8, 9) for t in range(16)],
         "advantage_T": [1.5] * 5 + [0.0] * 3 + [-0.5] * 3 + [0.0] * 5,
         "weight_T": [0.5] * 5 + [0.0] * 3 + [2.5] * 3 + [0.0] * 5,
@@ -145,6 +178,7 @@ def test_an_empty_micro_batch_is_one_sequence_of_filling(context, num_tokens):
     assert fields(batch) == {
         "token_ids_T": [0] * num_tokens,
         "targets_T": [0] * num_tokens,
+        "position_T": list(range(num_tokens)),
         "mask_T": [False] * num_tokens,
         "advantage_T": [0.0] * num_tokens,
         "weight_T": [0.0] * num_tokens,
@@ -162,6 +196,7 @@ def test_dtypes():
     assert {name: value.dtype for name, value in vars(batch).items() if value is not None} == {
         "token_ids_T": torch.int64,
         "targets_T": torch.int64,
+        "position_T": torch.int64,
         "mask_T": torch.bool,
         "advantage_T": torch.float32,
         "weight_T": torch.float32,
@@ -246,6 +281,7 @@ def test_split_by_hand():
     parts = [fields(split_context(batch, rank=rank, context=2)) for rank in range(2)]
     assert [part["token_ids_T"] for part in parts] == [[5, 6, 0, 0, 10, 0, 0, 0], [7, 8, 9, 0, 11, 12, 0, 0]]
     assert [part["targets_T"] for part in parts] == [[6, 7, 0, 0, 11, 0, 0, 0], [8, 9, 0, 0, 12, 0, 0, 0]]
+    assert [part["position_T"] for part in parts] == [[0, 1, 6, 7, 0, 3, 0, 3], [2, 3, 4, 5, 1, 2, 1, 2]]
     assert [part["engine_logp_T"] for part in parts] == [
         [0.0, -0.5, 0.0, 0.0, -2.0, 0.0, 0.0, 0.0],
         [-0.25, -0.125, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0],

@@ -29,6 +29,16 @@ class ModelShape:
     rope_theta: float
     max_position: int  # longest sequence, tokens
 
+    def sequence_cost(self, num_tokens: int) -> float:
+        """FLOPs of a sequence, in those that a token's matrix products take without attention.
+
+        Per token 2 for each weight, per token and layer 4 * heads * head_dim for each token that it attends to.
+        """
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        of_layer = self.hidden_size * (2 * q + 2 * kv + 3 * self.ffn_hidden_size)
+        weights = self.num_layers * of_layer + self.vocab_size * self.hidden_size
+        return num_tokens + self.num_layers * q * num_tokens**2 / weights
+
 
 def read_shape(folder: Path) -> ModelShape:
     """The shape in `folder`/config.json.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -21,8 +22,10 @@ from megatron_rapo.checks import resolve_layers
 from megatron_rapo.config import Config, ParallelConfig, PrecisionConfig
 from megatron_rapo.hf import ModelShape, WeightReader
 from megatron_rapo.mcore import fused
+from megatron_rapo.mcore.attention import SequencesForTorch, sequences_for_transformer_engine
 from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.packing import PackedBatch
 from megatron_rapo.reshard.layout import (
     TORCH_NORMS,
     TRANSFORMER_ENGINE_NORMS,
@@ -74,6 +77,8 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         sequence_parallel=parallel.sequence,
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        variable_seq_lengths=parallel.pipeline > 1,  # micro-batches differ in size (mcore/stages.py)
+        moe_token_dispatcher_type="alltoall",  # there are no experts; Megatron takes no variable lengths otherwise
         bf16=dtype == torch.bfloat16,
         calculate_per_token_loss=True,  # loss functions return sums; the denominator is global
         use_cpu_initialization=True,
@@ -127,6 +132,18 @@ class HiddenStatesModel(GPTModel):
         return hidden_states.squeeze(1)
 
 
+def attention_sequences(config: Config, shape: ModelShape) -> Callable[[PackedBatch], PackedSeqParams]:
+    """What makes of a micro-batch what the layers' attention is told of it."""
+    if resolve_layers(config) == "transformer_engine":
+        return sequences_for_transformer_engine
+    return SequencesForTorch.of(
+        head_dim=shape.head_dim,
+        rope_theta=shape.rope_theta,
+        dtype=DTYPES[config.precision.dtype],
+        context_size=config.parallel.context,
+    )
+
+
 def head_weight(chunks: list[HiddenStatesModel]) -> torch.nn.Parameter | None:
     """The output layer's weight on this rank, tied or not; None but on the last pipeline stage."""
     last = chunks[-1]
@@ -154,7 +171,7 @@ def build_chunks(
             pre_process=parallel_state.is_pipeline_first_stage(**where),
             post_process=parallel_state.is_pipeline_last_stage(**where),
             share_embeddings_and_output_weights=shape.tied,
-            position_embedding_type="rope",
+            position_embedding_type="rope" if layers == "transformer_engine" else "none",  # PackedAttention rotates
             rotary_base=shape.rope_theta,
             vp_stage=vp_stage,
         )

@@ -16,6 +16,7 @@ from megatron_rapo.config import Config
 from megatron_rapo.hf import ModelShape
 from megatron_rapo.mcore.diagnostics import gap_parts, log_rho_quantiles, logprob_gap
 from megatron_rapo.mcore.model import (
+    attention_sequences,
     build_chunks,
     head_weight,
     load_weights,
@@ -65,6 +66,7 @@ class Policy:
         )
         self._passes = Passes(
             chunks=self.wrapped,
+            sequences=attention_sequences(config, shape),
             head_weight=head,
             parallel=parallel,
             vocab_size=shape.vocab_size,
@@ -85,15 +87,13 @@ class Policy:
         lengths = [aligned(len(s.token_ids), layout.context) for s in sequences]
         mine = assign(
             lengths,
+            [self.shape.sequence_cost(length) for length in lengths],
             num_ranks=ranks.size(),
             max_tokens=self.config.batch.tokens_per_microbatch,
             multiple_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
         )[ranks.rank()]
         step = self._tokens_multiple
         sizes = [max(1, -(-sum(lengths[i] for i in indices) // step)) * step for indices in mine]
-        if layout.pipeline > 1:
-            # One shape for what stages exchange: they need not tell each other shapes, in which gloo gets stuck.
-            sizes = [max(sizes)] * len(sizes)
         batches = []
         for indices, num_tokens in zip(mine, sizes, strict=True):
             whole = pack([sequences[i] for i in indices], indices, context=layout.context, num_tokens=num_tokens)
@@ -116,11 +116,11 @@ class Policy:
         if self.reference is None or not self.reference.at_hand:
             return self.score_reference(self.score_policy(steps))
         both = POLICY, Scorer(is_reference=True, weights=self.reference.in_place)
-        return [self._score(batches, *both) for batches in steps]
+        return self._score(steps, *both)
 
     def score_policy(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
         """The micro-batches of each optimizer step, on the last pipeline stage with old_logp_T of a scoring pass."""
-        return [self._score(batches, POLICY) for batches in steps]
+        return self._score(steps, POLICY)
 
     def score_reference(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
         """The same with ref_logp_T (and ref_hidden_RD); as they are where the divergence has no reference."""
@@ -128,12 +128,14 @@ class Policy:
             return [list(batches) for batches in steps]
         plain = without_fp8(self._megatron) if self.config.precision.bf16_reference else nullcontext()
         with self.reference.in_place(), plain:
-            return [self._score(batches, Scorer(is_reference=True)) for batches in steps]
+            return self._score(steps, Scorer(is_reference=True))
 
-    def _score(self, batches: Sequence[PackedBatch], *scorers: Scorer) -> list[PackedBatch]:
+    def _score(self, steps: Sequence[Sequence[PackedBatch]], *scorers: Scorer) -> list[list[PackedBatch]]:
+        """All of them in one pass through the pipeline."""
         for chunk in self.wrapped:
             chunk.eval()
-        return self._passes.score(batches, *scorers)
+        scored = iter(self._passes.score([batch for batches in steps for batch in batches], *scorers))
+        return [[next(scored) for _ in batches] for batches in steps]
 
     def logprob_gap(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
         """What scored `batches` say of engine and trainer, by the scalars' names."""
@@ -159,10 +161,10 @@ class Policy:
         if self.config.precision.fp8 == "none" and not in_engine:
             return {}
         with without_fp8(self._megatron):
-            plain = rounded = self._score(batches, POLICY)
+            [plain] = [rounded] = self._score([batches], POLICY)
             if in_engine:
                 with linears_in_fp8(self.parameters, self.parallel.tensor_group):
-                    rounded = self._score(batches, POLICY)
+                    [rounded] = self._score([batches], POLICY)
         return gap_parts(batches, plain, rounded, self.parallel)
 
     def sequence_mean(self, values_T: Tensor, batch: PackedBatch) -> Tensor:

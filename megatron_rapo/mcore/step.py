@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.profiler import record_function
 
 from megatron_rapo.algo import LossSums
 from megatron_rapo.determinism import deterministic_algorithms
 from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.mcore.stages import pipeline_settings
 from megatron_rapo.output_head import ReferenceHead, TokenScores, token_scores
 from megatron_rapo.packing import PackedBatch
 
@@ -57,6 +59,7 @@ class Passes:
     """What both passes need of the model: its chunks as Megatron's schedule takes them, and its vocabulary."""
 
     chunks: Sequence[torch.nn.Module]
+    sequences: Callable[[PackedBatch], PackedSeqParams]  # what their attention is told of a micro-batch
     parallel: Parallel
     head_weight: Tensor | None  # the output layer's rows on this tensor rank; None but on the last pipeline stage
     vocab_size: int
@@ -84,7 +87,9 @@ class Passes:
 
         work = [(scorer, batch) for scorer in scorers for batch in batches]
         with torch.no_grad():
-            found = self._run(forward, work, _longest(batches), forward_only=True, collect_non_loss_data=True)
+            found = self._run(
+                forward, work, _sizes(batches) * len(scorers), forward_only=True, collect_non_loss_data=True
+            )
         scored = list(batches)
         for place, scores in enumerate(found):  # of no piece but on the last stage
             scored[place % len(scored)] = replace(scored[place % len(scored)], **scores)
@@ -113,14 +118,14 @@ class Passes:
             num_tokens = batch.mask_T.sum().to(torch.int)
             return sums.loss, num_tokens, {"loss": sums.loss.detach(), "num_tokens": num_tokens, **sums.metrics}
 
-        collected = self._run(forward, batches, _longest(batches), forward_only=False)
+        collected = self._run(forward, batches, _sizes(batches), forward_only=False)
         items = gather_over_data(collected, self.parallel)
         num_tokens = total(items, "num_tokens")  # none where every completion is left out of the loss
         means = {name: total(items, name) / max(1, num_tokens) for name in items[0] if name != "num_tokens"}
         return Trained({**means, "num_tokens": num_tokens}, trained)
 
-    def _run(self, forward: Callable[..., Any], work: Sequence[Any], num_tokens: int, **kwargs: Any) -> Any:
-        """Each piece of `work`, of at most `num_tokens` tokens on this rank, through the chunks and the stages."""
+    def _run(self, forward: Callable[..., Any], work: Sequence[Any], sizes: Sequence[int], **kwargs: Any) -> Any:
+        """Each piece of `work`, of so many tokens on this rank, through the chunks and the stages."""
         chunks = list(self.chunks)
         with deterministic_algorithms(self.deterministic):
             return get_forward_backward_func()(
@@ -128,23 +133,20 @@ class Passes:
                 data_iterator=[iter(work) for _ in chunks] if len(chunks) > 1 else iter(work),
                 model=chunks if len(chunks) > 1 else chunks[0],
                 num_microbatches=len(work),
-                seq_length=num_tokens * self.parallel.config.context,
+                seq_length=max(sizes),
                 micro_batch_size=1,
+                **pipeline_settings(get_model_config(chunks[0]), sizes),
                 **kwargs,
             )
 
     def _hidden(self, chunk: torch.nn.Module, batch: PackedBatch) -> Tensor:
         """[T, D] on the last stage; what goes to the next one elsewhere."""
-        packed = PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=batch.cu_seqlens,
-            cu_seqlens_kv=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen,
-            max_seqlen_kv=batch.max_seqlen,
-        )
         with record_function("layers"):
             output: Tensor = chunk(
-                input_ids=batch.token_ids_T[None], position_ids=None, attention_mask=None, packed_seq_params=packed
+                input_ids=batch.token_ids_T[None],
+                position_ids=None,
+                attention_mask=None,
+                packed_seq_params=self.sequences(batch),
             )
         return output
 
@@ -195,8 +197,8 @@ class Passes:
         )
 
 
-def _longest(batches: Sequence[PackedBatch]) -> int:
-    return max(len(batch.token_ids_T) for batch in batches)
+def _sizes(batches: Sequence[PackedBatch]) -> list[int]:
+    return [len(batch.token_ids_T) for batch in batches]
 
 
 def with_old_policy(batch: PackedBatch, logp_T: Tensor) -> PackedBatch:

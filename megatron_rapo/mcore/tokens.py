@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from megatron_rapo.mcore.parallel import Parallel
-from megatron_rapo.packing import PackedBatch, context_chunks
+from megatron_rapo.packing import PackedBatch
 from megatron_rapo.types import TrainingSequence
 
 Place = tuple[int, int]
@@ -42,12 +41,7 @@ def token_log_probs(
     """
     mine = []
     if parallel.is_last_stage and parallel.tensor_group.rank() == 0:
-        mine = [
-            part
-            for step, batches in enumerate(steps)
-            for batch in batches
-            for part in _parts(batch, step, chosen, parallel.context_group)
-        ]
+        mine = [part for step, batches in enumerate(steps) for batch in batches for part in _parts(batch, step, chosen)]
     everyone: list[list[_Part]] | None = [[] for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
     dist.gather_object(mine, everyone)
     if everyone is None:
@@ -61,28 +55,16 @@ def token_log_probs(
     }
 
 
-def _parts(
-    batch: PackedBatch, step: int, chosen: Mapping[Place, TrainingSequence], context: dist.ProcessGroup
-) -> Iterator[_Part]:
+def _parts(batch: PackedBatch, step: int, chosen: Mapping[Place, TrainingSequence]) -> Iterator[_Part]:
     """What this rank has of each chosen completion in the micro-batch."""
     assert batch.old_logp_T is not None and batch.ref_logp_T is not None, "the micro-batch was not scored"
-    sequence_T, place_T = batch.sequence_T.cpu(), _places(batch, context)
+    sequence_T, position_T = batch.sequence_T.cpu(), batch.position_T.cpu()
     scores_2T = torch.stack([batch.old_logp_T, batch.ref_logp_T])
     for index in sequence_T.unique().tolist():
         sequence = chosen.get((step, index))
         if sequence is None:
             continue
-        token_T = place_T + 1 - sequence.prompt_length  # entry t is about the next token
+        token_T = position_T + 1 - sequence.prompt_length  # entry t is about the next token
         mine_T = (sequence_T == index) & (token_T >= 0) & (token_T < len(sequence.engine_logprobs))
         scores_2 = scores_2T[:, mine_T.to(scores_2T.device)].float().cpu().numpy()
         yield (step, index), token_T[mine_T].numpy(), scores_2
-
-
-def _places(batch: PackedBatch, context: dist.ProcessGroup) -> Tensor:
-    """[T] int64: the place of each of this rank's tokens in its own sequence."""
-    borders = batch.cu_seqlens.cpu().long()
-    if context.size() == 1:
-        owned_T = torch.arange(len(batch.sequence_T))
-    else:
-        owned_T = context_chunks(borders, context.size())[context.rank()]
-    return owned_T - borders[torch.searchsorted(borders, owned_T, right=True) - 1]

@@ -199,14 +199,12 @@ def layer_bytes(model: ModelShape, config: Config, layers: str) -> Layers:
     q = model.num_heads * model.head_dim // layout.tensor * itemsize
     k = max(1, model.num_kv_heads // layout.tensor) * model.head_dim * itemsize
     f = model.ffn_hidden_size // layout.tensor * itemsize
-    core = 2 * q + 2 * k
+    core = inputs = 2 * q + 2 * k
     if layers == "transformer_engine":  # a norm keeps its input; the attention's output is the projection's input
         norm, rest = hidden, 2 * hidden + 3 * f
-        inputs = 2 * q + 2 * k
-    else:  # a norm keeps its input and the normalised one in float32; rotations, cosines and sines; SwiGLU, much
+    else:  # a norm keeps its input and the normalised one in float32; attention a copy of its output; SwiGLU, much
         norm = 2 * hidden * ITEMSIZE["float32"] // itemsize
-        rest = 2 * hidden + q + 4 * model.head_dim * itemsize + 5 * f
-        inputs = 2 * q + 3 * k
+        rest = 2 * hidden + q + 5 * f
     rest += 2 * norm
     return Layers(
         whole=rest + core, without_core=rest + inputs, core=core, block_input=hidden, after_last=norm + hidden

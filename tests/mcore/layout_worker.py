@@ -244,8 +244,8 @@ def compare_logits(
 
     for chunk in policy.wrapped:
         chunk.eval()
-    longest = max(len(batch.token_ids_T) for batch in batches)
-    found = policy._passes._run(forward, batches, longest, forward_only=True, collect_non_loss_data=True)
+    sizes = [len(batch.token_ids_T) for batch in batches]
+    found = policy._passes._run(forward, batches, sizes, forward_only=True, collect_non_loss_data=True)
     assert len(found) == (len(batches) if policy.parallel.is_last_stage else 0)
     comparison, group = Comparison(), policy.parallel.tensor_group
     weight = policy._passes.head_weight

@@ -67,7 +67,8 @@ def test_hf_weights_survive_the_round_trip_bit_by_bit(found: dict[str, Any], lay
 def test_training_is_the_same(found: dict[str, Any], layout: str, setting: str) -> None:
     expected, steps = found[one_process(layout)][setting]["steps"], found[layout][setting]["steps"]
     for name in ("loss", "grad_norm", "entropy", "divergence", "divergence/low_reward", "surrogate"):
-        assert steps[0][name] == pytest.approx(expected[0][name], rel=1e-5), name
+        # A KL of near distributions is a sum of differences of log-probabilities, whose rounding is absolute.
+        assert steps[0][name] == pytest.approx(expected[0][name], rel=1e-5, abs=1e-7), name
     for name in ("loss", "entropy", "divergence"):
         assert steps[1][name] == pytest.approx(expected[1][name], rel=1e-5), f"{name} after one update"
     assert abs(expected[1]["loss"] - expected[0]["loss"]) > 1e-2  # the update did something
@@ -77,7 +78,8 @@ def test_training_is_the_same(found: dict[str, Any], layout: str, setting: str) 
 def test_the_updated_weights_are_the_same(found: dict[str, Any], models: Path, layout: str, setting: str) -> None:
     errors = found[layout][setting]["update_errors"]
     assert errors.keys() == load_file(models / LAYOUTS[layout].model / "model.safetensors").keys()
-    assert max(errors.values()) < 1e-4, max(errors.items(), key=lambda item: item[1])
+    # The weights of norms are near 1, and some of their updates so small that a weight's last bit is 1e-4 of them.
+    assert max(errors.values()) < 2e-4, max(errors.items(), key=lambda item: item[1])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
