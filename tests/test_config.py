@@ -10,7 +10,7 @@ from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, phi_of
 from megatron_rapo.checks import check_world_size
 from megatron_rapo.config import AlgorithmConfig, Divergence, RewardConfig
 from megatron_rapo.config.file import load_config
-from megatron_rapo.rollout.engine import MAX_TEMPERATURE, MIN_TEMPERATURE
+from megatron_rapo.rollout.requests import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tests.settings import EVALUATION, MINIMAL, refusal
 
 # --- refusals of settings that contradict each other: all of what is said ---
@@ -105,6 +105,16 @@ REFUSALS = [
         ["batch.optimizer_steps_per_rollout=3"],
         "batch.prompts_per_step=8: not divisible by batch.optimizer_steps_per_rollout=3, so the optimizer steps would "
         "differ in size; set it to a multiple of 3.",
+    ),
+    (
+        ["batch.max_carried_steps=2"],
+        "batch.max_carried_steps=2: does nothing with batch.spare_prompts=0, where a rollout waits for all; set one of "
+        "the two otherwise.",
+    ),
+    (
+        ["batch.spare_prompts=9"],
+        "batch.spare_prompts=9: so many groups may be carried on, and a step takes no more than "
+        "batch.prompts_per_step=8 of them; set at most that, or max_carried_steps=0.",
     ),
     (
         ["batch.old_logprobs_from_training=true", "batch.optimizer_steps_per_rollout=2"],
