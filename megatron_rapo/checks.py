@@ -39,11 +39,12 @@ def check_world_size(config: Config, world_size: int) -> None:
         )
     _check_engines_fit(config, world_size)
     engines = world_size // rollout.tensor
-    if batch.prompts_per_step % engines:
-        raise ConfigError(
-            f"batch.prompts_per_step={batch.prompts_per_step}: not divisible by the {engines} engines "
-            f"({world_size} processes / rollout.tensor={rollout.tensor}); set a multiple of {engines}."
-        )
+    for name in ("prompts_per_step", "spare_prompts"):
+        if getattr(batch, name) % engines:
+            raise ConfigError(
+                f"batch.{name}={getattr(batch, name)}: not divisible by the {engines} engines "
+                f"({world_size} processes / rollout.tensor={rollout.tensor}); set a multiple of {engines}."
+            )
     data_parallel = world_size // parallel.model_size
     if batch.completions_per_optimizer_step < data_parallel:
         raise ConfigError(

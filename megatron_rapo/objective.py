@@ -39,6 +39,7 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
             reward=reward,
             # The loss is divided by the number of tokens: so weighted, it is the mean over sequences.
             weight=mean_length / length if settings.aggregation == "sequence" else 1.0,
+            num_stale=completion.num_stale(group.weight_version),
             in_loss=in_loss,
         )
         for (group, completion, reward), advantage, phi, length, in_loss in zip(

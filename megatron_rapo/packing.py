@@ -33,6 +33,7 @@ class PackedBatch:
     reward_T: Tensor  # float32: of the token's sequence
     phi_T: Tensor  # float32: exponent of the reference
     engine_logp_T: Tensor  # float32: the engine's log-probability of targets_T, nats; 0 where not masked in
+    stale_T: Tensor  # bool: targets_T was sampled from earlier weights than those that the step begins with
     sequence_T: Tensor  # int64: index of the token's sequence in the optimizer step; -1 for filling
     cu_seqlens: Tensor  # [S + 1] int32: borders of the sequences in the *unsplit* micro-batch
     old_logp_T: Tensor | None = None  # float32: from the scoring pass
@@ -124,7 +125,7 @@ def pack(
     token_ids, targets = np.zeros(size, np.int64), np.zeros(size, np.int64)
     mask, owner = np.zeros(size, np.bool_), np.full(size, -1, np.int64)
     advantage, weight, reward, engine = (np.zeros(size, np.float32) for _ in range(4))
-    phi = np.ones(size, np.float32)
+    phi, stale = np.ones(size, np.float32), np.zeros(size, np.bool_)
     for sequence, index, start in zip(sequences, indices, cu_seqlens, strict=False):
         n = len(sequence.token_ids)
         sampled = slice(start + sequence.prompt_length - 1, start + n - 1)
@@ -133,6 +134,7 @@ def pack(
         owner[start : start + n] = index
         mask[sampled] = sequence.in_loss
         engine[sampled] = sequence.engine_logprobs
+        stale[sampled.start : sampled.start + sequence.num_stale] = True
         advantage[start : start + n] = sequence.advantage
         weight[start : start + n] = sequence.weight
         reward[start : start + n] = sequence.reward
@@ -147,6 +149,7 @@ def pack(
         reward_T=torch.from_numpy(reward),
         phi_T=torch.from_numpy(phi),
         engine_logp_T=torch.from_numpy(engine),
+        stale_T=torch.from_numpy(stale),
         sequence_T=torch.from_numpy(owner),
         cu_seqlens=torch.from_numpy(cu_seqlens),
     )

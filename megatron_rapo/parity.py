@@ -29,8 +29,8 @@ def logprob_parity(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], 
         temperature=settings.temperature, max_completion_tokens=min(TOKENS, settings.max_completion_tokens)
     )
     chosen = prompts[: max(PROMPTS, sampler.engine.num_replicas)]
-    completions = sampler.complete(chosen, COMPLETIONS, sampling, lambda i, j: sampling_seed(config.run.seed, -2, i, j))
-    batches = policy.pack(to_sequences(sampler.judge(chosen, completions), config))
+    sampled = sampler.complete(chosen, COMPLETIONS, sampling, lambda i, j: sampling_seed(config.run.seed, -2, i, j))
+    batches = policy.pack(to_sequences(sampler.judge(sampled), config))
     [scored] = policy.score_policy([batches])
     gap = policy.logprob_gap(scored)
     parity = {f"reshard/parity_{which}": gap[f"rollout/logprob_gap_{which}"] for which in ("mean", "max")}

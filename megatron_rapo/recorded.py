@@ -67,6 +67,7 @@ def recorded(
                 answer=last_boxed(completion.text),
                 truncated=completion.truncated,
                 in_loss=sequence.in_loss,
+                stale_tokens=sequence.num_stale,
             )
         )
     return records

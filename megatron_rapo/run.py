@@ -58,12 +58,12 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     heldout = None
     if config.evaluation:
         heldout = HeldOut(config, config.evaluation, _prompts(config, config.evaluation.data))
-    most_prompts = config.batch.prompts_per_step * (1 + config.batch.refill_rounds)
-    if most_prompts > len(train_set.prompts):
+    batch = config.batch
+    if batch.prompts_per_step * (1 + batch.refill_rounds) + batch.spare_prompts > len(train_set.prompts):
         raise ConfigError(
-            f"batch.prompts_per_step={config.batch.prompts_per_step}: {config.data.train} has {len(train_set.prompts)} "
-            f"problems, and with batch.refill_rounds={config.batch.refill_rounds} one could be in a step twice; "
-            "lower one of the two."
+            f"batch.prompts_per_step={batch.prompts_per_step}: {config.data.train} has {len(train_set.prompts)} "
+            f"problems, and with batch.refill_rounds={batch.refill_rounds} and batch.spare_prompts="
+            f"{batch.spare_prompts} one could be in a step twice; lower one of them."
         )
     folder = config.run.folder
     checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None

@@ -9,17 +9,63 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from megatron_rapo.rewards import Rewards, VerifierPool, reward_of
+from megatron_rapo.rewards import Judging, Rewards, VerifierPool, reward_of
 from megatron_rapo.rewards.reward import by_name
 from megatron_rapo.rollout import Engine, Sampling
-from megatron_rapo.types import Completion, Group, Prompt, Verdict
+from megatron_rapo.types import NOTHING, Completion, Group, OpenGroup, Prompt, Verdict
 
+Seed = Callable[[int, int], int]  # of a group and a completion of it, by their places
 T = TypeVar("T")
 
 
 def sampling_seed(*path: int) -> int:
     """A 32-bit seed for one completion, from where it stands: (run seed, step, prompt, sample). No layout counts."""
     return int.from_bytes(hashlib.blake2b(repr(path).encode(), digest_size=4).digest(), "big")
+
+
+class Sampled:
+    """What one engine has of its share of the groups, while it samples and afterwards; on each of its processes.
+
+    A completion goes to the verifier as soon as it is finished, by that process of the engine which judges its group.
+
+    Attributes:
+        prompts: of all groups, those of other engines too.
+        completions: what there is of each group of this engine, by its index.
+        whole: indices of those that are whole, and taken for it.
+        prompt_tokens, cached_tokens: as of a Generation, in all.
+    """
+
+    def __init__(
+        self, groups: Sequence[OpenGroup], mine: Sequence[int], judged_here: Sequence[int], judging: Judging
+    ) -> None:
+        self.prompts = [group.prompt for group in groups]
+        self.completions = {index: groups[index].completions for index in mine}
+        self.whole: set[int] = set()
+        self.prompt_tokens = self.cached_tokens = 0
+        self._judging, self._numbers = judging, {index: [-1] * len(groups[index].completions) for index in judged_here}
+        for index in mine:
+            for place, completion in enumerate(groups[index].completions):
+                self.take(index, place, completion)
+
+    def take(self, index: int, place: int, completion: Completion) -> None:
+        """What there is now of one completion of the group `index`."""
+        present = self.completions[index]
+        self.completions[index] = present = (*present[:place], completion, *present[place + 1 :])
+        if completion.finished and index in self._numbers:
+            answer = self.prompts[index].problem.answer
+            self._numbers[index][place] = self._judging.submit(completion.text, answer)
+        if all(each.finished for each in present):
+            self.whole.add(index)
+
+    def choose(self, count: int) -> None:
+        """Of the groups that are whole only the first `count` are taken; the others go on being open."""
+        self.whole = set(sorted(self.whole)[:count])
+
+    def verdicts(self) -> dict[int, tuple[Verdict, ...]]:
+        """Of the whole groups that are judged here; waits for those that are not there yet."""
+        mine = sorted(self.whole & self._numbers.keys())
+        found = iter(self._judging.finish([number for index in mine for number in self._numbers[index]]))
+        return {index: tuple(next(found) for _ in self._numbers[index]) for index in mine}
 
 
 @dataclass(frozen=True)
@@ -30,65 +76,92 @@ class Sampler:
     verifier: VerifierPool
     rewards: Rewards
 
-    def complete(
-        self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: Callable[[int, int], int]
-    ) -> dict[int, tuple[Completion, ...]]:
-        """`n` completions of each of this engine's share of `prompts`, by the prompt's index.
+    def complete(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: Seed) -> Sampled:
+        """`n` completions of each of this engine's share of `prompts`. `seed(i, j)` seeds completion j of prompt i."""
+        return self.go_on([OpenGroup(prompt=prompt, completions=(NOTHING,) * n) for prompt in prompts], sampling, seed)
 
-        `seed(i, j)` seeds completion j of prompt i. All processes of an engine hold the same result.
+    def go_on(
+        self,
+        groups: Sequence[OpenGroup],
+        sampling: Sampling,
+        seed: Seed,
+        *,
+        wanted: int | None = None,
+        awaited: int = 0,
+    ) -> Sampled:
+        """Sample what is missing of this engine's share of `groups`, until enough of them are whole; None: all.
+
+        With `wanted`, of which each engine has the same share, it stops as soon as it has so many, the first `awaited`
+        of all groups among them. Those are then taken, by their order; what has been sampled of the others is kept.
         """
         engine = self.engine
-        mine = range(engine.replica, len(prompts), engine.num_replicas)
-        completions = engine.generate(
-            [prompts[i].token_ids for i in mine for _ in range(n)],
+        mine = range(engine.replica, len(groups), engine.num_replicas)
+        share = len(mine) if wanted is None else wanted // engine.num_replicas
+        awaited_here = {index for index in mine if index < awaited}
+        judging = self.verifier.judging()
+        sampled = Sampled(groups, mine, mine[engine.rank_in_replica :: engine.replica_size], judging)
+        asked = [(i, j) for i in mine for j, completion in enumerate(groups[i].completions) if not completion.finished]
+        with engine.generating(
+            [groups[i].prompt.token_ids for i, _ in asked],
             sampling,
-            seeds=[seed(i, j) for i in mine for j in range(n)],
-        )
-        return {i: tuple(completions[k * n : (k + 1) * n]) for k, i in enumerate(mine)}
+            [seed(i, j) for i, j in asked],
+            begun=[groups[i].completions[j] for i, j in asked],
+            stoppable=wanted is not None,
+        ) as generation:
+            while len(sampled.whole) < share or awaited_here - sampled.whole:
+                for place, completion in generation.step().items():
+                    sampled.take(*asked[place], completion)
+                judging.poll()
+            for place, completion in generation.stop().items():
+                sampled.take(*asked[place], completion)
+        sampled.choose(share)
+        sampled.prompt_tokens, sampled.cached_tokens = generation.prompt_tokens, generation.cached_tokens
+        return sampled
 
-    def judge(self, prompts: Sequence[Prompt], completions: dict[int, tuple[Completion, ...]]) -> list[Group]:
-        """Every engine's completions, with verdicts and rewards; all groups, in the order of `prompts`, everywhere.
+    def judge(self, sampled: Sampled) -> list[Group]:
+        """The whole groups of every engine, with verdicts and rewards, in their order, everywhere.
 
-        The processes of one engine share its completions between them; each completion's reward is computed once.
+        The processes of one engine share its groups between them; each completion's reward is computed once.
         Raises as a RewardFunction does.
         """
-        mine = self._verify(prompts, completions)
+        verdicts, completions = sampled.verdicts(), sampled.completions
         terms = {
-            i: [self.rewards.terms(prompts[i].problem, c, v) for c, v in zip(completions[i], verdicts, strict=True)]
-            for i, verdicts in mine.items()
+            i: [
+                self.rewards.terms(sampled.prompts[i].problem, c, v)
+                for c, v in zip(completions[i], of_group, strict=True)
+            ]
+            for i, of_group in verdicts.items()
         }
-        judged = _gather({i: (completions[i], mine[i], terms[i]) for i in mine})
+        judged = _gather({i: (completions[i], verdicts[i], terms[i]) for i in verdicts})
         return [
             Group(
-                prompt=prompt,
-                completions=judged[i][0],
-                verdicts=judged[i][1],
-                rewards=tuple(map(reward_of, judged[i][2])),
-                terms=by_name(judged[i][2]),
+                prompt=sampled.prompts[i],
+                completions=of_group,
+                verdicts=judged_so,
+                rewards=tuple(map(reward_of, earned)),
+                terms=by_name(earned),
+                weight_version=self.engine.weight_version,
             )
-            for i, prompt in enumerate(prompts)
+            for i, (of_group, judged_so, earned) in judged.items()
         ]
 
-    def verify(self, prompts: Sequence[Prompt], completions: dict[int, tuple[Completion, ...]]) -> list[Group]:
+    def verify(self, sampled: Sampled) -> list[Group]:
         """As `judge`, without rewards."""
-        judged = _gather({i: (completions[i], verdicts) for i, verdicts in self._verify(prompts, completions).items()})
+        judged = _gather({i: (sampled.completions[i], of_group) for i, of_group in sampled.verdicts().items()})
         return [
-            Group(prompt=prompt, completions=judged[i][0], verdicts=judged[i][1]) for i, prompt in enumerate(prompts)
+            Group(prompt=sampled.prompts[i], completions=of_group, verdicts=judged_so)
+            for i, (of_group, judged_so) in judged.items()
         ]
 
-    def _verify(
-        self, prompts: Sequence[Prompt], completions: dict[int, tuple[Completion, ...]]
-    ) -> dict[int, tuple[Verdict, ...]]:
-        """Verdicts on this process's share of its engine's `completions`, by the prompt's index."""
-        mine = sorted(completions)[self.engine.rank_in_replica :: self.engine.replica_size]
-        verdicts = iter(
-            self.verifier.judge_all([(c.text, prompts[i].problem.answer) for i in mine for c in completions[i]])
-        )
-        return {i: tuple(next(verdicts) for _ in completions[i]) for i in mine}
+    def rest(self, sampled: Sampled) -> dict[int, tuple[Completion, ...]]:
+        """What there is of the groups of every engine that are not taken for whole, by their indices, everywhere."""
+        of_engine = {i: present for i, present in sampled.completions.items() if i not in sampled.whole}
+        return _gather(of_engine if self.engine.rank_in_replica == 0 else {})
 
 
 def _gather(mine: dict[int, T]) -> dict[int, T]:
-    """The entries of all processes."""
+    """The entries of all processes, in order."""
     everyone: list[dict[int, T]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, mine)
-    return {i: entry for part in everyone for i, entry in part.items()}
+    entries = {i: entry for part in everyone for i, entry in part.items()}
+    return {i: entries[i] for i in sorted(entries)}

@@ -8,14 +8,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
 from megatron_rapo.config import Config
-from megatron_rapo.data import EpochOrder
 from megatron_rapo.distributed import of_first_rank, on_first_rank
 from megatron_rapo.evaluation.sampled import HeldOut
 from megatron_rapo.evaluation.scores import EVALUATIONS, ProblemScore
@@ -31,8 +30,8 @@ from megatron_rapo.packing import PackedBatch
 from megatron_rapo.parity import GapBudget
 from megatron_rapo.profiling import Profiler
 from megatron_rapo.recorded import choose, due, recorded
-from megatron_rapo.rollout import Sampling
-from megatron_rapo.sampling import Sampler, sampling_seed
+from megatron_rapo.rollouts import Rollouts
+from megatron_rapo.sampling import Sampler
 from megatron_rapo.signals import Signals, Stopped
 from megatron_rapo.skipped_steps import SkippedSteps
 from megatron_rapo.summary import summarise
@@ -60,8 +59,8 @@ class Trainer:
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
         self._weight_sync, self._signals, self._profiler = weight_sync, signals, profiler
-        self._train_prompts, self._heldout = train_prompts, heldout
-        self._order = EpochOrder(len(train_prompts), config.run.seed)
+        self._rollouts = Rollouts(config, sampler=sampler, monitor=monitor, prompts=train_prompts)
+        self._heldout = heldout
         self._loss = self._loss_with()
         self._budget = GapBudget(config.precision, monitor.message)
         self._skipped = SkippedSteps(config, monitor.message)
@@ -73,7 +72,7 @@ class Trainer:
         """Go on from where `checkpoint` was written."""
         state = load_checkpoint(checkpoint, self._policy)
         self._step = self._saved_step = state["step"]
-        self._order.load_state_dict(state["order"])
+        self._rollouts.load_state_dict(state["rollouts"])
         self._scores = state["scores"]
         self._skipped.load_state_dict(state["skipped_steps"])
         self._monitor.load_state_dict(state["monitor"])
@@ -86,7 +85,7 @@ class Trainer:
         total = self._config.run.steps
         every = self._config.checkpoint.every_steps
         while True:
-            order = self._order.state_dict()
+            rollouts = self._rollouts.state_dict()
             try:
                 self._signals.check()
                 with self._monitor.phase("checkpoint"):
@@ -97,7 +96,7 @@ class Trainer:
                 with self._profiler.step(self._step + 1):
                     self._train_one_step()
             except Stopped:
-                self._order.load_state_dict(order)
+                self._rollouts.load_state_dict(rollouts)
                 self._stop()
                 return False
             if self._step == total or (every and self._step % every == 0):
@@ -114,11 +113,9 @@ class Trainer:
         step = self._step + 1
         monitor.begin_step()
         resharding = self._weight_sync.run(self._step)
-        rollout = self._rollout(step)
+        rollout = self._rollouts.next(step)
         self._sampler.engine.sleep()
         self._signals.check()
-        versions = {c.weight_version for g in rollout.groups for c in g.completions}
-        assert versions == {self._step}, f"sampled from weights {versions}, training has reached {self._step}"
         groups = [rollout.groups[i : i + share] for i in range(0, len(rollout.groups), share)]
         sequences = [to_sequences(of_step, self._config) for of_step in groups]
         with monitor.phase("score"):
@@ -145,6 +142,7 @@ class Trainer:
             {
                 **rollout_scalars(rollout.sampled),
                 "rollout/groups_replaced": len(rollout.sampled) / len(rollout.groups) - 1,
+                **rollout.scalars,
                 **diagnostics,
                 **shares,
                 **reference_scalars([s for of_step in sequences for s in of_step]),
@@ -177,34 +175,6 @@ class Trainer:
             self._monitor.rollouts(step, completions)
         return completions
 
-    def _rollout(self, step: int) -> Rollout:
-        """Sample and judge batch.prompts_per_step groups.
-
-        Groups whose rewards are all equal are replaced by those of the next prompts, in at most batch.refill_rounds
-        more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded); where that is not enough they fill up.
-        """
-        batch, replicas = self._config.batch, self._sampler.engine.num_replicas
-        sampled: list[Group] = []
-        for _ in range(1 + batch.refill_rounds):
-            missing = batch.prompts_per_step - sum(group.has_signal for group in sampled)
-            if missing <= 0:
-                break
-            sampled += self._sample(step, first=len(sampled), count=-(-missing // replicas) * replicas)
-        return Rollout(sampled=sampled, groups=with_signal_first(sampled, batch.prompts_per_step))
-
-    def _sample(self, step: int, *, first: int, count: int) -> list[Group]:
-        """Groups `first` to `first + count` of the step, of the next prompts."""
-        prompts = [self._train_prompts[i] for i in self._order.take(count)]
-        with self._monitor.phase("rollout"):
-            completions = self._sampler.complete(
-                prompts,
-                self._config.batch.completions_per_prompt,
-                self._sampling,
-                seed=lambda i, j: sampling_seed(self._config.run.seed, step, first + i, j),
-            )
-        with self._monitor.phase("verify"):
-            return self._sampler.judge(prompts, completions)
-
     def _score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
         """The micro-batches with what the loss needs of them besides the policy as it trains."""
         if self._config.batch.old_logprobs_from_training:
@@ -233,11 +203,6 @@ class Trainer:
         """The run's loss, with `settings` of [algorithm] changed."""
         algorithm = self._config.algorithm.model_copy(update=settings)
         return loss_function(self._config.model_copy(update={"algorithm": algorithm}), self._policy.sequence_mean)
-
-    @property
-    def _sampling(self) -> Sampling:
-        settings = self._config.rollout
-        return Sampling(temperature=settings.temperature, max_completion_tokens=settings.max_completion_tokens)
 
     def _evaluate(self) -> None:
         """Before the first step, every so many, and after the last one; nothing at the others.
@@ -268,7 +233,7 @@ class Trainer:
         """Begin to; a checkpoint is there when `self._saver` has finished it."""
         state = {
             "step": self._step,
-            "order": self._order.state_dict(),
+            "rollouts": self._rollouts.state_dict(),
             "scores": self._scores,
             "skipped_steps": self._skipped.state_dict(),
             "monitor": of_first_rank(self._monitor.state_dict()),
@@ -300,20 +265,6 @@ class Trainer:
             where["profile"] = f"{self._profiler.folder} (open a trace in ui.perfetto.dev or chrome://tracing)"
         where["report"] = f"{sys.executable} -m megatron_rapo report {folder}"
         summarise(folder, self._monitor, self._scores, where)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """What one step sampled."""
-
-    sampled: list[Group]  # all of it
-    groups: list[Group]  # what is trained on, in the order of sampling
-
-
-def with_signal_first(groups: Sequence[Group], count: int) -> list[Group]:
-    """The first `count` groups with signal, filled up by the first without, in the order of sampling."""
-    ranked = sorted(range(len(groups)), key=lambda i: not groups[i].has_signal)
-    return [groups[i] for i in sorted(ranked[:count])]
 
 
 def samples(groups: Sequence[Group], count: int) -> list[Sample]:

@@ -5,10 +5,10 @@ Shape legend: L tokens of one completion, N tokens of one sequence (prompt and c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,15 +32,56 @@ class Prompt:
     token_ids: tuple[int, ...]
 
 
+class Span(NamedTuple):
+    """Tokens of a completion, one after the other, that were sampled from the same weights."""
+
+    weight_version: int | None  # None for those of the model folder
+    num_tokens: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One sampled answer, as the engine returned it."""
+    """One sampled answer, as the engine returned it; or what there is of one that it was stopped in."""
 
     token_ids: np.ndarray  # [L] int32, with the end-of-sequence token where one was sampled
-    logprobs: np.ndarray  # [L] float32: the engine's log-probability of each sampled token, nats
-    text: str
-    weight_version: int | None = None  # of the weights sampled from; None for those of the model folder
+    logprobs: np.ndarray  # [L] float32: what the engine, with the weights that it had then, said of each token, nats
+    text: str  # empty where it is not finished
+    spans: tuple[Span, ...] = ()  # the weights that its tokens were sampled from, in their order
     truncated: bool  # stopped by the length limit, not by an end-of-sequence token
+    finished: bool = True
+
+    def num_stale(self, weight_version: int | None) -> int:
+        """How many of its tokens, all at its beginning, were sampled from others than these weights."""
+        return sum(span.num_tokens for span in self.spans if span.weight_version != weight_version)
+
+    def extended(
+        self, token_ids: Sequence[int], logprobs: Sequence[float], weight_version: int | None, **ending: Any
+    ) -> Completion:
+        """With tokens after its own, sampled from the same weights; `ending` are its other fields."""
+        earlier, num_tokens = self.spans, len(token_ids)
+        if earlier and earlier[-1].weight_version == weight_version:
+            num_tokens += earlier[-1].num_tokens
+            earlier = earlier[:-1]
+        return Completion(
+            token_ids=np.concatenate([self.token_ids, np.array(token_ids, np.int32)]),
+            logprobs=np.concatenate([self.logprobs, np.array(logprobs, np.float32)]),
+            spans=(*earlier, Span(weight_version, num_tokens)) if num_tokens else earlier,
+            **ending,
+        )
+
+
+NOTHING = Completion(
+    token_ids=np.zeros(0, np.int32), logprobs=np.zeros(0, np.float32), text="", truncated=False, finished=False
+)
+"""What there is of a completion before its first token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenGroup:
+    """A prompt and what there is of each of its completions."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
 
 
 class Outcome(str, Enum):
@@ -70,6 +111,7 @@ class Group:
     verdicts: tuple[Verdict, ...]
     rewards: tuple[float, ...] = ()
     terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of the rewards, which are their sums
+    weight_version: int | None = None  # of the engine when it was taken for whole: tokens of others are stale
 
     @property
     def has_signal(self) -> bool:
@@ -88,4 +130,5 @@ class TrainingSequence:
     phi: float  # exponent of the reference distribution, in [0, 1]
     reward: float
     weight: float = 1.0  # of each of its tokens in the objective; 1 on average over the optimizer step's tokens
+    num_stale: int = 0  # its first sampled tokens, so many, are of earlier weights than those that the step begins with
     in_loss: bool = True  # False: its tokens are scored and take no part

@@ -37,7 +37,8 @@ def recorded_rollout(
 ) -> list[TrainingSequence]:
     """`count` random sequences with the log-probabilities that transformers gives their tokens, slightly disturbed.
 
-    The third takes no part in the loss. `by_sequence` weighs tokens such that all others count alike.
+    The third takes no part in the loss. Of every third, the first among them, half the tokens are of earlier weights.
+    `by_sequence` weighs tokens such that all others count alike.
     """
     rng, reference = np.random.default_rng(seed), load_reference(model)
     sequences = []
@@ -54,6 +55,7 @@ def recorded_rollout(
                 advantage=float(rng.normal(1.0, 0.5)),
                 phi=float(rng.uniform(0.5, 1.0)),
                 reward=float(rng.integers(2)),
+                num_stale=len(logp) // 2 if index % 3 == 0 else 0,
                 in_loss=index != 2,
             )
         )

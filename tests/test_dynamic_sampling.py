@@ -7,9 +7,9 @@ import pytest
 
 from megatron_rapo.data import EpochOrder
 from megatron_rapo.monitor import Monitor
+from megatron_rapo.rollouts import Rollouts
 from megatron_rapo.sampling import sampling_seed
-from megatron_rapo.trainer import Trainer
-from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
+from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Span, Verdict
 
 STEP, RUN_SEED = 3, 11
 
@@ -22,26 +22,34 @@ class Sampler:
         self.signals = list(signals)
         self.rounds, self.seeds = [], []  # prompts of each call; seeds of each draw
 
-    def complete(self, prompts, n, sampling, seed):
-        self.rounds.append([prompt.problem.id for prompt in prompts])
-        self.seeds += [[seed(i, j) for j in range(n)] for i in range(len(prompts))]
-        return {i: (completion(),) * n for i in range(len(prompts))}
+    def go_on(self, groups, sampling, seed, *, wanted, awaited):
+        assert wanted is None and awaited == 0  # nobody asked for spare prompts
+        self.rounds.append([group.prompt.problem.id for group in groups])
+        self.seeds += [[seed(i, j) for j in range(len(group.completions))] for i, group in enumerate(groups)]
+        return SimpleNamespace(prompts=[group.prompt for group in groups], prompt_tokens=4, cached_tokens=3)
 
-    def judge(self, prompts, completions):
+    def judge(self, sampled):
         verdict = Verdict(outcome=Outcome.WRONG, formatted=True)
         return [
             Group(
                 prompt=prompt,
-                completions=completions[i],
-                verdicts=(verdict,) * len(completions[i]),
+                completions=(completion(),) * 3,
+                verdicts=(verdict,) * 3,
                 rewards=(0.0, 0.0, 1.0) if self.signals.pop(0) == "S" else (1.0, 1.0, 1.0),
+                weight_version=STEP - 1,
             )
-            for i, prompt in enumerate(prompts)
+            for prompt in sampled.prompts
         ]
 
 
 def completion():
-    return Completion(token_ids=np.zeros(1, np.int32), logprobs=np.zeros(1, np.float32), text="", truncated=False)
+    return Completion(
+        token_ids=np.zeros(1, np.int32),
+        logprobs=np.zeros(1, np.float32),
+        text="",
+        spans=(Span(STEP - 1, 1),),
+        truncated=False,
+    )
 
 
 def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100):
@@ -54,19 +62,11 @@ def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100):
         f"run.seed={RUN_SEED}",
     )
     sampler = Sampler(num_engines, signals)
-    trainer = Trainer(
-        config,
-        policy=SimpleNamespace(sequence_mean=None),
-        weight_sync=None,
-        profiler=None,
-        signals=None,
-        sampler=sampler,
-        monitor=Monitor(),
-        train_prompts=prompts,
-    )
-    rollout = trainer._rollout(STEP)
+    rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
+    rollout = rollouts.next(STEP)
     assert not sampler.signals  # nothing was drawn that the case does not list, and all of it was
-    return rollout, sampler, trainer._order.state_dict()
+    assert rollout.scalars == {"rollout/prefix_cached": 0.75}
+    return rollout, sampler, rollouts.state_dict()["order"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from megatron_rapo.algo import rapo_loss
 from megatron_rapo.objective import batch_loss, loss_function, to_sequences
 from megatron_rapo.output_head import TokenScores
 from megatron_rapo.packing import pack
-from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
+from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Span, Verdict
 
 
 def group(prompt_tokens, *completions):
@@ -54,6 +54,21 @@ def test_sequences_are_the_completions_behind_their_prompts(load):
         *([10, 11, 12], [13], [14, 15], [16, 17, 18, 19, 20, 21])
     ]
     assert [s.reward for s in sequences] == [1.0, 0.0, 0.0, 0.5]
+
+
+def test_tokens_of_other_weights_than_the_groups_are_stale(load):
+    """Of three tokens the first two; of the one none; of two both."""
+    spans = (Span(3, 1), Span(4, 1), Span(5, 1)), (Span(5, 1),), (Span(4, 2),), (Span(5, 6),)
+    groups = [
+        replace(
+            group,
+            weight_version=5,
+            completions=tuple(replace(c, spans=spans[2 * i + j]) for j, c in enumerate(group.completions)),
+        )
+        for i, group in enumerate(GROUPS)
+    ]
+    assert column("num_stale", load, groups=groups) == [2, 0, 2, 0]
+    assert column("num_stale", load) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ FIRST = TrainingSequence(
     phi=0.75,
     reward=1.0,
     weight=0.5,
+    num_stale=2,
 )
 SECOND = TrainingSequence(
     token_ids=np.array([10, 11, 12], np.int32),
@@ -142,6 +143,7 @@ def test_pack_by_hand():
         "reward_T": [1.0, 1.0, 1.0, 1.0, 1.0, 0.25, 0.25, 0.25, 0.0, 0.0],
         "phi_T": [0.75, 0.75, 0.75, 0.75, 0.75, 0.5, 0.5, 0.5, 1.0, 1.0],
         "engine_logp_T": [0.0, -0.5, -0.25, -0.125, 0.0, -2.0, -1.0, 0.0, 0.0, 0.0],
+        "stale_T": [t in (1, 2) for t in range(10)],
         "sequence_T": [7, 7, 7, 7, 7, 3, 3, 3, X, X],
         "cu_seqlens": [0, 5, 8, 10],
     }
@@ -161,6 +163,7 @@ def test_pack_aligned_for_context_parallelism():
         "reward_T": [1.0] * 5 + [0.0] * 3 + [0.25] * 3 + [0.0] * 5,
         "phi_T": [0.75] * 5 + [1.0] * 3 + [0.5] * 3 + [1.0] * 5,
         "engine_logp_T": [0.0, -0.5, -0.25, -0.125, 0.0, 0.0, 0.0, 0.0, -2.0, -1.0] + [0.0] * 6,
+        "stale_T": [t in (1, 2) for t in range(16)],
         "sequence_T": [0] * 5 + [X] * 3 + [1] * 3 + [X] * 5,
         "cu_seqlens": [0, 8, 12, 16],
     }
@@ -185,6 +188,7 @@ def test_an_empty_micro_batch_is_one_sequence_of_filling(context, num_tokens):
         "reward_T": [0.0] * num_tokens,
         "phi_T": [1.0] * num_tokens,
         "engine_logp_T": [0.0] * num_tokens,
+        "stale_T": [False] * num_tokens,
         "sequence_T": [X] * num_tokens,
         "cu_seqlens": [0, num_tokens],
     }
@@ -203,6 +207,7 @@ def test_dtypes():
         "reward_T": torch.float32,
         "phi_T": torch.float32,
         "engine_logp_T": torch.float32,
+        "stale_T": torch.bool,
         "sequence_T": torch.int64,
         "cu_seqlens": torch.int32,
     }

@@ -63,6 +63,7 @@ def test_a_record_has_what_everybody_said_of_the_completion() -> None:
     assert first.tokens == ["B", "B"] and first.engine_logp == [-1.5, -0.25] and first.trainer_logp == [-1.0, -2.0]
     assert (first.reward, first.phi, first.terms, first.verdict) == (1.0, 1.0, {"correctness": 1.0}, "correct")
     assert first.advantage == pytest.approx(0.4) and first.answer == "1" and first.truncated and first.in_loss
+    assert first.stale_tokens == 0
     assert (second.problem, second.sample, second.reference_logp, second.answer) == ("b", 0, None, None)
     shown = histograms([g for of_step in GROUPS for g in of_step], [first, second])
     assert shown == {

@@ -190,17 +190,18 @@ def test_more_prompts_in_a_step_than_problems(tmp_path: Path, model: Path) -> No
     with pytest.raises(ConfigError) as refused:
         run.train(config, resume=False, overwrite=False)
     assert str(refused.value) == (
-        f"batch.prompts_per_step=4: {train} has 3 problems, and with batch.refill_rounds=0 one could be in a "
-        "step twice; lower one of the two."
+        f"batch.prompts_per_step=4: {train} has 3 problems, and with batch.refill_rounds=0 and batch.spare_prompts=0 "
+        "one could be in a step twice; lower one of them."
     )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("alone")
-def test_more_prompts_in_refill_rounds_than_problems(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("beyond", [{"refill_rounds": 2}, {"refill_rounds": 1, "spare_prompts": 4}])
+def test_more_prompts_beyond_a_steps_than_problems(tmp_path: Path, model: Path, beyond: dict[str, int]) -> None:
     train = problems(tmp_path / "train.jsonl", 11)
-    batch = {"prompts_per_step": 4, "refill_rounds": 2}
-    with pytest.raises(ConfigError, match=r"with batch\.refill_rounds=2 one could be in a step twice"):
+    batch = {"prompts_per_step": 4, **beyond}
+    with pytest.raises(ConfigError, match=r"has 11 problems, and with .* one could be in a step twice"):
         run.train(
             tiny_config(model, tmp_path / "run", data={"train": train}, batch=batch), resume=False, overwrite=False
         )

@@ -4,7 +4,6 @@ from itertools import product
 from threading import Barrier, local
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from megatron_rapo import sampling
@@ -12,9 +11,10 @@ from megatron_rapo.config import FunctionConfig, RewardConfig
 from megatron_rapo.rewards import Rewards
 from megatron_rapo.rewards.functions import RewardFunction
 from megatron_rapo.rollout import Sampling
-from megatron_rapo.rollout.engine import MAX_SEED
+from megatron_rapo.rollout.requests import MAX_SEED
 from megatron_rapo.sampling import Sampler, sampling_seed
-from megatron_rapo.types import Completion, Outcome, Problem, Prompt, Verdict
+from megatron_rapo.types import NOTHING, OpenGroup, Outcome, Problem, Prompt
+from tests.scripted import ScriptedEngine, ScriptedVerifier
 
 
 @pytest.mark.parametrize(
@@ -52,39 +52,6 @@ OWN = FunctionConfig(name="own", function="mine.py:f", range=(0.0, 1.0))
 REWARDS = Rewards(RewardConfig(correct=1.0, wrong=-0.25, unformatted=-0.5))
 
 
-def completion(text):
-    return Completion(token_ids=np.zeros(1, np.int32), logprobs=np.zeros(1, np.float32), text=text, truncated=False)
-
-
-class Engine:
-    """Answers prompt i with seed s by the text "i s"."""
-
-    def __init__(self, *, replica=0, num_replicas=1, rank_in_replica=0, replica_size=1):
-        self.replica, self.num_replicas = replica, num_replicas
-        self.rank_in_replica, self.replica_size = rank_in_replica, replica_size
-
-    def generate(self, prompts, sampling, *, seeds):
-        self.sampling = sampling
-        return [completion(f"{ids[0]} {seed}") for ids, seed in zip(prompts, seeds, strict=True)]
-
-
-class Verifier:
-    """An answer is right where its seed is even, and has no box where it is 1; remembers what it judged."""
-
-    def __init__(self):
-        self.judged = []
-
-    def judge_all(self, pairs):
-        self.judged += pairs
-        return [self.judge(*pair) for pair in pairs]
-
-    def judge(self, text, answer):
-        prompt, seed = map(int, text.split())
-        assert str(prompt) == answer
-        right = seed % 2 == 0
-        return Verdict(outcome=Outcome.CORRECT if right else Outcome.WRONG, formatted=seed != 1)
-
-
 SETTINGS = Sampling(temperature=1.0, max_completion_tokens=8)
 
 
@@ -92,16 +59,76 @@ def seed(prompt, sample):
     return 10 * prompt + sample
 
 
+def texts(sampled):
+    return {i: [c.text for c in completions] for i, completions in sampled.completions.items()}
+
+
 @pytest.mark.parametrize(
     ("num_replicas", "replica", "mine"), [(1, 0, [0, 1, 2, 3, 4]), (2, 0, [0, 2, 4]), (2, 1, [1, 3])]
 )
 def test_each_engine_completes_its_share(num_replicas, replica, mine):
-    sampler = Sampler(Engine(replica=replica, num_replicas=num_replicas), Verifier(), REWARDS)
-    found = sampler.complete(PROMPTS, 2, SETTINGS, seed)
-    assert {i: [c.text for c in completions] for i, completions in found.items()} == {
-        i: [f"{i} {10 * i}", f"{i} {10 * i + 1}"] for i in mine
-    }
+    sampler = Sampler(ScriptedEngine(replica=replica, num_replicas=num_replicas), ScriptedVerifier(), REWARDS)
+    sampled = sampler.complete(PROMPTS, 2, SETTINGS, seed)
+    assert texts(sampled) == {i: [f"{i} {10 * i}", f"{i} {10 * i + 1}"] for i in mine}
+    assert sampled.whole == set(mine) and not sampler.engine.stoppable
     assert sampler.engine.sampling is SETTINGS
+    assert (sampled.prompt_tokens, sampled.cached_tokens) == (8, 6)
+
+
+# Tokens of the two completions of each prompt; its group is whole after the longer one.
+LENGTHS = {0: (9, 2), 1: (3, 3), 2: (1, 5), 3: (2, 2), 4: (4, 1)}
+
+
+def stopped(*, num_replicas=1, replica=0, **options):
+    """A sampler of such an engine, and what it has where it stops."""
+    engine = ScriptedEngine(lambda i, s: LENGTHS[i][s % 10], num_replicas=num_replicas, replica=replica)
+    sampler = Sampler(engine, ScriptedVerifier(), REWARDS)
+    groups = [OpenGroup(prompt=prompt, completions=(NOTHING, NOTHING)) for prompt in PROMPTS]
+    return sampler, sampler.go_on(groups, SETTINGS, seed, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "whole"),
+    [
+        ({"wanted": 1}, 2, {3}),
+        ({"wanted": 2}, 3, {1, 3}),
+        ({"wanted": 4}, 5, {1, 2, 3, 4}),
+        ({"wanted": 2, "awaited": 1}, 9, {0, 1}),  # all are whole by then, and the first are taken
+        ({"wanted": 2, "awaited": 2}, 9, {0, 1}),
+        ({"wanted": 2, "num_replicas": 2, "replica": 0}, 4, {4}),  # one of 0, 2 and 4
+        ({"wanted": 2, "num_replicas": 2, "replica": 1}, 2, {3}),  # one of 1 and 3
+        ({"wanted": 2, "awaited": 1, "num_replicas": 2, "replica": 1}, 2, {3}),  # the other engine's is awaited
+        ({"wanted": 4, "awaited": 1, "num_replicas": 2, "replica": 0}, 9, {0, 2}),
+    ],
+)
+def test_an_engine_stops_when_it_has_its_share(options, steps, whole):
+    sampler, sampled = stopped(**options)
+    assert sampler.engine.steps == steps and sampler.engine.stoppable and sampled.whole == whole
+    for i, completions in sampled.completions.items():
+        lengths = [min(length, steps) for length in LENGTHS[i]]
+        assert [(len(c.token_ids), c.finished) for c in completions] == [
+            (have, have == length) for have, length in zip(lengths, LENGTHS[i], strict=True)
+        ]
+
+
+def test_a_completion_is_judged_once_and_as_soon_as_it_is_finished():
+    """Of the groups that are taken, verdicts; of the others, what there is, with which another call goes on."""
+    sampler, sampled = stopped(wanted=2)
+    assert [text for text, _ in sampler.verifier.judged] == ["2 20", "4 41", *("0 1", "3 30", "3 31"), "1 10", "1 11"]
+    assert {i: [v.outcome.value for v in found] for i, found in sampled.verdicts().items()} == {
+        1: ["correct", "wrong"],
+        3: ["correct", "wrong"],
+    }
+    groups = [OpenGroup(prompt=PROMPTS[i], completions=sampled.completions[i]) for i in (0, 2, 4)]
+    sampler.verifier.judged, sampler.engine.asked, sampler.engine.weight_version = [], [], 1
+    again = sampler.go_on(groups, SETTINGS, lambda i, j: 100 + j, wanted=3)
+    assert sampler.engine.asked == [(0, 100), (2, 101), (4, 100)]  # what was finished is not asked for
+    assert [text for text, _ in sampler.verifier.judged] == ["0 1", "2 20", "4 41", "4 100", "2 101", "0 100"]
+    assert [[c.spans for c in of_group] for of_group in again.completions.values()] == [
+        [((0, 3), (1, 9)), ((0, 2),)],
+        [((0, 1),), ((0, 3), (1, 5))],
+        [((0, 3), (1, 4)), ((0, 1),)],
+    ]
 
 
 def test_judging_is_shared_out_and_the_same_everywhere(monkeypatch):
@@ -118,10 +145,10 @@ def test_judging_is_shared_out_and_the_same_everywhere(monkeypatch):
 
     def process(rank):
         this.rank = rank
-        engine = Engine(replica=rank // 2, num_replicas=2, rank_in_replica=rank % 2, replica_size=2)
+        engine = ScriptedEngine(replica=rank // 2, num_replicas=2, rank_in_replica=rank % 2, replica_size=2)
         own = RewardFunction(settings=OWN, function=lambda problem, completion, verdict: rank / 4)
-        sampler = Sampler(engine, Verifier(), replace(REWARDS, functions=(own,)))
-        return sampler.judge(PROMPTS, sampler.complete(PROMPTS, 2, SETTINGS, seed)), len(sampler.verifier.judged)
+        sampler = Sampler(engine, ScriptedVerifier(), replace(REWARDS, functions=(own,)))
+        return sampler.judge(sampler.complete(PROMPTS, 2, SETTINGS, seed)), len(sampler.verifier.judged)
 
     fake = SimpleNamespace(get_world_size=lambda: 4, all_gather_object=all_gather_object)
     monkeypatch.setattr(sampling, "dist", fake)
@@ -132,6 +159,7 @@ def test_judging_is_shared_out_and_the_same_everywhere(monkeypatch):
     assert [judged for _, judged in found] == [4, 2, 2, 2]
     for groups, _ in found:
         assert [group.prompt for group in groups] == PROMPTS
+        assert {group.weight_version for group in groups} == {0}
         for i, group in enumerate(groups):
             assert [c.text for c in group.completions] == [f"{i} {10 * i}", f"{i} {10 * i + 1}"]
             assert [v.outcome for v in group.verdicts] == [Outcome.CORRECT, Outcome.WRONG]
@@ -152,7 +180,7 @@ def test_completions_that_nothing_is_learnt_from_have_no_rewards(monkeypatch):
         sampling, "dist", SimpleNamespace(get_world_size=lambda: 1, all_gather_object=all_gather_object)
     )
     own = RewardFunction(settings=OWN, function=lambda *_: pytest.fail("it was asked"))
-    sampler = Sampler(Engine(), Verifier(), replace(REWARDS, functions=(own,)))
-    groups = sampler.verify(PROMPTS, sampler.complete(PROMPTS, 2, SETTINGS, seed))
+    sampler = Sampler(ScriptedEngine(), ScriptedVerifier(), replace(REWARDS, functions=(own,)))
+    groups = sampler.verify(sampler.complete(PROMPTS, 2, SETTINGS, seed))
     assert [[v.outcome for v in group.verdicts] for group in groups] == [[Outcome.CORRECT, Outcome.WRONG]] * 5
     assert [(group.prompt, group.rewards, group.terms) for group in groups] == [(prompt, (), {}) for prompt in PROMPTS]

@@ -47,9 +47,11 @@ def test_metrics_are_complete_and_mean_something(whole: tuple[Path, str]) -> Non
     assert start.keys() == {"step", *(f"eval/{name}" for name in of_evaluation)} and start["step"] == 0
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert "eval/pass@1" in rows[2] and "eval/pass@1" not in rows[1]
-    of_fp8 = {f"reshard/parity_{part}" for part in ("trainer_fp8", "engine_fp8", "kernels")}
+    absent = {f"reshard/parity_{part}" for part in ("trainer_fp8", "engine_fp8", "kernels")}
+    absent |= {"rollout/dropped_groups", "rollout/dropped_tokens"}  # they are carried
     for row in rows:
-        assert SCALARS.keys() - row.keys() == of_fp8
+        of_stale = {"rollout/stale_logprob_gap"} if row["rollout/stale_tokens"] == 0 else set()
+        assert SCALARS.keys() - row.keys() == absent | of_stale
         assert all(isinstance(value, (int, float)) for value in row.values())  # null would be a number not finite
         assert row["rollout/logprob_gap_max"] < 1e-4  # float32: the engine's weights are the trainer's, every step
         assert 0 < row["reshard/parity_mean"] <= row["reshard/parity_max"] < 1e-4
@@ -104,7 +106,24 @@ def test_groups_without_signal_are_replaced_by_those_of_the_next_prompts(whole: 
     for n, without in zip(sampled, without_signal, strict=True):
         assert n in (4, 6, 8, 10, 12) and (n == 4) == (without == 0)
     state = torch.load(whole[0] / "run/checkpoints/step-000002/common.pt", weights_only=False)["trainer"]
-    assert (state["order"]["epoch"], state["order"]["position"]) == (0, sum(sampled[:2]))
+    order, carried = state["rollouts"]["order"], state["rollouts"]["begun"]
+    assert (order["epoch"], order["position"]) == (0, sum(sampled[:2]) + 2) and len(carried) == 2
+
+
+def test_groups_are_carried_from_step_to_step(whole: tuple[Path, str]) -> None:
+    """Two a step, with what there is of them, which a checkpoint has too; the resumed run goes on with them."""
+    rows = metrics(whole[0])[1:]
+    assert [row["rollout/carried_groups"] for row in rows] == [2, 2, 2]
+    assert rows[0]["rollout/stale_tokens"] == rows[0]["rollout/stale_steps"] == 0
+    assert 0 < rows[2]["rollout/stale_tokens"] < 0.7 and rows[2]["rollout/stale_steps"] == 1
+    # The weights have moved by a step, which is far more than engine and trainer differ by.
+    assert rows[2]["rollout/stale_logprob_gap"] > 20 * rows[2]["rollout/logprob_gap_max"]
+    state = torch.load(whole[0] / "run/checkpoints/step-000002/common.pt", weights_only=False)["trainer"]
+    completions = [c for group in state["rollouts"]["begun"] for c in group["completions"]]
+    assert {group["step"] for group in state["rollouts"]["begun"]} == {2}
+    assert sum(len(c["token_ids"]) for c in completions) == 4 * rows[1]["rollout/carried_tokens"] > 0
+    assert {version for c in completions for version, _ in c["spans"]} == {1}
+    assert not all(c["finished"] for c in completions)
 
 
 def test_tensorboard_shows_the_same(whole: tuple[Path, str]) -> None:
@@ -131,8 +150,8 @@ def test_completions_are_written_token_by_token(whole: tuple[Path, str]) -> None
         for c in completions:
             assert "".join(c["tokens"]) == tokenizer.decode(tokenizer("".join(c["tokens"]))["input_ids"])
             assert len(c["tokens"]) == len(c["engine_logp"]) == len(c["trainer_logp"]) == len(c["reference_logp"])
-            gap = [abs(a - b) for a, b in zip(c["engine_logp"], c["trainer_logp"], strict=True)]
-            assert max(gap) <= rows[step]["rollout/logprob_gap_max"] + 1e-5
+            gap = [abs(a - b) for a, b in zip(c["engine_logp"], c["trainer_logp"], strict=True)][c["stale_tokens"] :]
+            assert max(gap, default=0) <= rows[step]["rollout/logprob_gap_max"] + 1e-5
             assert c["reward"] == c["terms"]["correctness"] + c["terms"]["format"]
             assert (c["verdict"] == "correct") == (c["reward"] == 1.0)
             if c["verdict"] == "correct":

@@ -29,6 +29,7 @@ completions_per_prompt = 4
 optimizer_steps_per_rollout = 2
 tokens_per_microbatch = 1024
 refill_rounds = 2
+spare_prompts = 2
 [algorithm]
 divergence = "forward_kl_exact"
 alpha = 0.02

@@ -72,6 +72,7 @@ class World:
             reward_T=self.rewards_N.repeat_interleave(2),
             phi_T=phi_T,
             engine_logp_T=self.log_probs(self.engine_SV)[states_T, targets_T],
+            stale_T=torch.zeros_like(targets_T, dtype=torch.bool),
             sequence_T=torch.arange(len(phi_N)).repeat_interleave(2),
             cu_seqlens=torch.arange(0, 2 * len(phi_N) + 1, 2, dtype=torch.int32),
             old_logp_T=self.log_probs(self.old_SV)[states_T, targets_T],

@@ -20,6 +20,12 @@ class BatchConfig(Section):
     """Optimizer steps taken on one rollout, each on an equal share of its prompts."""
     refill_rounds: int = Field(default=0, ge=0)
     """Most extra rounds of sampling per step that replace groups whose rewards are all equal; 0 keeps such groups."""
+    spare_prompts: int = Field(default=0, ge=0)
+    """Prompts sampled beyond prompts_per_step, over all processes: a rollout ends when prompts_per_step groups are
+    whole, and does not wait for the longest completions of the others (docs/rollout.md); 0: it waits for all."""
+    max_carried_steps: int = Field(default=1, ge=0)
+    """Steps for which groups that a rollout did not wait for are carried on, with what there is of them, until one
+    waits for them; 0: they are dropped, so that long completions are trained on less often."""
     old_logprobs_from_training: bool = False
     """With one optimizer step per rollout, take the old policy's log-probabilities from the training pass itself, which
     has the same weights, instead of from a scoring pass before it."""
@@ -39,6 +45,17 @@ class BatchConfig(Section):
                 f"batch.optimizer_steps_per_rollout={self.optimizer_steps_per_rollout}, so the optimizer steps would "
                 f"differ in size; set it to a multiple of {self.optimizer_steps_per_rollout}."
             )
+        if not self.spare_prompts and self.max_carried_steps != type(self).model_fields["max_carried_steps"].default:
+            raise ValueError(
+                f"batch.max_carried_steps={self.max_carried_steps}: does nothing with batch.spare_prompts=0, where a "
+                "rollout waits for all; set one of the two otherwise."
+            )
+        if self.carries and self.spare_prompts > self.prompts_per_step:
+            raise ValueError(
+                f"batch.spare_prompts={self.spare_prompts}: so many groups may be carried on, and a step takes no more "
+                f"than batch.prompts_per_step={self.prompts_per_step} of them; set at most that, or "
+                "max_carried_steps=0."
+            )
         if self.old_logprobs_from_training and self.optimizer_steps_per_rollout > 1:
             raise ValueError(
                 "batch.old_logprobs_from_training=true: after the first of batch.optimizer_steps_per_rollout="
@@ -46,6 +63,11 @@ class BatchConfig(Section):
                 "policy; set one of the two otherwise."
             )
         return self
+
+    @property
+    def carries(self) -> bool:
+        """Whether a step may train on tokens that were sampled from earlier weights."""
+        return self.spare_prompts > 0 and self.max_carried_steps > 0
 
     @property
     def prompts_per_optimizer_step(self) -> int:

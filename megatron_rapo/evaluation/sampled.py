@@ -54,8 +54,8 @@ class HeldOut:
         for first in range(start, len(prompts), in_part):
             chosen = prompts[first : first + in_part]
             seeds = [[self._seed(first + i, j) for j in range(n)] for i in range(len(chosen))]
-            completions = sampler.complete(chosen, n, sampling, lambda i, j, of=seeds: of[i][j])  # type: ignore[misc]
-            groups = sampler.verify(chosen, completions)
+            sampled = sampler.complete(chosen, n, sampling, lambda i, j, of=seeds: of[i][j])  # type: ignore[misc]
+            groups = sampler.verify(sampled)
             yield [ProblemSamples.of(first + i, group, seeds[i]) for i, group in enumerate(groups)]
 
     def _seed(self, problem: int, sample: int) -> int:

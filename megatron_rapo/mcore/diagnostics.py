@@ -22,10 +22,23 @@ _WIDTH, _BINS_A_SIDE = 0.01, 2000  # of the histogram: nats, and bins below and 
 
 
 def logprob_gap(batches: Sequence[PackedBatch], parallel: Parallel) -> dict[str, float]:
-    """Mean and largest |engine - trainer| log-probability over the sampled tokens of scored `batches`, nats."""
-    scored = [(batch, batch.old_logp_T, batch.engine_logp_T) for batch in batches if batch.old_logp_T is not None]
-    mean, largest = _difference(scored, parallel)
-    return {"rollout/logprob_gap_mean": mean, "rollout/logprob_gap_max": largest}
+    """Mean and largest |engine - trainer| log-probability over the sampled tokens of scored `batches`, nats.
+
+    Of tokens sampled from earlier weights it is no error of the engine, but how far the policy has moved since: they
+    have a mean of their own, where there are any.
+    """
+    mine = [
+        _gap(b.mask_T & ~b.stale_T, b.old_logp_T, b.engine_logp_T)
+        | _gap(b.mask_T & b.stale_T, b.old_logp_T, b.engine_logp_T, "stale_")
+        for b in batches
+        if b.old_logp_T is not None
+    ]
+    items = gather_over_data(mine, parallel)
+    mean, largest = _mean_and_max(items)
+    gap = {"rollout/logprob_gap_mean": mean, "rollout/logprob_gap_max": largest}
+    if total(items, "stale_tokens"):
+        gap["rollout/stale_logprob_gap"], _ = _mean_and_max(items, "stale_")
+    return gap
 
 
 def gap_parts(
@@ -42,17 +55,24 @@ def gap_parts(
         "engine_fp8": [(b, r.old_logp_T, p.old_logp_T) for b, p, r in scored],
         "kernels": [(b, b.engine_logp_T, r.old_logp_T) for b, _, r in scored],
     }
-    return {f"reshard/parity_{name}": _difference(pairs, parallel)[0] for name, pairs in parts.items()}
+    return {f"reshard/parity_{name}": _difference(pairs, parallel) for name, pairs in parts.items()}
 
 
-def _difference(scored: Sequence[_Pair], parallel: Parallel) -> tuple[float, float]:
-    """Mean and largest |a - b| over the sampled tokens of (micro-batch, a_T, b_T)."""
-    mine = []
-    for batch, a_T, b_T in scored:
-        gap_T = (a_T - b_T).abs().masked_fill(~batch.mask_T, 0.0)
-        mine.append({"sum": gap_T.sum(), "max": gap_T.max(), "tokens": batch.mask_T.sum()})
-    items = gather_over_data(mine, parallel)
-    return total(items, "sum") / max(1, total(items, "tokens")), max(item["max"] for item in items)
+def _difference(scored: Sequence[_Pair], parallel: Parallel) -> float:
+    """Mean |a - b| over the sampled tokens of (micro-batch, a_T, b_T)."""
+    return _mean_and_max(gather_over_data([_gap(b.mask_T, *pair) for b, *pair in scored], parallel))[0]
+
+
+def _gap(chosen_T: Tensor, a_T: Any, b_T: Any, prefix: str = "") -> dict[str, Tensor]:
+    """What a rank has to say of |a - b| over the chosen tokens."""
+    gap_T = (a_T - b_T).abs().masked_fill(~chosen_T, 0.0)
+    return {f"{prefix}sum": gap_T.sum(), f"{prefix}max": gap_T.max(), f"{prefix}tokens": chosen_T.sum()}
+
+
+def _mean_and_max(items: Sequence[dict[str, float]], prefix: str = "") -> tuple[float, float]:
+    """Of what all ranks said."""
+    tokens = max(1, total(items, f"{prefix}tokens"))
+    return total(items, f"{prefix}sum") / tokens, max(item[f"{prefix}max"] for item in items)
 
 
 def log_rho_quantiles(batches: Sequence[PackedBatch], parallel: Parallel, *, middle_reward: float) -> dict[str, float]:

@@ -28,6 +28,8 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Log-probability gap": ("rollout/logprob_gap_mean", "rollout/logprob_gap_max"),
         "Gap on fixed prompts": ("reshard/parity_mean", "reshard/parity_max"),
         "Staleness": ("policy/staleness",),
+        "Tokens of earlier weights": ("rollout/stale_tokens",),
+        "Gap of tokens of earlier weights": ("rollout/stale_logprob_gap",),
         "Importance weights": ("estimator/importance_ess", "estimator/importance_capped"),
     },
     "Estimators": {
@@ -38,6 +40,8 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "Time": {
         "Seconds by phase": ("seconds/",),
         "Throughput": ("throughput/tokens_per_s",),
+        "Tokens that a rollout left": ("rollout/carried_tokens", "rollout/dropped_tokens"),
+        "Prefix cache": ("rollout/prefix_cached",),
         "Resharding": ("reshard/transfer_s", "reshard/engine_s", "reshard/proof_s"),
         "Resharding, GB/s": ("reshard/transfer_gb_per_s",),
     },

@@ -39,6 +39,7 @@ class RecordedCompletion:
     answer: str | None  # content of the last closed \\boxed{...}
     truncated: bool  # by the length limit
     in_loss: bool
+    stale_tokens: int = 0  # its first tokens, so many, were sampled from weights of earlier steps
 
     def log_rho(self) -> list[float]:
         """log pihat_ref - log pi of each token, nats; nothing without a reference."""
@@ -46,8 +47,9 @@ class RecordedCompletion:
         return [reference - trainer for reference, trainer in pairs]
 
     def logprob_gap(self) -> list[float]:
-        """Engine - trainer of each token, nats."""
-        return [engine - trainer for engine, trainer in zip(self.engine_logp, self.trainer_logp, strict=True)]
+        """Engine - trainer of each token that both have the same weights for, nats."""
+        gaps = [engine - trainer for engine, trainer in zip(self.engine_logp, self.trainer_logp, strict=True)]
+        return gaps[self.stale_tokens :]
 
 
 def write_rollouts(folder: Path, step: int, completions: Sequence[RecordedCompletion]) -> None:

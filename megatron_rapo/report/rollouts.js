@@ -17,7 +17,8 @@ function tokenNumbers(c, i) {
     trainer = c.trainer_logp[i],
     reference = c.reference_logp ? c.reference_logp[i] : null;
   const both = (a, b) => (a === null || b === null ? null : a - b);
-  return { engine, trainer, reference, logRho: both(reference, trainer), gap: both(engine, trainer) };
+  const stale = place(c, i) <= (c.stale_tokens || 0); // the engine had other weights than the trainer
+  return { engine, trainer, reference, logRho: both(reference, trainer), gap: stale ? null : both(engine, trainer) };
 }
 
 function rolloutSection(data) {
@@ -178,7 +179,12 @@ function showCompletion(view, c) {
       : {}),
     advantage: number(c.advantage),
     phi: number(c.phi),
-    tokens: [c.tokens.length + c.cut, c.truncated && "cut off by the limit", !c.in_loss && "not in the loss"]
+    tokens: [
+      c.tokens.length + c.cut,
+      c.truncated && "cut off by the limit",
+      !c.in_loss && "not in the loss",
+      c.stale_tokens > 0 && `the first ${c.stale_tokens} from weights of earlier steps`,
+    ]
       .filter((each) => each !== false)
       .join(", "),
     "mean KL": number(c.meanKl),

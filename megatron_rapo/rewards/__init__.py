@@ -2,8 +2,9 @@
 
 from megatron_rapo.rewards.boxed import final_answer, last_boxed
 from megatron_rapo.rewards.functions import RewardError
+from megatron_rapo.rewards.judging import Judging
 from megatron_rapo.rewards.pool import VerifierPool
 from megatron_rapo.rewards.reward import Rewards, reward_of
 from megatron_rapo.rewards.verify import judge
 
-__all__ = ["RewardError", "Rewards", "VerifierPool", "final_answer", "judge", "last_boxed", "reward_of"]
+__all__ = ["Judging", "RewardError", "Rewards", "VerifierPool", "final_answer", "judge", "last_boxed", "reward_of"]

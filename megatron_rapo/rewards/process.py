@@ -16,6 +16,9 @@ from megatron_rapo.rewards.worker import READY
 START_TIMEOUT_S = 300.0
 """Longest start of a worker, seconds; the imports are slow where many start from a network disk."""
 
+Job = tuple[str, str]
+"""Content of an answer's box, and the reference answer."""
+
 # Neither fork (the trainer has threads that hold locks) nor multiprocessing's spawn (which imports the
 # trainer's __main__ again). The child finds modules where its parent does.
 _BOOTSTRAP = """
@@ -40,7 +43,7 @@ class WorkerProcess:
 
     Attributes:
         ready: it has finished its imports.
-        job: index of the answer that it judges; None when idle or starting.
+        job: the answer that it judges; None when idle or starting.
         deadline: `time.monotonic()` by which it must be ready or have answered; infinity when idle.
     """
 
@@ -61,7 +64,7 @@ class WorkerProcess:
         self._received = b""
         self.timeout_s = timeout_s
         self.ready = False
-        self.job: int | None = None
+        self.job: Job | None = None
         self.deadline = time.monotonic() + START_TIMEOUT_S
 
     @property
@@ -73,17 +76,18 @@ class WorkerProcess:
         """Ready for the next answer."""
         return self.ready and self.job is None
 
-    def assign(self, job: int, content: str, answer: str) -> None:
+    def assign(self, job: Job) -> None:
         """Send an idle worker its next answer; its deadline runs from now."""
         assert self.idle, "only an idle worker takes an answer"
-        self._unsent = json.dumps([content, answer]).encode() + b"\n"
+        self._unsent = json.dumps(job).encode() + b"\n"
         self.job = job
         self.deadline = time.monotonic() + self.timeout_s
 
     def poll(self) -> str | None:
         """Move what the pipes take and give; the outcome of the job, once it is there.
 
-        Raises WorkerDied and WorkerLate, after which there is only `kill`.
+        Raises WorkerDied and WorkerLate, after which there is only `kill`. What took longer than the deadline is late
+        however seldom this is called.
         """
         try:
             if self._unsent:
@@ -105,8 +109,11 @@ class WorkerProcess:
             assert message == READY, f"a worker's first message is {message!r}"
             self.ready = True
             return None
+        outcome, seconds = message
+        if seconds > self.timeout_s:
+            raise WorkerLate
         self.job = None
-        return cast(str, message)
+        return cast(str, outcome)
 
     def kill(self) -> str:
         """End the process at once (SIGKILL) and give back what it last wrote to stderr."""

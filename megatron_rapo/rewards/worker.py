@@ -1,4 +1,4 @@
-"""The verifier process: reads `[content, answer]` lines of JSON from stdin, writes one outcome each.
+"""The verifier process: reads `[content, answer]` lines of JSON from stdin, writes `[outcome, seconds]` for each.
 
 Started by process.py. It says "ready" once everything slow is imported, and ends with its stdin, that
 is, with the process that started it.
@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 
 from megatron_rapo.rewards.verify import judge_parsed
 
@@ -35,9 +36,10 @@ def main(timeout_s: float, memory_bytes: int) -> None:
         # The parent kills a late worker. Should the parent be dead by then, nobody reads stdin and the
         # kernel's own alarm ends this process, even inside a C call.
         signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 10)
+        started = time.monotonic()
         outcome = judge_parsed(*json.loads(line))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(outcome.value), file=replies)
+        print(json.dumps([outcome.value, time.monotonic() - started]), file=replies)
         if _peak_memory_bytes() > memory_bytes / 2:
             return
 

@@ -1,5 +1,6 @@
 """vLLM inside the trainer's processes. The only package that imports vllm, and only once an engine is built."""
 
-from megatron_rapo.rollout.engine import Engine, Sampling
+from megatron_rapo.rollout.engine import Engine
+from megatron_rapo.rollout.requests import Sampling
 
 __all__ = ["Engine", "Sampling"]

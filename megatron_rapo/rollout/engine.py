@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -21,35 +20,18 @@ from megatron_rapo.data import load_tokenizer
 from megatron_rapo.hf import read_shape
 from megatron_rapo.reshard.layout import engine_shards
 from megatron_rapo.rollout import guest
+from megatron_rapo.rollout.generation import Generation
+from megatron_rapo.rollout.requests import Sampling, check_requests
 from megatron_rapo.rollout.weights import Weights, open_weights
-from megatron_rapo.types import Completion
-
-MAX_SEED = 2**32  # torch's CPU generator keeps the low 32 bits of a seed
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM raises a lower temperature to 0.01 and refuses a higher one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How completions are drawn. Raises ValueError for a temperature that vLLM would change or refuse."""
-
-    temperature: float  # 0 is greedy
-    max_completion_tokens: int
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
-            raise ValueError(
-                f"temperature={self.temperature}: vLLM samples at {MIN_TEMPERATURE} to {MAX_TEMPERATURE}, or greedily "
-                "at 0; set a temperature in that range."
-            )
+from megatron_rapo.types import NOTHING, Completion
 
 
 class Engine:
     """A vLLM engine over `rollout.tensor` consecutive processes of the default torch.distributed group.
 
     World size / `rollout.tensor` engines are replicas of each other. Construction and `close` are collective over all
-    processes; `generate`, `updating` and `sleep` over one engine's processes, which must pass the same arguments. Until
-    the first update the weights are those of `model_path`.
+    processes; `generate`, `generating`, `updating` and `sleep` over one engine's processes, which must pass the same
+    arguments. Until the first update the weights are those of `model_path`.
 
     An engine that `sleeps` (GPU) can release its weights and its key-value cache until the next update.
 
@@ -101,6 +83,7 @@ class Engine:
                 **_engine_options(rollout, max_sequence_tokens),
             )
         self._sampling_params = vllm.SamplingParams
+        self._output_kinds, self._tokens_input = vllm.sampling_params.RequestOutputKind, vllm.inputs.tokens_input
         self._tokenizer = load_tokenizer(model_path)  # vLLM's is another where the folder has a bare tokenizer.model
         self._stop_token_ids = _stop_token_ids(model_path)
         shards = engine_shards(read_shape(model_path), tensor=rollout.tensor, rank=self.rank_in_replica)
@@ -117,37 +100,64 @@ class Engine:
         """The version last loaded; None while the weights are those of the model folder."""
         return self._version
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, special ones too."""
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+    def decode(self, token_ids: Sequence[int], *, special_tokens: bool = True) -> str:
+        """The text of tokens."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=not special_tokens))
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
-        """One completion for each of the P prompts (token ids), in their order; `seeds` [P] are in [0, 2**32).
+        """One completion for each of the P prompts, in their order: `generating` to the end."""
+        found: dict[int, Completion] = {}
+        with self.generating(prompts, sampling, seeds) as generation:
+            while generation.unfinished:
+                found |= generation.step()
+        return [found[place] for place in range(len(prompts))]
+
+    @contextmanager
+    def generating(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        begun: Sequence[Completion] = (),
+        stoppable: bool = False,
+    ) -> Iterator[Generation]:
+        """Within it, a completion for each of the P prompts (token ids) is under way; `seeds` [P] are in [0, 2**32).
+
+        Each goes on from what is `begun` of it, given for all prompts or for none. What is not finished at the end is
+        given up; of a `stoppable` generation vLLM tells at every step what there is of it, and `stop` does.
 
         A prompt with a seed gives the same tokens whatever else is in the batch and on whichever replica. The
         log-probabilities are those of the distribution sampled from: temperature and top_p included (at temperature 0,
         where there is none, those of temperature 1).
 
-        Raises ValueError for a prompt that leaves no room for a completion or a seed out of range, RuntimeError after
-        a failed call.
+        Raises ValueError for a prompt that leaves no room for a completion, one that is finished or a seed out of
+        range, RuntimeError after a failed call.
         """
-        self._check_prompts(prompts, seeds)
+        begun = begun or [NOTHING] * len(prompts)
+        check_requests(prompts, sampling, seeds, begun, max_sequence_tokens=self._max_sequence_tokens)
         self._check_usable()
         if self._asleep:
             raise RuntimeError("Engine: asleep, without weights; update it before it generates.")
-        params = [self._request(sampling, seed) for seed in seeds]
+        llm_engine = self._llm.llm_engine
+        generation = Generation(
+            llm_engine, begun, weight_version=self._version, decode=partial(self.decode, special_tokens=False)
+        )
         try:
             self._reset_prefix_cache()  # what a call gives must not depend on what was sampled before it
             with guest.random_state_kept():
-                outputs = self._llm.generate(
-                    [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False
-                )
+                for place, (prompt, before, seed) in enumerate(zip(prompts, begun, seeds, strict=True)):
+                    token_ids = [*prompt, *before.token_ids.tolist()]
+                    request = self._request(sampling, seed, num_begun=len(before.token_ids), stoppable=stoppable)
+                    llm_engine.add_request(str(place), self._tokens_input(token_ids), request)
+                yield generation
+                if generation.unfinished:
+                    generation.stop()
         except BaseException as error:  # requests may be left in the scheduler, and would come out of the next call
             self._broken = f"generate failed ({error!r})"
             raise
-        return [self._completion(output.outputs[0]) for output in outputs]
 
     @contextmanager
     def updating(self, version: int) -> Iterator[Weights]:
@@ -203,40 +213,17 @@ class Engine:
         if self._broken:
             raise RuntimeError(f"Engine: unusable since {self._broken}; build a new one.")
 
-    def _check_prompts(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> None:
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt.")
-        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            if not 1 <= len(prompt) < self._max_sequence_tokens:
-                raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens: a sequence has at most {self._max_sequence_tokens}, of "
-                    f"which one must be left for the completion; give 1 to {self._max_sequence_tokens - 1} tokens."
-                )
-            if not 0 <= seed < MAX_SEED:
-                raise ValueError(f"seed {index} is {seed}: vLLM would not use all of it; give 0 <= seed < 2**32.")
-
-    def _request(self, sampling: Sampling, seed: int) -> Any:
+    def _request(self, sampling: Sampling, seed: int, *, num_begun: int, stoppable: bool) -> Any:
         return self._sampling_params(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            max_tokens=sampling.max_completion_tokens,
+            max_tokens=sampling.max_completion_tokens - num_begun,
             seed=int(seed),
             stop_token_ids=self._stop_token_ids,
             logprobs=0,  # of the sampled token, and no others
             flat_logprobs=True,  # one list instead of one dict a token
             detokenize=False,  # the text is decoded once, at the end, instead of with every token
-        )
-
-    def _completion(self, output: Any) -> Completion:
-        token_ids, logprobs = list(output.token_ids), output.logprobs.logprobs
-        assert len(logprobs) == len(token_ids), f"{len(logprobs)} log-probabilities of {len(token_ids)} tokens"
-        assert output.finish_reason in ("stop", "length"), f"vLLM ended a request with {output.finish_reason!r}"
-        return Completion(
-            token_ids=np.array(token_ids, dtype=np.int32),
-            logprobs=np.array(logprobs, dtype=np.float32),
-            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
-            weight_version=self._version,
-            truncated=output.finish_reason == "length",
+            output_kind=self._output_kinds.CUMULATIVE if stoppable else self._output_kinds.FINAL_ONLY,
         )
 
 

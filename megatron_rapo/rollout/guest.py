@@ -22,6 +22,8 @@ import torch.distributed as dist
 
 TESTED_VERSION = "0.32"
 INTERFACE = {
+    "vllm.inputs": ("tokens_input",),
+    "vllm.sampling_params": ("RequestOutputKind",),
     "vllm.distributed.parallel_state": ("_WORLD", "_NODE_COUNT", "destroy_model_parallel"),
     "vllm.v1.executor.uniproc_executor": ("ExecutorWithExternalLauncher",),
     "vllm.model_executor.model_loader.reload": ("initialize_layerwise_reload", "finalize_layerwise_reload"),
@@ -70,7 +72,8 @@ def check_interface(version: str) -> None:
             missing += [f"{name}.{attribute}" for attribute in attributes if not hasattr(module, attribute)]
     if missing:
         raise RuntimeError(
-            f"vLLM {version} has no {', no '.join(missing)}, which resharding needs; install vllm {TESTED_VERSION}."
+            f"vLLM {version} has no {', no '.join(missing)}, which rollouts and resharding need; install vllm "
+            f"{TESTED_VERSION}."
         )
     if not version.startswith(f"{TESTED_VERSION}."):
         warnings.warn(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_rapo.rollout.engine import MAX_TEMPERATURE, MIN_TEMPERATURE
+from megatron_rapo.rollout.requests import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tests.settings import EVALUATION, functions, refusal
 
 WITH_RATIO = ["forward_kl", "forward_kl_k3", "rapo_paper", "reverse_kl", "reverse_kl_k3"]
@@ -88,6 +88,16 @@ REFUSALS = [
         ["batch.optimizer_steps_per_rollout=3"],
         "batch.prompts_per_step=8: not divisible by batch.optimizer_steps_per_rollout=3, so the optimizer steps would "
         "differ in size; set it to a multiple of 3.",
+    ),
+    (
+        ["batch.max_carried_steps=2"],
+        "batch.max_carried_steps=2: does nothing with batch.spare_prompts=0, where a rollout waits for all; set one of "
+        "the two otherwise.",
+    ),
+    (
+        ["batch.spare_prompts=9"],
+        "batch.spare_prompts=9: so many groups may be carried on, and a step takes no more than "
+        "batch.prompts_per_step=8 of them; set at most that, or max_carried_steps=0.",
     ),
     (
         ["batch.old_logprobs_from_training=true", "batch.optimizer_steps_per_rollout=2"],

@@ -174,16 +174,17 @@ def spread(batch: PackedBatch) -> PackedBatch:
 
 
 def diagnose(policy: Policy, scored: Sequence[PackedBatch]) -> dict[str, Any]:
-    """The scalars, and the log-ratios behind them of all ranks with their rewards."""
+    """The scalars, and of all ranks what is behind them: of each token log-ratio, reward, gap, and if it is stale."""
     mine = []
     if policy.parallel.is_last_stage and policy.parallel.tensor_group.rank() == 0:
         for batch in scored:
-            chosen_2T = torch.stack([batch.ref_logp_T - batch.old_logp_T, batch.reward_T])
-            mine += chosen_2T[:, batch.mask_T].T.tolist()
+            log_rho_T, gap_T = batch.ref_logp_T - batch.old_logp_T, (batch.engine_logp_T - batch.old_logp_T).abs()
+            chosen_4T = torch.stack([log_rho_T, batch.reward_T, gap_T, batch.stale_T.float()])
+            mine += chosen_4T[:, batch.mask_T].T.tolist()
     everyone: list[list[list[float]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, mine)
     scalars = policy.diagnostics(scored)
-    return {"scalars": scalars, "log_rho_and_reward": [row for rows in everyone for row in rows]}
+    return {"scalars": scalars, "tokens": [row for rows in everyone for row in rows]}
 
 
 def compare_sequence_means(

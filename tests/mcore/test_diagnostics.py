@@ -15,7 +15,7 @@ SHARES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 def quantiles(measured: dict[str, Any]) -> dict[str, float]:
     """The scalars by numpy, from all log-ratios; the least value that has the share of them at or below it."""
-    log_rho, reward = np.array(measured["log_rho_and_reward"]).T
+    log_rho, reward, *_ = np.array(measured["tokens"]).T
     splits = {"": reward > -1, "/low_reward": reward < 0.5, "/high_reward": reward >= 0.5}
     return {
         f"estimator/log_rho_{name}{split}": float(np.quantile(log_rho[chosen], share, method="inverted_cdf"))
@@ -39,7 +39,7 @@ def test_quantiles_equal_numpys(found: dict[str, Any], layout: str) -> None:
     ]
     assert split[0] != pytest.approx(split[1], abs=2 * BIN)
     assert of_log_rho(measured) == pytest.approx(expected, abs=BIN)
-    assert len(measured["log_rho_and_reward"]) == len(found["TP1 tied"]["diagnostics"]["log_rho_and_reward"])
+    assert len(measured["tokens"]) == len(found["TP1 tied"]["diagnostics"]["tokens"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -48,6 +48,23 @@ def test_every_layout_says_the_same(found: dict[str, Any], layout: str) -> None:
     assert scalars == pytest.approx(expected, abs=BIN)
     for name in ("rollout/logprob_gap_mean", "rollout/logprob_gap_max"):
         assert scalars[name] == pytest.approx(expected[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tokens_of_earlier_weights_have_a_gap_of_their_own(found: dict[str, Any], layout: str) -> None:
+    """Half of every third completion."""
+    measured = found[layout]["diagnostics"]
+    _, _, gap, stale = np.array(measured["tokens"]).T
+    fresh = gap[stale == 0]
+    assert 20 < stale.sum() < len(stale) / 2
+    assert {name: value for name, value in measured["scalars"].items() if "gap" in name} == pytest.approx(
+        {
+            "rollout/logprob_gap_mean": fresh.mean(),
+            "rollout/logprob_gap_max": fresh.max(),
+            "rollout/stale_logprob_gap": gap[stale == 1].mean(),
+        },
+        abs=1e-6,
+    )
 
 
 @pytest.mark.parametrize("layout", ALL)

@@ -43,6 +43,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert second == first | {"sample": 2, "reference_logp": None, "answer": None}
     assert RIGHT.log_rho() == [-1.0, 0.0, -0.5, -0.125] and RIGHT.logprob_gap() == [-0.25, 0.0, 1.0, 0.0]
     assert replace(RIGHT, reference_logp=None).log_rho() == []
+    assert replace(RIGHT, stale_tokens=2).logprob_gap() == [1.0, 0.0]  # of the others the engine had other weights
 
 
 def test_numbers_that_json_has_not_are_null_and_others_are_rounded(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Watch(threading.Thread):
         slept = time.monotonic()
         while not self.done.wait(0.05):
             self.stalled_s = max(self.stalled_s, time.monotonic() - slept - 0.05)
-            for worker in list(self.pool._workers):
+            for worker in list(self.pool._workers.present):
                 if memory := memory_mib(str(worker.pid), "VmHWM"):  # it is alive
                     self.late_s = max(self.late_s, time.monotonic() - worker.deadline)
                     self.peak_mib = max(self.peak_mib, memory)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -108,10 +109,10 @@ def kill_at_work(pool, times):
 
     def kill():
         for _ in range(times):
-            worker = pool._workers[0]
+            worker = pool._workers.present[0]
             wait_until(lambda worker=worker: worker.job is not None)
             os.kill(worker.pid, signal.SIGKILL)
-            wait_until(lambda worker=worker: pool._workers[0] is not worker)
+            wait_until(lambda worker=worker: pool._workers.present[0] is not worker)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -149,7 +150,7 @@ def test_an_interrupted_call_leaves_no_stale_reply(monkeypatch):
         assert pool.judge_all([RIGHT]) == [CORRECT]
         pid = pool.pids[0]
         with monkeypatch.context() as patch:
-            patch.setattr("megatron_rapo.rewards.pool.wait_any", lambda *_: signal.raise_signal(signal.SIGINT))
+            patch.setattr("megatron_rapo.rewards.judging.wait_any", lambda *_: signal.raise_signal(signal.SIGINT))
             with pytest.raises(KeyboardInterrupt):
                 pool.judge_all([(HANG, "1")])
         assert pool.pids[0] != pid
@@ -201,9 +202,9 @@ def test_a_batch_of_hangs_takes_no_longer_than_the_budget():
 
 
 def test_what_nobody_looked_at_is_timed_out_without_a_box(monkeypatch):
-    clock = iter([0.0, 0.5, 1.0])
+    clock = chain([0.0], repeat(1.0))  # the first takes all of it
     with VerifierPool(1, 1.0, budget_s=1.0) as pool, monkeypatch.context() as patch:
-        patch.setattr("megatron_rapo.rewards.pool.time.monotonic", lambda: next(clock))
+        patch.setattr("megatron_rapo.rewards.judging.time.monotonic", lambda: next(clock))
         assert pool.judge_all([(r"\boxed{1}", "1")] * 3) == [
             CORRECT,
             *[Verdict(outcome=Outcome.TIMEOUT, formatted=False)] * 2,
@@ -225,6 +226,85 @@ def test_a_worker_that_has_taken_much_memory_is_replaced():
         wait_until(lambda: gone(pid))
         assert pool.judge_all([(r"\boxed{6/2}", "3")]) == [CORRECT]
         assert pool.pids[0] != pid
+
+
+# --- answers that come one by one ---
+
+
+def test_verdicts_are_those_of_a_batch_that_is_there_at_once(pool):
+    """Handed in over a while, with workers that are polled now and then, some more than once."""
+    contents = [*(rf"\boxed{{{2 * n}/2}}" for n in range(1, 13)), "2", r"\boxed{?}", r"\boxed{7}", r"\boxed{8/2}"]
+    items = [(content, str(n % 5)) for n, content in enumerate(contents)]
+    judging = pool.judging()
+    numbers = []
+    for item in items:
+        numbers.append(judging.submit(*item))
+        judging.poll()
+        time.sleep(0.01)
+    assert numbers == list(range(16))
+    assert judging.finish() == pool.judge_all(items)
+
+
+def test_what_is_judged_meanwhile_is_not_waited_for(monkeypatch):
+    with VerifierPool(1, 30.0) as pool:
+        assert pool.judge_all([RIGHT]) == [CORRECT]
+        judging = pool.judging()
+        for n in (1, 2, 3):
+            judging.submit(rf"\boxed{{{n}/1}}", "2")
+        wait_until(lambda: judging.poll() or len(judging._outcomes) == 3)
+        monkeypatch.setattr("megatron_rapo.rewards.judging.wait_any", lambda *_: pytest.fail("it waited"))
+        assert judging.finish() == [WRONG, CORRECT, WRONG]
+
+
+def test_only_what_is_chosen_is_waited_for_and_the_others_leave_nothing_behind():
+    with VerifierPool(1, 30.0) as pool:
+        assert pool.judge_all([RIGHT]) == [CORRECT]
+        judging = pool.judging()
+        numbers = [judging.submit(content, "2") for content in (r"\boxed{4/2}", HANG, r"\boxed{5/1}")]
+        wait_until(lambda: judging.poll() or len(judging._outcomes) == 1)
+        judging.poll()
+        assert pool._workers.present[0].job == ("9^{9^{9^{9}}}", "2")
+        pid, started = pool.pids[0], time.monotonic()
+        assert judging.finish(numbers[:1]) == [CORRECT]
+        assert time.monotonic() - started < 5 and pool.pids[0] != pid and gone(pid)
+        assert pool.judge_all([(r"\boxed{6/3}", "2")]) == [CORRECT]
+
+
+def test_a_batch_that_was_left_unfinished_leaves_nothing_behind():
+    with VerifierPool(1, 30.0) as pool:
+        assert pool.judge_all([RIGHT]) == [CORRECT]
+        left = pool.judging()
+        left.submit(HANG, "2")
+        left.poll()
+        pid = pool.pids[0]
+        assert pool.judge_all([(r"\boxed{6/3}", "2")]) == [CORRECT]
+        assert pool.pids[0] != pid
+
+
+def test_the_budget_is_of_the_time_that_the_batch_holds_up():
+    """Between the calls a second passes; then half a second is waited for what never ends."""
+    with VerifierPool(1, 30.0, budget_s=0.5) as pool:
+        assert pool.judge_all([RIGHT]) == [CORRECT]
+        judging = pool.judging()
+        judging.submit(r"\boxed{4/2}", "2")
+        judging.poll()
+        time.sleep(1.0)
+        judging.submit(HANG, "2")
+        started = time.monotonic()
+        assert judging.finish() == [CORRECT, TIMEOUT]
+        assert 0.3 <= time.monotonic() - started < 2.0
+
+
+def test_an_answer_that_took_too_long_is_late_however_seldom_it_is_looked_after():
+    """2^(10^8) takes half a second; nobody looks until its worker has replied that it is wrong."""
+    with VerifierPool(1, 0.01) as pool:
+        pool._workers.await_first()
+        judging = pool.judging()
+        judging.submit(r"\boxed{2^{10^8}}", "1/3")
+        judging.poll()
+        pool._workers.present[0].deadline = float("inf")  # nobody looks while it works
+        wait_until(lambda: judging.poll() or judging._outcomes)
+        assert judging.finish() == [TIMEOUT]
 
 
 def run_script(text):

@@ -12,6 +12,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from megatron_rapo.config import RolloutConfig
 from megatron_rapo.hf import WeightReader, read_shape
 from megatron_rapo.reshard.layout import engine_shards, fill
 from megatron_rapo.rollout import Engine, Sampling
-from megatron_rapo.types import Completion
+from megatron_rapo.types import NOTHING, Completion
 from tests.launch import write_result
 from tests.models import EOS, load_reference
 
@@ -95,16 +96,87 @@ def seeds_decide(engine: Engine, _: Path) -> dict[str, Any]:
     }
 
 
-def cached_prompt_tokens(engine: Engine, _: Path) -> dict[str, int]:
-    """Of a prompt that the call before had too, with and without what `generate` does about it."""
-    generate, reset, found = engine._llm.generate, engine._llm.reset_prefix_cache, {}
-    outputs: list[Any] = []
-    engine._llm.generate = lambda *given, **options: outputs.extend(generate(*given, **options)) or outputs[-1:]
-    for name, resets in (("first", reset), ("second", reset), ("second without a reset", lambda: True)):
+def cached_prompt_tokens(engine: Engine, _: Path) -> dict[str, list[int]]:
+    """How many there are and how many are cached: of a call, of one with the same prompt after it, with and without
+    what it does about that, and of a group of eight that is begun all at once."""
+    reset, found = engine._llm.reset_prefix_cache, {}
+    calls = {"first": (reset, 1), "second": (reset, 1), "without a reset": (lambda: True, 1), "a group": (reset, 8)}
+    for name, (resets, n) in calls.items():
         engine._llm.reset_prefix_cache = resets
-        engine.generate([LONG], Sampling(temperature=1.0, max_completion_tokens=1), [0])
-        found[name] = outputs[-1].num_cached_tokens
-    engine._llm.generate, engine._llm.reset_prefix_cache = generate, reset
+        with engine.generating([LONG] * n, Sampling(temperature=1.0, max_completion_tokens=1), range(n)) as generation:
+            while generation.unfinished:
+                generation.step()
+        found[name] = [generation.prompt_tokens, generation.cached_tokens]
+    engine._llm.reset_prefix_cache = reset
+    return found
+
+
+def stopped_and_gone_on(engine: Engine, folder: Path) -> dict[str, Any]:
+    """15 completions, stopped when five are finished; the others, some of which had to wait for room in the cache, are
+    gone on with by other weights."""
+    sampling = Sampling(temperature=1.0, max_completion_tokens=60)
+    prompts, seeds = PROMPTS * 3, [100 + i for i in range(15)]
+    whole, finished = engine.generate(prompts, sampling, seeds), {}
+    with engine.generating(prompts, sampling, seeds, stoppable=True) as generation:
+        while len(finished) < 5:
+            finished |= generation.step()
+        rest = generation.stop()
+    found: dict[str, Any] = {
+        "order": list(finished),
+        "finished are the same": all(same(completion, whole[i]) for i, completion in finished.items()),
+        "others are their beginnings": all(
+            c.token_ids.tolist() == whole[i].token_ids[: len(c.token_ids)].tolist()
+            and c.logprobs.tolist() == whole[i].logprobs[: len(c.token_ids)].tolist()
+            for i, c in rest.items()
+        ),
+        "tokens": [len(c.token_ids) for c in rest.values()],
+        "said of them": sorted({(c.text, c.truncated, c.finished) for c in rest.values()}),
+        "nothing is left": all(map(same, engine.generate(prompts, sampling, seeds), whole)),
+    }
+    version = engine.weight_version
+    other = folder.with_name(f"{folder.name}-other")
+    load(engine, other, version=20)
+    asked = [prompts[i] for i in rest]
+    with engine.generating(asked, sampling, range(len(rest)), begun=list(rest.values())) as generation:
+        gone_on: dict[int, Completion] = {}
+        while generation.unfinished:
+            gone_on |= generation.step()
+    ended = [gone_on[place] for place in range(len(rest))]
+    stale = [c.num_stale(20) for c in ended]
+    kept = [
+        c.token_ids[:n].tolist() == b.token_ids.tolist() for c, n, b in zip(ended, stale, rest.values(), strict=True)
+    ]
+    found["spans"] = [[[span.weight_version == version, *span] for span in c.spans] for c in ended]
+    found["what was begun is kept"] = all(kept) and stale == found["tokens"]
+    found["lengths"] = [[len(c.token_ids), c.truncated, c.finished] for c in ended]
+    of_old, of_new = (token_logprobs(load_reference(each), asked, ended) for each in (folder, other))
+    found["gap"] = max(
+        float(np.abs(c.logprobs - np.concatenate([old[:n], new[n:]])).max())
+        for c, n, old, new in zip(ended, stale, of_old, of_new, strict=True)
+    )
+    found["gap of the first tokens to the new weights"] = max(
+        float(np.abs(c.logprobs[:n] - new[:n]).max()) for c, n, new in zip(ended, stale, of_new, strict=True) if n
+    )
+    load(engine, folder, version=21)
+    return found
+
+
+def same(a: Completion, b: Completion) -> bool:
+    return (a.token_ids.tolist(), a.logprobs.tolist(), a.text, a.truncated, a.spans, a.finished) == (
+        *(b.token_ids.tolist(), b.logprobs.tolist(), b.text, b.truncated, b.spans, b.finished),
+    )
+
+
+@torch.no_grad()
+def token_logprobs(
+    model: torch.nn.Module, prompts: list[tuple[int, ...]], answers: list[Completion]
+) -> list[np.ndarray]:
+    """Of each token of each answer, by transformers in float64."""
+    model, found = model.double(), []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer.token_ids.tolist()]])
+        logp = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        found.append(logp.gather(1, ids[0, len(prompt) :, None])[:, 0].numpy())
     return found
 
 
@@ -148,11 +220,18 @@ def refusals(engine: Engine, folder: Path) -> dict[str, str]:
         "empty": error_of(lambda: engine.generate([()], sampling, [0])),
         "number": error_of(lambda: engine.generate([(5,)], sampling, [0, 1])),
         "seed": error_of(lambda: engine.generate([(5,)], sampling, [-1])),
+        "nothing to go on with": error_of(lambda: go_on(engine, sampling, np.arange(3, 7, dtype=np.int32))),
         "big seed": error_of(lambda: engine.generate([(5,)], sampling, [2**32])),
         "an engine over 3 of 2 processes": error_of(
             lambda: Engine(folder, RolloutConfig(tensor=3), dtype="float32", max_sequence_tokens=9, seed=0)
         ),
     }
+
+
+def go_on(engine: Engine, sampling: Sampling, token_ids: np.ndarray) -> None:
+    begun = replace(NOTHING, token_ids=token_ids, logprobs=token_ids.astype(np.float32))
+    with engine.generating([(5,)], sampling, [0], begun=[begun]):
+        pass
 
 
 def loading(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -263,8 +342,7 @@ def main(root: Path, tensor: int) -> None:
     checks: list[Callable[[Engine, Path], Any]] = [logprobs_match_transformers, seeds_decide, cached_prompt_tokens]
     if tensor == 1:
         checks += [sampled_frequencies, endings, refusals]
-    checks += [loading]
-    checks += [incomplete]
+    checks += [loading, stopped_and_gone_on, incomplete]
     engine = build(tied, tensor)
     for check in checks:
         found[check.__name__] = check(engine, tied)

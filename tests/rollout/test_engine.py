@@ -96,7 +96,41 @@ def test_a_call_does_not_go_on_from_what_the_one_before_computed(ranks: Found) -
     """So that an evaluation meanwhile changes nothing of a training, however a kernel rounds."""
     for rank in ranks:
         found = rank["cached_prompt_tokens"]
-        assert (found["first"], found["second"]) == (0, 0) and found["second without a reset"] > 0
+        assert (found["first"], found["second"]) == ([200, 0], [200, 0]) and found["without a reset"] == [200, 128]
+
+
+def test_a_groups_prompt_is_computed_once(ranks: Found) -> None:
+    """vLLM knows a block by its content as soon as it is scheduled: the others of the same step find it there."""
+    assert all(rank["cached_prompt_tokens"]["a group"] == [8 * 200, 7 * 128] for rank in ranks)
+
+
+def test_what_is_stopped_is_the_beginning_of_what_would_have_been(ranks: Found) -> None:
+    """And what was finished by then is what it is without a stop; all processes of an engine stop alike."""
+    for rank in ranks:
+        found = rank["stopped_and_gone_on"]
+        assert found["finished are the same"] and found["others are their beginnings"] and found["nothing is left"]
+        assert len(found["order"]) >= 5 and len(found["tokens"]) == 15 - len(found["order"])
+        assert max(found["tokens"]) > 9 and found["said of them"] == [["", False, False]]
+        assert (found["order"], found["tokens"]) == (
+            ranks[0]["stopped_and_gone_on"]["order"],
+            ranks[0]["stopped_and_gone_on"]["tokens"],
+        )
+
+
+def test_of_what_waited_for_room_in_the_cache_there_is_nothing_yet(replicas: Found) -> None:
+    assert all(min(rank["stopped_and_gone_on"]["tokens"]) == 0 for rank in replicas)
+
+
+def test_each_token_has_the_log_prob_of_the_weights_that_sampled_it(ranks: Found) -> None:
+    for rank in ranks:
+        found = rank["stopped_and_gone_on"]
+        assert found["what was begun is kept"] and found["gap"] < TOLERANCE
+        assert found["gap of the first tokens to the new weights"] > STALE
+        for spans, begun, (length, truncated, finished) in zip(
+            found["spans"], found["tokens"], found["lengths"], strict=True
+        ):
+            assert spans == [[True, 2, begun]] * (begun > 0) + [[False, 20, length - begun]] and finished
+            assert length <= 60 and (length == 60 or not truncated)
 
 
 def test_consecutive_seeds_sample_the_distribution(replicas: Found) -> None:
@@ -122,7 +156,13 @@ def test_refusals(replicas: Found) -> None:
         found = rank["refusals"]
         assert found["long"].startswith("ValueError: prompt 1 has 320 tokens: ") and "1 to 319" in found["long"]
         assert found["empty"].startswith("ValueError: prompt 0 has 0 tokens")
-        assert found["number"] == "ValueError: 1 prompts and 2 seeds: give one seed for each prompt."
+        assert found["number"] == (
+            "ValueError: 1 prompts, 2 seeds, 1 begun completions: give one seed for each prompt, and what is begun of "
+            "each or of none."
+        )
+        assert found["nothing to go on with"] == (
+            "ValueError: completion 0 has 4 of 4 tokens: there is nothing to go on with; leave it out."
+        )
         assert found["seed"].startswith("ValueError: seed 0 is -1")
         assert found["big seed"].startswith("ValueError: seed 0 is 4294967296")
         assert found["an engine over 3 of 2 processes"].startswith("ValueError: rollout.tensor=3: does not divide")

@@ -30,6 +30,6 @@ def test_a_version_without_the_interface_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError) as raised:
         guest.check_interface("0.99.0")
     assert str(raised.value) == (
-        "vLLM 0.99.0 has no vllm.config.no_such_thing, no vllm.no_such_module, which resharding needs; "
+        "vLLM 0.99.0 has no vllm.config.no_such_thing, no vllm.no_such_module, which rollouts and resharding need; "
         "install vllm 0.32."
     )
