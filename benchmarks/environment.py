@@ -72,10 +72,10 @@ def fields_of(path: str) -> dict[str, str]:
     return found
 
 
-def child_environment() -> dict[str, str]:
-    """For a process that runs a module of this repository, on one thread."""
+def child_environment(threads: int = 1) -> dict[str, str]:
+    """For a process that runs a module of this repository, on so many threads."""
     path = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
 def refuse_without_gpu(what: str) -> None:

@@ -38,6 +38,40 @@ QWEN2_SMALL = QWEN2_1B | {  # 1.2M, to try on a CPU what is meant for a GPU; 128
     "vocab_size": 512,
     "max_position_embeddings": 512,
 }
+LLAMA_135M = {  # SmolLM2-135M's
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49_152,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e5,
+    "tie_word_embeddings": True,
+}
+LLAMA_10M = LLAMA_135M | {
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 2048,
+}
+LLAMA_1M = LLAMA_135M | {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 128,
+}
+CPU_SIZES = {"1M": LLAMA_1M, "10M": LLAMA_10M, "135M": LLAMA_135M}
+"""Models that two cores train, by their parameters."""
 
 
 def write_model(folder: Path, config: Mapping[str, Any], *, tokenizer: bool = False) -> None:
@@ -66,10 +100,11 @@ def _weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
 
 
 def save_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Of the token numbers, the second of which ends a sequence."""
-    from tokenizers import Tokenizer, models
+    """Of the token numbers, with spaces between; the first pads, the second ends a sequence."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = {f"<{i}>": i for i in range(vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<1>").save_pretrained(folder)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<0>", eos_token="<1>").save_pretrained(folder)
