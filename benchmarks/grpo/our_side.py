@@ -42,7 +42,11 @@ def configuration(work: Work, variant: Variant) -> Config:
     settings: dict[str, dict[str, Any]] = {
         "model": {"path": work.model},
         "data": {"train": work.problems, "template": "plain", "max_prompt_tokens": PROMPT_TOKENS},
-        "batch": {"prompts_per_step": case.prompts, "completions_per_prompt": case.completions},
+        "batch": {
+            "prompts_per_step": case.prompts,
+            "completions_per_prompt": case.completions,
+            "old_logprobs_from_training": True,  # as TRL has them, where it takes one optimizer step
+        },
         "algorithm": {"divergence": "reverse_kl_k3", "phi": "constant", "alpha": KL_COEFFICIENT, "beta": 0.0},
         "reward": {"functions": [{"name": "odd", "function": function, "range": [0.0, 1.0]}]},
         "rollout": {
@@ -62,8 +66,8 @@ def prescribed_engine(lengths: Mapping[int, int]) -> type[Engine]:
     """An engine whose requests have the length that `lengths` has for their seed; others are as always."""
 
     class PrescribedEngine(Engine):
-        def _request(self, sampling: Sampling, seed: int) -> Any:
-            request = super()._request(sampling, seed)
+        def _request(self, sampling: Sampling, seed: int, **which: Any) -> Any:
+            request = super()._request(sampling, seed, **which)
             if seed in lengths:
                 request.max_tokens, request.ignore_eos, request.stop_token_ids = lengths[seed], True, []
             return request
