@@ -90,7 +90,7 @@ def test_help_of_train(columns):
 
 
 def test_what_train_help_looks_like_on_a_wide_terminal():
-    finished, _ = command("train", "--help", columns=120)
+    finished, _ = command("train", "--help", columns=115)
     assert finished.stdout == textwrap.dedent("""\
         usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] [--profile STEPS]
                                    CONFIG.toml
