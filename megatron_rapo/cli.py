@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_rapo import garbage
 from megatron_rapo.config.file import load_config
 from megatron_rapo.errors import InputError
 from megatron_rapo.launcher import adopt_srun, rank
@@ -69,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
-    from megatron_rapo.run import train
+    with garbage.imports():
+        from megatron_rapo.run import train
 
     finished = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
     return 0 if finished else REQUEUE_STATUS
@@ -77,7 +79,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
-    from megatron_rapo.run import evaluate_model
+    with garbage.imports():
+        from megatron_rapo.run import evaluate_model
 
     evaluate_model(config, output=arguments.output)
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
+from megatron_rapo import garbage
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size, resolve_layers
@@ -118,13 +119,14 @@ def _build(
     heldout: HeldOut | None,
 ) -> tuple[Trainer, Engine]:
     """The expensive part: the trainer with its policy, and the engine that it samples with."""
-    from megatron_rapo.machine import record_machine
-    from megatron_rapo.mcore.fused import described, fused_kernels
-    from megatron_rapo.mcore.parallel import init_parallel
-    from megatron_rapo.mcore.policy import Policy
-    from megatron_rapo.reshard.transfer import make_resharder
-    from megatron_rapo.trainer import Trainer
-    from megatron_rapo.weight_sync import WeightSync
+    with garbage.imports():
+        from megatron_rapo.machine import record_machine
+        from megatron_rapo.mcore.fused import described, fused_kernels
+        from megatron_rapo.mcore.parallel import init_parallel
+        from megatron_rapo.mcore.policy import Policy
+        from megatron_rapo.reshard.transfer import make_resharder
+        from megatron_rapo.trainer import Trainer
+        from megatron_rapo.weight_sync import WeightSync
 
     for line in described(fused_kernels(resolve_layers(config))):
         monitor.message(line)

@@ -55,22 +55,23 @@ def kind_of(value: Any) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    # Lines as text, not the library's JSON reader (datasets 5.2): that one turns strings that look like
-    # dates into datetimes, large integers into floats and "42" among numbers into 42, fills missing
-    # columns with None, and names no line in its errors.
-    for number, line in enumerate(_stream("text", path, encoding="utf-8-sig"), start=1):
-        place, text = f"{path}:{number}", line["text"]
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{place}: not valid JSON ({error.msg}, column {error.colno}); write one object a line."
-            ) from None
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: {kind_of(row)}, not a JSON object; write one object a line.")
-        yield place, row
+    # Not the datasets library's reader (5.2): that one turns strings that look like dates into datetimes, large
+    # integers into floats and "42" among numbers into 42, fills missing columns with None, and names no line in its
+    # errors.
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            place, text = f"{path}:{number}", line.rstrip("\n")
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{place}: not valid JSON ({error.msg}, column {error.colno}); write one object a line."
+                ) from None
+            if not isinstance(row, dict):
+                raise DataError(f"{place}: {kind_of(row)}, not a JSON object; write one object a line.")
+            yield place, row
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -112,6 +113,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
+    import datasets  # takes most of a second to import
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -121,8 +123,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: not a Parquet file, or cut short; write or copy it again.") from None
     if num_rows == 0:  # the library fails on it (datasets 5.2: "BatchSize must be greater than 0")
         return
-    for index, row in enumerate(_stream("parquet", path)):
-        yield f"{path}:row {index}", dict(row)
+    # Streaming writes no Arrow copy of the file, but still a lock file in the cache folder. A path is a glob pattern.
+    with tempfile.TemporaryDirectory() as cache_dir:
+        rows = datasets.load_dataset(
+            "parquet", data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache_dir
+        )
+        for index, row in enumerate(rows):
+            yield f"{path}:row {index}", dict(row)
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
@@ -133,17 +140,6 @@ READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _csv_rows,
 }
 """By the file's suffix."""
-
-
-def _stream(builder: str, path: Path, **options: Any) -> Iterator[Mapping[str, Any]]:
-    """Rows through the datasets library, streamed: no Arrow copy of the file is written."""
-    import datasets  # takes seconds to import
-
-    # Streaming still takes a lock file in the cache folder. A path is read as a glob pattern.
-    with tempfile.TemporaryDirectory() as cache_dir:
-        yield from datasets.load_dataset(
-            builder, data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache_dir, **options
-        )
 
 
 def _first_line_not_utf8(path: Path) -> int:

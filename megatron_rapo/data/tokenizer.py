@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_rapo import garbage
 from megatron_rapo.data.rows import DataError
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ SENTENCEPIECE = "tokenizer.model"
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     """The tokenizer in the folder `path`; no network. Raises DataError naming what is missing."""
-    from transformers import AutoTokenizer  # takes seconds to import
+    with garbage.imports():
+        from transformers import AutoTokenizer  # takes seconds
 
     folder = Path(path)
     if not folder.is_dir():

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_rapo import garbage
+
 TESTED_VERSION = "0.32"
 INTERFACE = {
     "vllm.inputs": ("tokens_input",),
@@ -40,7 +42,7 @@ RESTORED = ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "NUMEXPR_MAX_THREADS")
 
 
 def import_vllm() -> ModuleType:
-    """Import vLLM (about 4 s) with its environment set for an engine inside this process.
+    """Import vLLM (seconds) with its environment set for an engine inside this process.
 
     Variables that the user set are kept. Raises ValueError where one of them rules such an engine out.
     """
@@ -53,9 +55,11 @@ def import_vllm() -> ModuleType:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns that Triton is not there, on the CPU too
-    import vllm
+    with garbage.imports():
+        import vllm
 
-    check_interface(vllm.__version__)
+        check_interface(vllm.__version__)
+        vllm.LLM  # noqa: B018 (vllm imports it when it is asked for)
     _keep_process_groups()
     return vllm
 
