@@ -94,14 +94,14 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         if heldout:
             _report_left_out(monitor.message, heldout.settings.data, heldout.prompts, config)
         monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
-        with monitor.phase("start"):
-            trainer, engine = _build(config, shape, verifier, rewards, monitor, profiler, signals, train_set, heldout)
-            stack.callback(engine.close)
+        trainer, engine = _build(config, shape, verifier, rewards, monitor, profiler, signals, train_set, heldout)
+        stack.callback(engine.close)
         for problem in damaged:
             monitor.message(f"WARNING: {problem}")
         if checkpoint:
             monitor.message(f"resuming from {checkpoint}{', the newest sound one' if damaged else ''}")
-            trainer.restore(checkpoint)
+            with monitor.phase("restore"):
+                trainer.restore(checkpoint)
         finished = trainer.run()
     dist.destroy_process_group()
     return finished
@@ -119,21 +119,22 @@ def _build(
     heldout: HeldOut | None,
 ) -> tuple[Trainer, Engine]:
     """The expensive part: the trainer with its policy, and the engine that it samples with."""
-    with garbage.imports():
-        from megatron_rapo.machine import record_machine
-        from megatron_rapo.mcore.fused import described, fused_kernels
-        from megatron_rapo.mcore.parallel import init_parallel
-        from megatron_rapo.mcore.policy import Policy
-        from megatron_rapo.reshard.transfer import make_resharder
-        from megatron_rapo.trainer import Trainer
-        from megatron_rapo.weight_sync import WeightSync
-
-    for line in described(fused_kernels(resolve_layers(config))):
-        monitor.message(line)
-    parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
-    record_machine(config.run.folder, parallel.device)
-    policy = Policy(config, shape, parallel)
-    engine = _engine(config, sleeps=config.memory.engine_sleep)
+    with monitor.phase("build_trainer"):
+        with garbage.imports():
+            from megatron_rapo.machine import record_machine
+            from megatron_rapo.mcore.fused import described, fused_kernels
+            from megatron_rapo.mcore.parallel import init_parallel
+            from megatron_rapo.mcore.policy import Policy
+            from megatron_rapo.reshard.transfer import make_resharder
+            from megatron_rapo.trainer import Trainer
+            from megatron_rapo.weight_sync import WeightSync
+        for line in described(fused_kernels(resolve_layers(config))):
+            monitor.message(line)
+        parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
+        record_machine(config.run.folder, parallel.device)
+        policy = Policy(config, shape, parallel)
+    with monitor.phase("build_engine"):
+        engine = _engine(config, sleeps=config.memory.engine_sleep)
     sampler = Sampler(engine, verifier, rewards)
     weight_sync = WeightSync(
         config,

@@ -165,9 +165,8 @@ def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> Non
     summary = json.loads((folder / "run/summary.json").read_text())
     assert summary.keys() >= {"pass@1", "pass@4", "checkpoint", "hf_export", "seconds"}
     assert 0 <= summary["pass@1"]["before"] <= summary["pass@4"]["before"] <= 1
-    assert {"launch", "start", "rollout", "verify", "score", "train", "reshard", "evaluate"} <= summary[
-        "seconds"
-    ].keys()
+    phases = {"launch", "build_trainer", "build_engine", "rollout", "verify", "score", "train", "reshard", "evaluate"}
+    assert phases <= summary["seconds"].keys()
     assert Path(summary["checkpoint"]).name == "step-000003"
     assert "engine and trainer differ on fixed prompts by " in output
     assert "step 3/3 " in output and "tensorboard --logdir" in output

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 
-import psutil
-
 from megatron_rapo.monitor.console import Console
 from megatron_rapo.monitor.recorder import Recorder
 from megatron_rapo.monitor.rollouts import RecordedCompletion
-from megatron_rapo.monitor.timing import PhaseTimer
+from megatron_rapo.monitor.timing import PhaseTimer, process_age_s
 from megatron_rapo.monitor.writers import Sample
 
 
@@ -31,7 +29,9 @@ class Monitor:
     ) -> None:
         self._recorder, self._console, self._annotate = recorder, console, annotate
         self._timer = PhaseTimer(on_start=console.phase if console else None)
-        self._total_seconds: dict[str, float] = {}
+        self._started_s = time.monotonic()
+        self._seconds: dict[str, float] = {}  # by phase, of this process
+        self._earlier_seconds: dict[str, float] = {}  # of those that the run was begun in
 
     def begin_step(self) -> None:
         """What was timed so far belongs to no step (starting, evaluating, saving)."""
@@ -45,7 +45,9 @@ class Monitor:
 
     def launched(self) -> None:
         """What passed since the start of this process is the phase "launch"."""
-        self._timer.add("launch", time.time() - psutil.Process().create_time())
+        age_s = process_age_s()
+        self._started_s = time.monotonic() - age_s
+        self._timer.add("launch", age_s)
 
     def step(
         self,
@@ -82,9 +84,11 @@ class Monitor:
             self._console.table(title, columns, rows)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase over the whole run so far, this process' clock."""
+        """Seconds by phase over the whole run so far, this process' clock; "other" is what was in no phase."""
         self._take()
-        return {name: round(value, 3) for name, value in self._total_seconds.items()}
+        other = time.monotonic() - self._started_s - sum(self._seconds.values())
+        seconds = _summed(self._earlier_seconds, {**self._seconds, "other": other})
+        return {name: round(value, 3) for name, value in seconds.items()}
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """For a checkpoint: what adds up over a run, however often it is interrupted."""
@@ -92,8 +96,7 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Add to what was timed so far what had been when `state_dict` was taken."""
-        for name, value in state["seconds"].items():
-            self._total_seconds[name] = self._total_seconds.get(name, 0.0) + value
+        self._earlier_seconds = _summed(self._earlier_seconds, state["seconds"])
 
     def __enter__(self) -> Monitor:
         if self._console:
@@ -110,6 +113,10 @@ class Monitor:
 
     def _take(self) -> dict[str, float]:
         taken = self._timer.take()
-        for name, value in taken.items():
-            self._total_seconds[name] = self._total_seconds.get(name, 0.0) + value
+        self._seconds = _summed(self._seconds, taken)
         return taken
+
+
+def _summed(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """By name, in the order of first appearance."""
+    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in {**first, **second}}
