@@ -36,6 +36,34 @@ from megatron_rapo.reshard.gather import ShardedWeights
 from megatron_rapo.types import TrainingSequence
 
 
+def microbatches(
+    config: Config, shape: ModelShape, lengths: Sequence[int], *, num_ranks: int
+) -> list[list[tuple[list[int], int]]]:
+    """[data-parallel rank][micro-batch] -> which of the sequences, and the tokens that it is filled up to."""
+    layout, step = config.parallel, _tokens_multiple(config)
+    packed = [aligned(length, layout.context) for length in lengths]
+    shares = assign(
+        packed,
+        [shape.sequence_cost(length) for length in packed],
+        num_ranks=num_ranks,
+        max_tokens=config.batch.tokens_per_microbatch,
+        multiple_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
+    )
+    return [
+        [(indices, max(1, -(-sum(packed[i] for i in indices) // step)) * step) for indices in mine] for mine in shares
+    ]
+
+
+def _tokens_multiple(config: Config) -> int:
+    """A micro-batch is filled up to a multiple of this, so that every split of it is even (and FP8's 16 or 32)."""
+    layout = config.parallel
+    split = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
+    if config.precision.fp8 == "none":
+        return split
+    of_kernels = 32 if config.precision.fp8_recipe == "mxfp8" else 16
+    return math.lcm(split, of_kernels * layout.context * layout.tensor)
+
+
 class Policy:
     """A Megatron model on this rank's part of the layout. Every method is collective over the world.
 
@@ -83,32 +111,13 @@ class Policy:
 
     def pack(self, sequences: Sequence[TrainingSequence]) -> list[PackedBatch]:
         """This rank's micro-batches of one optimizer step over all `sequences`, on its device."""
-        layout, ranks, context = self.config.parallel, self.parallel.data_group, self.parallel.context_group
-        lengths = [aligned(len(s.token_ids), layout.context) for s in sequences]
-        mine = assign(
-            lengths,
-            [self.shape.sequence_cost(length) for length in lengths],
-            num_ranks=ranks.size(),
-            max_tokens=self.config.batch.tokens_per_microbatch,
-            multiple_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
-        )[ranks.rank()]
-        step = self._tokens_multiple
-        sizes = [max(1, -(-sum(lengths[i] for i in indices) // step)) * step for indices in mine]
+        ranks, context = self.parallel.data_group, self.parallel.context_group
+        shares = microbatches(self.config, self.shape, [len(s.token_ids) for s in sequences], num_ranks=ranks.size())
         batches = []
-        for indices, num_tokens in zip(mine, sizes, strict=True):
-            whole = pack([sequences[i] for i in indices], indices, context=layout.context, num_tokens=num_tokens)
+        for indices, num_tokens in shares[ranks.rank()]:
+            whole = pack([sequences[i] for i in indices], indices, context=context.size(), num_tokens=num_tokens)
             batches.append(split_context(whole, rank=context.rank(), context=context.size()).to(self.parallel.device))
         return batches
-
-    @property
-    def _tokens_multiple(self) -> int:
-        """A micro-batch is filled up to a multiple of this, so that every split of it is even (and FP8's 16 or 32)."""
-        layout = self.config.parallel
-        split = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
-        if self.config.precision.fp8 == "none":
-            return split
-        of_kernels = 32 if self.config.precision.fp8_recipe == "mxfp8" else 16
-        return math.lcm(split, of_kernels * layout.context * layout.tensor)
 
     def score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
         """The micro-batches of each optimizer step, scored by the policy and by the reference, in one pass if that can

@@ -3,6 +3,7 @@ import pytest
 from megatron_rapo.config import ConfigError
 from megatron_rapo.hf import ModelShape, read_shape
 from tests.models import save_tiny_model
+from tests.qwen2_5 import QWEN2_5
 
 
 def refusal(call, *arguments, **keywords):
@@ -56,6 +57,14 @@ def test_shape_of_a_saved_model(tmp_path, tied):
 )
 def test_settings_that_may_be_left_out_or_changed(edited, changes, field, expected):
     assert getattr(read_shape(edited(**changes)), field) == expected
+
+
+def test_cost_of_a_sequence():
+    """Qwen2.5-7B: 6.525e9 weights of linears in its layers and 0.545e9 of its output layer."""
+    shape = QWEN2_5["7B"]
+    assert shape.sequence_cost(0) == 0.0
+    assert shape.sequence_cost(1000) == pytest.approx(1000 + 28 * 3584 * 1000**2 / 7.070e9, rel=1e-5)
+    assert shape.sequence_cost(8000) == pytest.approx(8000 + 64 * (shape.sequence_cost(1000) - 1000), rel=1e-12)
 
 
 @pytest.mark.parametrize(

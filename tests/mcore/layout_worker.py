@@ -89,6 +89,8 @@ def compare(policy: Policy, rollout: Sequence[TrainingSequence], model: Path) ->
     for sequences, of_step in zip([rollout, *parts], [scored, *scored_parts], strict=True):
         compare_log_probs(policy, of_step, sequences, reference, old, ref)
     return {
+        "sizes": [len(batch.token_ids_T) for batch in batches],
+        "filled_up": float(torch.cat([batch.sequence_T for batch in batches]).lt(0).float().mean()),
         "logits": logits,
         "round_trip": bitwise_equal(policy, model),
         "policy": over_all_ranks(old),

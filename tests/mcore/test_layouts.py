@@ -34,6 +34,14 @@ def test_logits_equal_transformers(found: dict[str, Any], rollouts: dict[str, An
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_micro_batches_differ_in_size_and_are_not_filled_up(found: dict[str, Any], layout: str) -> None:
+    """Not even where pipeline stages send them to each other; context parallelism aligns 28 tokens to 4 or 8."""
+    context = LAYOUTS[layout].sections.get("parallel", {}).get("context", 1)
+    assert len(set(found[layout]["sizes"])) > 1
+    assert found[layout]["filled_up"] < (0.05 if context == 1 else 0.1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_log_probs_equal_transformers(found: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
     sampled = sum(len(s.engine_logprobs) for s in rollouts[LAYOUTS[layout].model] if s.in_loss)
     for whose in ("policy", "reference"):
