@@ -15,7 +15,7 @@ import numpy as np
 from megatron_rapo.config import Config
 from megatron_rapo.data import EpochOrder
 from megatron_rapo.monitor import Monitor
-from megatron_rapo.rollout import Sampling
+from megatron_rapo.rollout import Sampling, Work
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import NOTHING, Completion, Group, OpenGroup, Prompt, Span
 
@@ -79,7 +79,7 @@ class Rollouts:
         self._config, self._sampler, self._monitor, self._prompts = config, sampler, monitor, prompts
         self._order = EpochOrder(len(prompts), config.run.seed)
         self._begun: list[Begun] = []  # the oldest first
-        self._prompt_tokens = self._cached_tokens = 0  # of the step, on this engine
+        self._work = Work()  # of this engine, in the step
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next rollout goes on."""
@@ -99,7 +99,7 @@ class Rollouts:
         """
         batch, replicas = self._config.batch, self._sampler.engine.num_replicas
         sampled: list[Group] = []
-        first = self._prompt_tokens = self._cached_tokens = 0
+        first, self._work = 0, Work()
         for _ in range(1 + batch.refill_rounds):
             missing = batch.prompts_per_step - sum(group.has_signal for group in sampled)
             if missing <= 0:
@@ -135,8 +135,7 @@ class Rollouts:
             )
         with self._monitor.phase("verify"):
             groups = self._sampler.judge(sampled)
-        self._prompt_tokens += sampled.prompt_tokens
-        self._cached_tokens += sampled.cached_tokens
+        self._work += sampled.work
         rest = self._sampler.rest(sampled) if batch.spare_prompts else {}
         self._begun = [replace(begun[i], completions=completions) for i, completions in rest.items()]
         return groups
@@ -160,7 +159,10 @@ class Rollouts:
     def _scalars(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """What the rollout was made of, by the names of monitor/scalars.py."""
         batch = self._config.batch
-        scalars: dict[str, float] = {"rollout/prefix_cached": self._cached_tokens / max(1, self._prompt_tokens)}
+        scalars: dict[str, float] = {
+            "rollout/decode_steps": self._work.steps,
+            "rollout/prefix_cached": self._work.cached_tokens / max(1, self._work.prompt_tokens),
+        }
         if not batch.spare_prompts:
             return scalars
         left = "carried" if batch.carries else "dropped"

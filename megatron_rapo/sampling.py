@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megatron_rapo.rewards import Judging, Rewards, VerifierPool, reward_of
 from megatron_rapo.rewards.reward import by_name
-from megatron_rapo.rollout import Engine, Sampling
+from megatron_rapo.rollout import Engine, Sampling, Work
 from megatron_rapo.types import NOTHING, Completion, Group, OpenGroup, Prompt, Verdict
 
 Seed = Callable[[int, int], int]  # of a group and a completion of it, by their places
@@ -32,7 +32,7 @@ class Sampled:
         prompts: of all groups, those of other engines too.
         completions: what there is of each group of this engine, by its index.
         whole: indices of those that are whole, and taken for it.
-        prompt_tokens, cached_tokens: as of a Generation, in all.
+        work: what the engine did for it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Sampled:
         self.prompts = [group.prompt for group in groups]
         self.completions = {index: groups[index].completions for index in mine}
         self.whole: set[int] = set()
-        self.prompt_tokens = self.cached_tokens = 0
+        self.work = Work()
         self._judging, self._numbers = judging, {index: [-1] * len(groups[index].completions) for index in judged_here}
         for index in mine:
             for place, completion in enumerate(groups[index].completions):
@@ -115,7 +115,7 @@ class Sampler:
             for place, completion in generation.stop().items():
                 sampled.take(*asked[place], completion)
         sampled.choose(share)
-        sampled.prompt_tokens, sampled.cached_tokens = generation.prompt_tokens, generation.cached_tokens
+        sampled.work = generation.work
         return sampled
 
     def judge(self, sampled: Sampled) -> list[Group]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from megatron_rapo.rollout import Work
 from megatron_rapo.types import Completion, Outcome, Verdict
 
 
@@ -46,13 +47,13 @@ class ScriptedEngine:
 
 
 class ScriptedGeneration:
-    prompt_tokens, cached_tokens = 8, 6
-
     def __init__(self, engine: ScriptedEngine, asked: list[tuple[int, int]], begun: Sequence[Completion]) -> None:
         self.engine, self.asked, self.under_way = engine, asked, dict(enumerate(begun))
+        self.work = Work(prompt_tokens=8, cached_tokens=6)
 
     def step(self) -> dict[int, Completion]:
         self.engine.steps += 1
+        self.work += Work(steps=1)
         ended = [place for place in self.under_way if self.engine.length(*self.asked[place]) == self.engine.steps]
         return {place: self.completion(place, finished=True) for place in ended}
 

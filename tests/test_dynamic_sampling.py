@@ -7,6 +7,7 @@ import pytest
 
 from megatron_rapo.data import EpochOrder
 from megatron_rapo.monitor import Monitor
+from megatron_rapo.rollout import Work
 from megatron_rapo.rollouts import Rollouts
 from megatron_rapo.sampling import sampling_seed
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Span, Verdict
@@ -26,7 +27,7 @@ class Sampler:
         assert wanted is None and awaited == 0  # nobody asked for spare prompts
         self.rounds.append([group.prompt.problem.id for group in groups])
         self.seeds += [[seed(i, j) for j in range(len(group.completions))] for i, group in enumerate(groups)]
-        return SimpleNamespace(prompts=[group.prompt for group in groups], prompt_tokens=4, cached_tokens=3)
+        return SimpleNamespace(prompts=[group.prompt for group in groups], work=Work(2, 4, 3))
 
     def judge(self, sampled):
         verdict = Verdict(outcome=Outcome.WRONG, formatted=True)
@@ -65,7 +66,7 @@ def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100):
     rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
     rollout = rollouts.next(STEP)
     assert not sampler.signals  # nothing was drawn that the case does not list, and all of it was
-    assert rollout.scalars == {"rollout/prefix_cached": 0.75}
+    assert rollout.scalars == {"rollout/decode_steps": 2 * len(sampler.rounds), "rollout/prefix_cached": 0.75}
     return rollout, sampler, rollouts.state_dict()["order"]
 
 

@@ -103,6 +103,7 @@ def test_scalars_and_seeds_by_hand(load) -> None:
     first = roll_out(rollouts, sampler, 1)
     assert ids(first.groups) == [order[i] for i in (0, 1, 3, 4)]
     assert first.scalars == {
+        "rollout/decode_steps": 2,
         "rollout/prefix_cached": 0.75,
         "rollout/carried_groups": 2,
         "rollout/carried_tokens": 2 * GROUP * 2,
@@ -120,6 +121,7 @@ def test_scalars_and_seeds_by_hand(load) -> None:
         for place, i in enumerate((2, 5, 6, 7, 8, 9))
         for j in range(GROUP)
     ]
+    assert second.scalars["rollout/decode_steps"] == 20
     stale, trained = 2 * GROUP * 2, GROUP * ((2 + 20) + (2 + 7) + 2 + 2)
     assert second.scalars["rollout/stale_tokens"] == stale / trained and second.scalars["rollout/stale_steps"] == 1.0
     assert second.scalars["rollout/carried_tokens"] == 2 * GROUP * 2  # whole already, and one more step old

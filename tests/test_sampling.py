@@ -10,7 +10,7 @@ from megatron_rapo import sampling
 from megatron_rapo.config import FunctionConfig, RewardConfig
 from megatron_rapo.rewards import Rewards
 from megatron_rapo.rewards.functions import RewardFunction
-from megatron_rapo.rollout import Sampling
+from megatron_rapo.rollout import Sampling, Work
 from megatron_rapo.rollout.requests import MAX_SEED
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import NOTHING, OpenGroup, Outcome, Problem, Prompt
@@ -72,7 +72,7 @@ def test_each_engine_completes_its_share(num_replicas, replica, mine):
     assert texts(sampled) == {i: [f"{i} {10 * i}", f"{i} {10 * i + 1}"] for i in mine}
     assert sampled.whole == set(mine) and not sampler.engine.stoppable
     assert sampler.engine.sampling is SETTINGS
-    assert (sampled.prompt_tokens, sampled.cached_tokens) == (8, 6)
+    assert sampled.work == Work(steps=1, prompt_tokens=8, cached_tokens=6)
 
 
 # Tokens of the two completions of each prompt; its group is whole after the longer one.

@@ -56,7 +56,8 @@ class RewardConfig(Section):
     timeout_s: float = Field(default=5.0, gt=0)
     """Deadline of one answer, seconds; the worker is killed when it passes."""
     budget_s: float = Field(default=120.0, gt=0)
-    """Longest time for all answers of a rollout or an evaluation, seconds; what is not judged by then is timed out."""
+    """Longest time for which the answers of a rollout, or of a part of an evaluation, hold others up, seconds;
+    what is not judged by then is timed out. What is judged while others are being sampled costs nothing."""
     memory_mib: int = Field(default=1024, ge=512)
     """Address space of a verifier process, MiB."""
 

@@ -41,6 +41,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Seconds by phase": ("seconds/",),
         "Throughput": ("throughput/tokens_per_s",),
         "Tokens that a rollout left": ("rollout/carried_tokens", "rollout/dropped_tokens"),
+        "Steps of an engine in a rollout": ("rollout/decode_steps",),
         "Prefix cache": ("rollout/prefix_cached",),
         "Resharding": ("reshard/transfer_s", "reshard/engine_s", "reshard/proof_s"),
         "Resharding, GB/s": ("reshard/transfer_gb_per_s",),

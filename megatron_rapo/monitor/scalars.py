@@ -30,6 +30,7 @@ SCALARS: dict[str, str] = {
     "rollout/completion_tokens": "Mean length of a completion, tokens.",
     "rollout/truncated": "Completions that the length limit ended, fraction.",
     "rollout/groups_replaced": "Groups sampled beyond a step's, to replace some without signal, per group trained on.",
+    "rollout/decode_steps": "Steps of the first engine in a rollout; each gives a token to all that is under way.",
     "rollout/prefix_cached": "Tokens before a completion that the first engine had computed for another, fraction.",
     "rollout/carried_groups": "Groups that were begun and not trained on, and go on in the next step.",
     "rollout/carried_tokens": "Completion tokens that there are of the groups that go on in the next step.",

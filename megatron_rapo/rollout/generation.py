@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_rapo.types import Completion
+
+
+class Work(NamedTuple):
+    """What an engine did for a generation."""
+
+    steps: int = 0  # of vLLM: each gives a token to every completion that is being decoded
+    prompt_tokens: int = 0  # of the requests that there was something of, with what they went on from
+    cached_tokens: int = 0  # those of them whose keys and values had been computed for another request
+
+    def __add__(self, other: Any) -> Work:
+        return Work(*map(sum, zip(self, other, strict=True)))
 
 
 class Generation:
@@ -15,8 +26,7 @@ class Generation:
     each of which runs its own scheduler, go on alike.
 
     Attributes:
-        prompt_tokens: of the requests that there was something of, with what they went on from.
-        cached_tokens: those of them whose keys and values were there already, computed for another request.
+        work: what has been done so far.
     """
 
     def __init__(
@@ -30,7 +40,7 @@ class Generation:
         self._llm_engine, self._weight_version, self._decode = llm_engine, weight_version, decode
         self._under_way = dict(enumerate(begun))
         self._so_far: dict[int, Any] = {}  # vLLM's outputs for what is under way, where it gives them before the end
-        self.prompt_tokens = self.cached_tokens = 0
+        self.work = Work()
 
     @property
     def unfinished(self) -> int:
@@ -39,6 +49,7 @@ class Generation:
 
     def step(self) -> dict[int, Completion]:
         """One more token for each that is being decoded. Returns those that it has finished, in vLLM's order."""
+        self.work += Work(steps=1)
         finished = {}
         for output in self._llm_engine.step():
             place = int(output.request_id)
@@ -60,8 +71,7 @@ class Generation:
         }
 
     def _completion(self, place: int, output: Any) -> Completion:
-        self.prompt_tokens += len(output.prompt_token_ids)
-        self.cached_tokens += output.num_cached_tokens
+        self.work += Work(prompt_tokens=len(output.prompt_token_ids), cached_tokens=output.num_cached_tokens)
         begun, sampled = self._under_way.pop(place), output.outputs[0]
         new, logprobs = sampled.token_ids, sampled.logprobs.logprobs
         assert len(logprobs) == len(new), f"{len(logprobs)} log-probabilities of {len(new)} tokens"

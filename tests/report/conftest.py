@@ -62,6 +62,7 @@ def hostile(step: int) -> RecordedCompletion:
         reward=0.0,
         verdict="wrong",
         answer=HOSTILE[3],
+        stale_tokens=2,
     )
 
 

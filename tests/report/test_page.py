@@ -162,13 +162,22 @@ def test_the_list_is_walked_with_keys(page: Page) -> None:
     assert page.run("document.querySelector('.list').getAttribute('aria-activedescendant')") == "completion-11"
 
 
-def test_tokens_are_coloured_by_what_is_chosen_and_read_out(page: Page) -> None:
-    def coloured() -> list[bool]:
-        shown: list[str] = page.run("[...document.querySelectorAll('.tokens span')].map((s) => s.style.background)")
-        return [bool(each) for each in shown]
+def coloured(page: Page) -> list[bool]:
+    """Of each token."""
+    shown: list[str] = page.run("[...document.querySelectorAll('.tokens span')].map((s) => s.style.background)")
+    return [bool(each) for each in shown]
 
+
+def colour_by_gap(page: Page) -> None:
+    page.run(
+        "(() => { const s = document.querySelector('.detail select'); s.value = 'gap';"
+        " s.dispatchEvent(new Event('input')); })()"
+    )
+
+
+def test_tokens_are_coloured_by_what_is_chosen_and_read_out(page: Page) -> None:
     assert texts(page, ".tokens span") == ["It", " is ", "\\boxed", "{2}", "<eos>"]
-    assert coloured() == [True, False, True, False, False]  # KL, where log rho is -1 and 0.5
+    assert coloured(page) == [True, False, True, False, False]  # KL, where log rho is -1 and 0.5
     page.run("document.querySelector('.tokens').focus()")
     page.press("Home")
     # k3 of log rho = -1 is e^-1 - 1 + 1
@@ -177,11 +186,15 @@ def test_tokens_are_coloured_by_what_is_chosen_and_read_out(page: Page) -> None:
     ]
     page.press("ArrowRight", "ArrowRight")
     assert 'token 3 "\\\\boxed"KL 0.1487log ρ 0.5' in texts(page, ".readout")[0]
-    page.run(
-        "(() => { const s = document.querySelector('.detail select'); s.value = 'gap';"
-        " s.dispatchEvent(new Event('input')); })()"
-    )
-    assert coloured() == [True, False, False, False, False]
+    colour_by_gap(page)
+    assert coloured(page) == [True, False, False, False, False]
+
+
+def test_tokens_of_earlier_weights_have_no_gap(page: Page) -> None:
+    choose(page, "Verdict", "wrong")
+    assert f"{len(HOSTILE)}, the first 2 from weights of earlier steps" in texts(page, ".facts dd")
+    colour_by_gap(page)
+    assert coloured(page) == [False, False] + [True] * (len(HOSTILE) - 2)
 
 
 def test_what_models_write_is_shown_as_text_and_does_nothing(page: Page) -> None:

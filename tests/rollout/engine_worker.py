@@ -97,16 +97,16 @@ def seeds_decide(engine: Engine, _: Path) -> dict[str, Any]:
 
 
 def cached_prompt_tokens(engine: Engine, _: Path) -> dict[str, list[int]]:
-    """How many there are and how many are cached: of a call, of one with the same prompt after it, with and without
-    what it does about that, and of a group of eight that is begun all at once."""
+    """Steps, prompt tokens, and how many of these are cached: of a call, of one with the same prompt after it, with and
+    without what it does about that, and of a group of four that is begun all at once."""
     reset, found = engine._llm.reset_prefix_cache, {}
-    calls = {"first": (reset, 1), "second": (reset, 1), "without a reset": (lambda: True, 1), "a group": (reset, 8)}
+    calls = {"first": (reset, 1), "second": (reset, 1), "without a reset": (lambda: True, 1), "a group": (reset, 4)}
     for name, (resets, n) in calls.items():
         engine._llm.reset_prefix_cache = resets
         with engine.generating([LONG] * n, Sampling(temperature=1.0, max_completion_tokens=1), range(n)) as generation:
             while generation.unfinished:
                 generation.step()
-        found[name] = [generation.prompt_tokens, generation.cached_tokens]
+        found[name] = list(generation.work)
     engine._llm.reset_prefix_cache = reset
     return found
 
