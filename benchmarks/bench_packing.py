@@ -261,7 +261,7 @@ def turn(policy: Policy, config: Config, batches: Sequence[PackedBatch]) -> Take
     start = time.process_time()
     [scored] = policy.score([batches])
     between = time.process_time()
-    result = policy.train_step(scored, loss_function(config, policy.sequence_mean))
+    result = policy.train_step(scored, loss_function(config, policy.sequence_mean)).means
     seconds = {"score": between - start, "train": time.process_time() - between}
     return Taken(seconds, {name: result[name] for name in ("loss", "grad_norm")})
 

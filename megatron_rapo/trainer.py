@@ -87,7 +87,7 @@ class Trainer:
         while True:
             rollouts = self._rollouts.state_dict()
             try:
-                self._signals.check()
+                self._stop_if_told()
                 with self._monitor.phase("checkpoint"):
                     self._saver.poll()
                 self._evaluate()  # what a checkpoint was saved after, too: a run that stops here evaluates again
@@ -115,12 +115,12 @@ class Trainer:
         resharding = self._weight_sync.run(self._step)
         rollout = self._rollouts.next(step)
         self._sampler.engine.sleep()
-        self._signals.check()
+        self._stop_if_told()
         groups = [rollout.groups[i : i + share] for i in range(0, len(rollout.groups), share)]
         sequences = [to_sequences(of_step, self._config) for of_step in groups]
         with monitor.phase("score"):
             steps = self._score([self._policy.pack(of_step) for of_step in sequences])
-        self._signals.check()
+        self._stop_if_told()
         shares: dict[str, float] = {}
         with self._policy.training_state.in_place():
             every = self._config.monitor.gradient_share_every_steps
@@ -174,6 +174,11 @@ class Trainer:
             completions = recorded(step, chosen, sequences, log_probs, self._sampler.engine.decode)
             self._monitor.rollouts(step, completions)
         return completions
+
+    def _stop_if_told(self) -> None:
+        """Raises Stopped where a signal came to any process. All wait for each other here."""
+        with self._monitor.phase("wait"):
+            self._signals.check()
 
     def _score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
         """The micro-batches with what the loss needs of them besides the policy as it trains."""
