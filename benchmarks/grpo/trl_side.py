@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
 import sys
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.grpo.case import KL_COEFFICIENT, LEARNING_RATE, PROMPT_TOKENS, Work, reward
+from benchmarks.grpo.clock import StepClock, write_steps
 from benchmarks.grpo.trl_variants import VARIANTS
 from benchmarks.grpo.variant import Variant
 
@@ -47,25 +45,23 @@ class PrescribedLengths:
         return scores
 
 
-class Clocks:
-    """When each step was over, and the seconds of what TRL profiles in it."""
+class Profile(StepClock):
+    """Steps, and the seconds of what TRL profiles in each."""
 
     def __init__(self) -> None:
-        self._ends: list[float] = []
+        super().__init__()
         self._profiles: list[dict[str, float]] = [{}]
 
     def step_ended(self) -> None:
-        self._ends.append(time.perf_counter())
+        super().step_ended()
         self._profiles.append({})
 
     def add(self, what: str, seconds: float) -> None:
         name = what.partition(".")[2]  # without the trainer's
         self._profiles[-1][name] = self._profiles[-1].get(name, 0.0) + seconds
 
-    def steps(self) -> list[dict[str, float]]:
-        """Of each step but the first, whose beginning is not known: its seconds, by variant.PARTS."""
-        steps_s = [later - earlier for earlier, later in pairwise(self._ends)]
-        return [parts_of(profile, step_s) for profile, step_s in zip(self._profiles[1:], steps_s, strict=False)]
+    def parts_s(self) -> list[dict[str, float]]:
+        return [parts_of(each, step_s) for each, step_s in zip(self._profiles[1:], self.wall_s, strict=False)]
 
 
 def parts_of(profile: dict[str, float], step_s: float) -> dict[str, float]:
@@ -76,17 +72,17 @@ def parts_of(profile: dict[str, float], step_s: float) -> dict[str, float]:
     return {"rollout": rollout, "score": score, "train": step_s - prepare, "other": rewards}
 
 
-def train(work: Work, variant: Variant) -> dict[str, Any]:
-    """What the parts of each step but the first took, and how many tokens each sampled on all processes."""
+def train(work: Work, variant: Variant) -> tuple[Profile, list[int]]:
+    """What the steps took, and how many tokens each sampled on all processes."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
 
-    case, clocks = work.case, Clocks()
+    case, profile = work.case, Profile()
     sampled: list[int] = []
 
-    class StepClock(TrainerCallback):
+    class AtStepEnd(TrainerCallback):
         def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-            clocks.step_ended()
+            profile.step_ended()
             mean_length = trainer._metrics["train"]["completions/mean_length"][-1]  # over all processes
             sampled.append(round(mean_length * len(case.completion_tokens)))
 
@@ -95,7 +91,7 @@ def train(work: Work, variant: Variant) -> dict[str, Any]:
 
     profiling = importlib.import_module("trl.extras.profiling")
     # What gives TRL's profile to the services that it is told of.
-    profiling.ProfilingContext._log_metrics = lambda context, seconds: clocks.add(context.name, seconds)
+    profiling.ProfilingContext._log_metrics = lambda context, seconds: profile.add(context.name, seconds)
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     trainer = importlib.import_module("trl").GRPOTrainer(
         model=str(work.model),
@@ -103,11 +99,11 @@ def train(work: Work, variant: Variant) -> dict[str, Any]:
         args=grpo_config(work, variant),
         train_dataset=Dataset.from_dict({"prompt": case.problems(work.vocab_size)}),
         processing_class=tokenizer,
-        callbacks=[StepClock()],
+        callbacks=[AtStepEnd()],
     )
     prescribe(trainer, case.completion_tokens, tokenizer.eos_token_id)
     trainer.train()
-    return {"steps": clocks.steps(), "sampled": sampled}
+    return profile, sampled
 
 
 def grpo_config(work: Work, variant: Variant) -> Any:
@@ -156,9 +152,10 @@ def prescribe(trainer: Any, lengths: Sequence[int], eos: int) -> None:
 
 def main(work: Path, output: Path) -> None:
     given = Work.from_json(work.read_text())
-    result = train(given, VARIANTS[given.variant])
-    if os.environ.get("RANK", "0") == "0":
-        output.write_text(json.dumps(result))
+    profile, sampled = train(given, VARIANTS[given.variant])
+    # TRL gives its profile to services on the first process only.
+    rank = int(os.environ.get("RANK", "0"))
+    write_steps(output, rank, profile, profile.parts_s() if rank == 0 else [], sampled)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,21 @@
+"""An engine whose completions have lengths that are known before: the work of a benchmark is the same on every side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_rapo.rollout import Engine, Sampling
+
+
+def prescribed_engine(lengths: Mapping[int, int]) -> type[Engine]:
+    """An engine whose requests have the length that `lengths` has for their seed; others are as always."""
+
+    class PrescribedEngine(Engine):
+        def _request(self, sampling: Sampling, seed: int, **which: Any) -> Any:
+            request = super()._request(sampling, seed, **which)
+            if seed in lengths:
+                request.max_tokens, request.ignore_eos, request.stop_token_ids = lengths[seed], True, []
+            return request
+
+    return PrescribedEngine
