@@ -22,6 +22,8 @@ class BatchConfig(Section):
     """Most extra rounds of sampling per step that replace groups whose rewards are all equal; 0 keeps such groups."""
     tokens_per_microbatch: int = Field(default=8192, ge=1)
     """Most tokens packed into one micro-batch of one data-parallel rank (which its context ranks share)."""
+    share_prompts: bool = False
+    """Pack one copy of a prompt for several of its completions: less to compute where prompts are not much shorter."""
 
     @model_validator(mode="after")
     def _check(self) -> BatchConfig:
