@@ -130,17 +130,18 @@ def lengths(count: int, median: int, longest: int, seed: int = 0) -> list[int]:
 def plan(name: str, tokens_per_microbatch: int) -> dict[str, Any]:
     num_ranks, parallel = LAYOUTS[name]
     config = configuration(Path("."), Path("."), tokens_per_microbatch, parallel)
-    sequences = lengths(PLANNED_SEQUENCES, PLANNED_MEDIAN, PLANNED_LONGEST)
+    sizes = lengths(PLANNED_SEQUENCES, PLANNED_MEDIAN, PLANNED_LONGEST)
+    sequences = rollout(sizes, QWEN2_5_1_5B.vocab_size)
     start = time.perf_counter()
     ranks = microbatches(config, QWEN2_5_1_5B, sequences, num_ranks=num_ranks)
     planning_s = time.perf_counter() - start
-    costs = [sum(QWEN2_5_1_5B.sequence_cost(sequences[i]) for indices, _ in mine for i in indices) for mine in ranks]
+    costs = [sum(QWEN2_5_1_5B.sequence_cost(sizes[i]) for indices, _ in mine for i in indices) for mine in ranks]
     return {
         "layout": name,
         "tokens_per_microbatch": tokens_per_microbatch,
         "microbatches": len(ranks[0]),
-        "useful": round(sum(sequences) / sum(tokens for mine in ranks for _, tokens in mine), 4),
-        "useful_padded": round(useful_padded(sequences, tokens_per_microbatch), 4),
+        "useful": round(sum(sizes) / sum(tokens for mine in ranks for _, tokens in mine), 4),
+        "useful_padded": round(useful_padded(sizes, tokens_per_microbatch), 4),
         "imbalance": round(max(costs) / statistics.mean(costs) - 1, 4),
         "planning_s": round(planning_s, 4),
     }
@@ -185,18 +186,18 @@ def configuration(model: Path, folder: Path, tokens_per_microbatch: int, paralle
     )
 
 
-def rollout(case: Case) -> list[TrainingSequence]:
+def rollout(sizes: Sequence[int], vocab_size: int) -> list[TrainingSequence]:
     rng = np.random.default_rng(0)
     return [
         TrainingSequence(
-            token_ids=rng.integers(3, case.model["vocab_size"], n).astype(np.int32),
+            token_ids=rng.integers(3, vocab_size, n).astype(np.int32),
             prompt_length=n // 4,
             engine_logprobs=np.full(n - n // 4, -6.0, np.float32),
             advantage=float(rng.normal()),
             phi=0.9,
             reward=float(rng.integers(2)),
         )
-        for n in lengths(case.sequences, case.median, case.longest)
+        for n in sizes
     ]
 
 
@@ -240,8 +241,8 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         config = configuration(folder / "model", folder, case.tokens_per_microbatch, {})
         parallel = init_parallel(config.parallel, timeout_s=600.0, seed=0)
         policy = Policy(config, read_shape(folder / "model"), parallel)
-    sequences = rollout(case)
-    sizes = [len(s.token_ids) for s in sequences]
+    sizes = lengths(case.sequences, case.median, case.longest)
+    sequences = rollout(sizes, case.model["vocab_size"])
     sides = {
         "packed": policy.pack(sequences),
         "padded": [padded(sequences, rows) for rows in in_order(sizes, case.tokens_per_microbatch)],

@@ -144,6 +144,11 @@ def _check_layers(config: Config) -> None:
             "model.layers=transformer_engine: its attention over packed sequences has no float32 kernels; "
             "set precision.dtype=bfloat16 or model.layers=torch."
         )
+    if layers == "transformer_engine" and config.batch.share_prompts:
+        raise ConfigError(
+            "batch.share_prompts=true: Transformer Engine's attention knows no sequences that continue another; "
+            "set batch.share_prompts=false or model.layers=torch."
+        )
     if precision.fp8 == "none":
         return
     if layers != "transformer_engine":

@@ -9,6 +9,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +36,9 @@ class PackedBatch:
     phi_T: Tensor  # float32: exponent of the reference
     engine_logp_T: Tensor  # float32: the engine's log-probability of targets_T, nats; 0 where not masked in
     stale_T: Tensor  # bool: targets_T was sampled from earlier weights than those that the step begins with
-    sequence_T: Tensor  # int64: index of the token's sequence in the optimizer step; -1 for filling
+    sequence_T: Tensor  # int64: index of the token's sequence in the optimizer step; -1 for filling, shared prompts
     cu_seqlens: Tensor  # [S + 1] int32: borders of the sequences in the *unsplit* micro-batch
+    prefix_S: Tensor | None = None  # int64: the sequence that each continues, a shared prompt, or -1; None without any
     old_logp_T: Tensor | None = None  # float32: from the scoring pass
     ref_logp_T: Tensor | None = None  # float32: reweighted reference's, from the scoring pass
     ref_hidden_RD: Tensor | None = None  # a tensor rank's share of the reference's last hidden states, on the host
@@ -108,15 +111,78 @@ def aligned(length: int, context: int) -> int:
     return -(-length // chunk) * chunk
 
 
+def families(sequences: Sequence[TrainingSequence], *, most_tokens: int) -> list[list[int]]:
+    """Indices of neighbours that are to share one copy of their prompt.
+
+    Several take `most_tokens` together at most, so that ranks and micro-batches can still be made alike.
+    """
+    found: list[list[int]] = []
+    tokens = 0
+    for index, sequence in enumerate(sequences):
+        added = len(sequence.token_ids) - sequence.prompt_length + 1  # _parts packs a prompt's last token with each
+        if index and _prompt(sequences[index - 1]) == _prompt(sequence) and tokens + added <= most_tokens:
+            found[-1].append(index)
+            tokens += added
+        else:
+            found.append([index])
+            tokens = len(sequence.token_ids)
+    return found
+
+
+class _Part(NamedTuple):
+    """Of a sequence the tokens from `first` to `last`, which is not among them."""
+
+    sequence: TrainingSequence
+    place: int  # of the sequence in the optimizer step; -1 for a prompt that several share
+    first: int
+    last: int
+    prefix: int  # the part of the micro-batch that this one continues; -1 for none
+
+
+def _parts(sequences: Sequence[TrainingSequence], indices: Sequence[int], *, share_prompts: bool) -> list[_Part]:
+    """What is packed one after the other: sequences, or shared prompts and then what continues them.
+
+    The last token of a prompt predicts another token in each completion: it is theirs.
+    """
+    if not share_prompts:
+        return [_Part(s, i, 0, len(s.token_ids), -1) for s, i in zip(sequences, indices, strict=True)]
+    found: list[_Part] = []
+    for _, group in groupby(zip(sequences, indices, strict=True), key=lambda pair: _prompt(pair[0])):
+        members, first, prefix = list(group), 0, -1
+        prompt_length = members[0][0].prompt_length
+        if len(members) > 1 and prompt_length > 1:
+            first, prefix = prompt_length - 1, len(found)
+            found.append(_Part(members[0][0], -1, 0, first, -1))
+        found += [_Part(s, i, first, len(s.token_ids), prefix) for s, i in members]
+    return found
+
+
+def _prompt(sequence: TrainingSequence) -> bytes:
+    return sequence.token_ids[: sequence.prompt_length].tobytes()
+
+
+def packed_length(sequences: Sequence[TrainingSequence], *, context: int, share_prompts: bool) -> int:
+    """Tokens that `pack` needs for them at least."""
+    parts = _parts(sequences, range(len(sequences)), share_prompts=share_prompts)
+    return sum(aligned(part.last - part.first, context) for part in parts)
+
+
 def pack(
-    sequences: Sequence[TrainingSequence], indices: Sequence[int], *, context: int, num_tokens: int
+    sequences: Sequence[TrainingSequence],
+    indices: Sequence[int],
+    *,
+    context: int,
+    num_tokens: int,
+    share_prompts: bool = False,
 ) -> PackedBatch:
     """Lay out `sequences` one after the other, each aligned, and fill up to `num_tokens` with tokens of no meaning.
 
     The filling is a sequence of its own. `indices` are the sequences' places in the optimizer step; `num_tokens` is a
-    multiple of 2 * context where context > 1, at least 1 and at least the sum of the aligned lengths.
+    multiple of 2 * context where context > 1, at least 1 and at least `packed_length`. With `share_prompts` neighbours
+    with the same prompt have one copy of it, as a sequence before them that `prefix_S` says they continue.
     """
-    lengths = [aligned(len(s.token_ids), context) for s in sequences]
+    parts = _parts(sequences, indices, share_prompts=share_prompts)
+    lengths = [aligned(part.last - part.first, context) for part in parts]
     filling = num_tokens - sum(lengths)
     assert filling >= 0 and num_tokens > 0, f"{sum(lengths)} tokens do not fit {num_tokens}"
     lengths += [filling] * (filling > 0)
@@ -126,23 +192,28 @@ def pack(
     mask, owner = np.zeros(size, np.bool_), np.full(size, -1, np.int64)
     advantage, weight, reward, engine = (np.zeros(size, np.float32) for _ in range(4))
     phi, stale = np.ones(size, np.float32), np.zeros(size, np.bool_)
-    for sequence, index, start in zip(sequences, indices, cu_seqlens, strict=False):
-        n = len(sequence.token_ids)
-        sampled = slice(start + sequence.prompt_length - 1, start + n - 1)
-        token_ids[start : start + n] = sequence.token_ids
-        targets[start : start + n - 1] = sequence.token_ids[1:]
-        owner[start : start + n] = index
+    position = np.arange(size) - np.repeat(cu_seqlens[:-1], lengths)
+    for (sequence, place, first, last, _), start, end in zip(parts, cu_seqlens, cu_seqlens[1:], strict=False):
+        stop = start + last - first
+        token_ids[start:stop] = sequence.token_ids[first:last]
+        position[start:end] += first
+        if place < 0:
+            continue
+        targets[start : stop - 1] = sequence.token_ids[first + 1 :]
+        owner[start:stop] = place
+        sampled = slice(stop - 1 - len(sequence.engine_logprobs), stop - 1)
         mask[sampled] = sequence.in_loss
         engine[sampled] = sequence.engine_logprobs
         stale[sampled.start : sampled.start + sequence.num_stale] = True
-        advantage[start : start + n] = sequence.advantage
-        weight[start : start + n] = sequence.weight
-        reward[start : start + n] = sequence.reward
-        phi[start : start + n] = sequence.phi
+        advantage[start:stop] = sequence.advantage
+        weight[start:stop] = sequence.weight
+        reward[start:stop] = sequence.reward
+        phi[start:stop] = sequence.phi
+    prefixes = [part.prefix for part in parts] + [-1] * (filling > 0)
     return PackedBatch(
         token_ids_T=torch.from_numpy(token_ids),
         targets_T=torch.from_numpy(targets),
-        position_T=torch.from_numpy(np.arange(size) - np.repeat(cu_seqlens[:-1], lengths)),
+        position_T=torch.from_numpy(position),
         mask_T=torch.from_numpy(mask),
         advantage_T=torch.from_numpy(advantage),
         weight_T=torch.from_numpy(weight),
@@ -152,6 +223,7 @@ def pack(
         stale_T=torch.from_numpy(stale),
         sequence_T=torch.from_numpy(owner),
         cu_seqlens=torch.from_numpy(cu_seqlens),
+        prefix_S=torch.tensor(prefixes) if share_prompts else None,
     )
 
 

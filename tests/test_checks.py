@@ -267,6 +267,15 @@ def test_transformer_engine_needs_half_precision(load, machine):
     )
 
 
+def test_prompts_are_shared_by_torch_layers_only(load, machine):
+    machine(cuda=True, te=True)
+    check_machine(load("batch.share_prompts=true", "model.layers=torch"))
+    assert refusal(check_machine, load("batch.share_prompts=true")) == (
+        "batch.share_prompts=true: Transformer Engine's attention knows no sequences that continue another; "
+        "set batch.share_prompts=false or model.layers=torch."
+    )
+
+
 def test_fp8_needs_the_layers_that_have_it(load, machine, monkeypatch):
     machine(cuda=True, te=True)
     monkeypatch.setattr(checks.torch.cuda, "get_device_capability", lambda: (9, 0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_rapo.packing import aligned, assign, context_chunks, pack, split_context
+from megatron_rapo.packing import aligned, assign, context_chunks, families, pack, packed_length, split_context
 from megatron_rapo.types import TrainingSequence
 
 # --- assign ---
@@ -251,6 +251,64 @@ def test_moving_keeps_what_is_there():
     moved = batch.to(torch.device("cpu"))
     assert fields(moved) == fields(batch) and moved.old_logp_T is None
     assert batch.to(torch.device("meta")).cu_seqlens.device.type == "meta"
+
+
+# --- shared prompts ---
+
+PROMPT = [5, 6, 7]
+
+
+def completion(*tokens, prompt=PROMPT, reward=1.0):
+    return TrainingSequence(
+        token_ids=np.array([*prompt, *tokens], np.int32),
+        prompt_length=len(prompt),
+        engine_logprobs=-np.array(tokens, np.float32),
+        advantage=2.0 * reward,
+        phi=0.5,
+        reward=reward,
+    )
+
+
+def test_a_shared_prompt_by_hand():
+    """It comes first but for its last token, which begins each completion: 7 8 9 | 7 10; another prompt's is whole."""
+    others = completion(8, 9), completion(10, reward=0.0), completion(12, prompt=[11])
+    batch = pack(others, [4, 2, 0], context=1, num_tokens=10, share_prompts=True)
+    found = fields(batch)
+    assert (
+        found
+        | {
+            "token_ids_T": [5, 6, 7, 8, 9, 7, 10, 11, 12, 0],
+            "targets_T": [0, 0, 8, 9, 0, 10, 0, 12, 0, 0],
+            "position_T": [0, 1, 2, 3, 4, 2, 3, 0, 1, 0],
+            "mask_T": [t in (2, 3, 5, 7) for t in range(10)],
+            "engine_logp_T": [0, 0, -8, -9, 0, -10, 0, -12, 0, 0],
+            "advantage_T": [0, 0, 2, 2, 2, 0, 0, 2, 2, 0],
+            "reward_T": [0, 0, 1, 1, 1, 0, 0, 1, 1, 0],
+            "phi_T": [1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1],
+            "sequence_T": [X, X, 4, 4, 4, 2, 2, 0, 0, X],
+            "cu_seqlens": [0, 2, 5, 7, 9, 10],
+            "prefix_S": [-1, 0, 0, -1, -1],
+        }
+        == found
+    )
+    assert packed_length(others, context=1, share_prompts=True) == 9
+    assert packed_length(others, context=1, share_prompts=False) == 11
+
+
+def test_a_prompt_of_one_token_is_not_shared():
+    same = completion(8, prompt=[5]), completion(9, prompt=[5])
+    batch = pack(same, [0, 1], context=1, num_tokens=4, share_prompts=True)
+    assert batch.token_ids_T.tolist() == [5, 8, 5, 9]
+    assert batch.prefix_S.tolist() == [-1, -1]
+
+
+def test_families_by_hand():
+    """Of 5, 4, 4, 2 and 4 tokens: 5, and 2 without the first two of the prompt, are 7; another 2 would be 9."""
+    rollout = completion(8, 9), completion(10), completion(11), completion(12, prompt=[11]), completion(13)
+    assert families(rollout, most_tokens=8) == [[0, 1], [2], [3], [4]]  # not those that are no neighbours
+    assert families(rollout, most_tokens=9) == [[0, 1, 2], [3], [4]]
+    assert families(rollout, most_tokens=1) == [[0], [1], [2], [3], [4]]
+    assert families([], most_tokens=9) == []
 
 
 # --- context parallelism ---

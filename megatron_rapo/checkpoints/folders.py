@@ -28,6 +28,7 @@ _FREE = {
     "reward.budget_s",
     "reward.memory_mib",
     "batch.tokens_per_microbatch",
+    "batch.share_prompts",
     "rollout.tensor",
     "rollout.kv_cache_mib",
     "rollout.max_concurrent",

@@ -31,6 +31,8 @@ class BatchConfig(Section):
     has the same weights, instead of from a scoring pass before it."""
     tokens_per_microbatch: int = Field(default=8192, ge=1)
     """Most tokens packed into one micro-batch of one data-parallel rank (which its context ranks share)."""
+    share_prompts: bool = False
+    """Pack one copy of a prompt for several of its completions: less to compute where prompts are not much shorter."""
 
     @model_validator(mode="after")
     def _check(self) -> BatchConfig:

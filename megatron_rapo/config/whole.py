@@ -73,6 +73,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_shared_prompts(self) -> Config:
+        if self.batch.share_prompts and self.parallel.context > 1:
+            raise ValueError(
+                f"batch.share_prompts=true: with parallel.context={self.parallel.context} every sequence is split over "
+                "ranks, and none has a whole prompt; set batch.share_prompts=false or parallel.context=1."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_fp8(self) -> Config:
         if self.rollout.fp8 and self.precision.dtype != "bfloat16":
             raise ValueError(

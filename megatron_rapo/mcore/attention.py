@@ -6,10 +6,10 @@ T packed tokens on this rank, H heads, Hkv of them of keys and values, D head si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,9 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_rapo.packing import PackedBatch, context_chunks
+
+MASKED_QUERIES = 256
+"""Of a call whose keys begin before its queries."""
 
 
 def sequences_for_transformer_engine(batch: PackedBatch) -> PackedSeqParams:
@@ -34,11 +37,19 @@ def sequences_for_transformer_engine(batch: PackedBatch) -> PackedSeqParams:
     )
 
 
+class Run(NamedTuple):
+    """Neighbours of one length in the unsplit micro-batch, which continue the same prompt if any."""
+
+    rows: int  # S
+    length: int  # L
+    prefix: int | None  # the run that is this prompt
+
+
 @dataclass
 class TorchSequences(PackedSeqParams):
     """What every layer's attention is told of a micro-batch. (Megatron hands its PackedSeqParams down unseen.)"""
 
-    runs: tuple[tuple[int, int], ...] = ()  # (S, L) of the unsplit micro-batch: equally long neighbours are one run
+    runs: tuple[Run, ...] = ()
     cos_T1D: Tensor | None = None  # of each token's position
     sin_T1D: Tensor | None = None  # with the signs of the rotation
     order_T: Tensor | None = None  # with context parallelism: where each of its tokens is among what ranks gathered
@@ -65,11 +76,26 @@ class SequencesForTorch:
             order_T = torch.argsort(context_chunks(batch.cu_seqlens, self.context_size).flatten())
         return TorchSequences(
             qkv_format="thd",
-            runs=tuple((len(list(run)), length) for length, run in groupby(batch.cu_seqlens.diff().tolist())),
+            runs=_runs(batch),
             cos_T1D=torch.cat([cos, cos], -1),
             sin_T1D=torch.cat([-sin, sin], -1),
             order_T=order_T,
         )
+
+
+def _runs(batch: PackedBatch) -> tuple[Run, ...]:
+    lengths = batch.cu_seqlens.diff().tolist()
+    prefixes = [-1] * len(lengths) if batch.prefix_S is None else batch.prefix_S.tolist()
+    alone = {*prefixes}  # prompts that others continue
+    runs: list[Run] = []
+    run_of: list[int] = []  # of each sequence
+    for (length, prefix, _), members in groupby(
+        range(len(lengths)), key=lambda s: (lengths[s], prefixes[s], s if s in alone else -1)
+    ):
+        count = len(list(members))
+        run_of += [len(runs)] * count
+        runs.append(Run(count, length, run_of[prefix] if prefix >= 0 else None))
+    return tuple(runs)
 
 
 class PackedAttention(MegatronModule):
@@ -109,32 +135,45 @@ class PackedAttention(MegatronModule):
         value = value.contiguous()  # else it keeps all that it is a view of, queries and keys, for the backward pass
         if group.size() > 1:
             key, value = (_AllGather.apply(t, group)[sequences.order_T] for t in (key, value))
-        outs = [
-            self._attend(query_SLHD, key_SLHD, value_SLHD)
-            for query_SLHD, key_SLHD, value_SLHD in zip(
-                _rows(query, sequences.runs, group.size()),
-                _rows(key, sequences.runs),
-                _rows(value, sequences.runs),
-                strict=True,
-            )
-        ]
+        queries, keys, values = (
+            _rows(query, sequences.runs, group.size()),
+            _rows(key, sequences.runs),
+            _rows(value, sequences.runs),
+        )
+        outs = []
+        for run, query_SLHD, key_SLHD, value_SLHD in zip(sequences.runs, queries, keys, values, strict=True):
+            if run.prefix is not None:
+                key_SLHD = _continued(keys[run.prefix], key_SLHD)
+                value_SLHD = _continued(values[run.prefix], value_SLHD)
+            outs.append(self._attend(query_SLHD, key_SLHD, value_SLHD).flatten(0, 1))
         return torch.cat(outs)[:, None]
 
     def _attend(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
-        """Of one run, [S * L, H * D]."""
+        """Of one run, [S, L, H * D]."""
         rank, size = self._context_group.rank(), self._context_group.size()
         if size == 1:
-            return self._causal(query_SLHD, key_SLHD, value_SLHD).flatten(0, 1)
+            return self._causal(query_SLHD, key_SLHD, value_SLHD)
         chunk = key_SLHD.shape[1] // (2 * size)
         ends = [(c + 1) * chunk for c in (rank, 2 * size - 1 - rank)]
         parts = [
             self._causal(chunk_SLHD, key_SLHD[:, :end], value_SLHD[:, :end])
             for chunk_SLHD, end in zip(query_SLHD.chunk(2, dim=1), ends, strict=True)
         ]
-        return torch.cat(parts, dim=1).flatten(0, 1)
+        return torch.cat(parts, dim=1)
 
     def _causal(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
         """Where the last query is at the last key, [S, L, H * D]."""
+        before = key_SLHD.shape[1] - query_SLHD.shape[1]
+        if before == 0:
+            return self._call(query_SLHD, key_SLHD, value_SLHD)
+        parts, end = [], before  # what is masked out is computed all the same, so queries take turns
+        for part_SLHD in query_SLHD.split(MASKED_QUERIES, dim=1):
+            end += part_SLHD.shape[1]
+            parts.append(self._call(part_SLHD, key_SLHD[:, :end], value_SLHD[:, :end]))
+        return torch.cat(parts, dim=1)
+
+    def _call(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
+        """The same, at once."""
         num_queries, num_keys = query_SLHD.shape[1], key_SLHD.shape[1]
         mask = None
         if num_queries < num_keys:
@@ -155,11 +194,15 @@ class PackedAttention(MegatronModule):
         return {}
 
 
-def _rows(packed: Tensor, runs: tuple[tuple[int, int], ...], split: int = 1) -> Iterator[Tensor]:
+def _rows(packed: Tensor, runs: Sequence[Run], split: int = 1) -> list[Tensor]:
     """[T, H, D] -> of each run [S, L / split, H, D]."""
-    parts = packed.split([count * length // split for count, length in runs])
-    for part, (count, length) in zip(parts, runs, strict=True):
-        yield part.unflatten(0, (count, length // split))
+    parts = packed.split([run.rows * run.length // split for run in runs])
+    return [part.unflatten(0, (run.rows, run.length // split)) for part, run in zip(parts, runs, strict=True)]
+
+
+def _continued(prompt_1LHD: Tensor, rows_SLHD: Tensor) -> Tensor:
+    """Each row behind the prompt."""
+    return torch.cat([prompt_1LHD.expand(len(rows_SLHD), -1, -1, -1), rows_SLHD], dim=1)
 
 
 class _Rotated(torch.autograd.Function):

@@ -31,27 +31,38 @@ from megatron_rapo.mcore.reference import Reference
 from megatron_rapo.mcore.rounding import linears_in_fp8, without_fp8
 from megatron_rapo.mcore.step import POLICY, ExactReference, LossFunction, Passes, Scorer, Trained, sequence_mean
 from megatron_rapo.mcore.tokens import Place, TokenLogProbs, token_log_probs
-from megatron_rapo.packing import PackedBatch, aligned, assign, pack, split_context
+from megatron_rapo.packing import PackedBatch, assign, families, pack, packed_length, split_context
 from megatron_rapo.reshard.gather import ShardedWeights
 from megatron_rapo.types import TrainingSequence
 
 
 def microbatches(
-    config: Config, shape: ModelShape, lengths: Sequence[int], *, num_ranks: int
+    config: Config, shape: ModelShape, sequences: Sequence[TrainingSequence], *, num_ranks: int
 ) -> list[list[tuple[list[int], int]]]:
     """[data-parallel rank][micro-batch] -> which of the sequences, and the tokens that it is filled up to."""
-    layout, step = config.parallel, _tokens_multiple(config)
-    packed = [aligned(length, layout.context) for length in lengths]
+    layout, most_tokens, share = config.parallel, config.batch.tokens_per_microbatch, config.batch.share_prompts
+    units = [[i] for i in range(len(sequences))]
+    if share:
+        of_rank = sum(len(s.token_ids) for s in sequences) // num_ranks
+        units = families(sequences, most_tokens=min(most_tokens, of_rank) // 4)
+
+    def length(indices: Sequence[int]) -> int:
+        return packed_length([sequences[i] for i in indices], context=layout.context, share_prompts=share)
+
+    def cost(indices: Sequence[int]) -> float:
+        shared = (len(indices) - 1) * (sequences[indices[0]].prompt_length - 1)
+        return sum(shape.sequence_cost(length([i])) for i in indices) - shared
+
     shares = assign(
-        packed,
-        [shape.sequence_cost(length) for length in packed],
+        [length(unit) for unit in units],
+        [cost(unit) for unit in units],
         num_ranks=num_ranks,
-        max_tokens=config.batch.tokens_per_microbatch,
+        max_tokens=most_tokens,
         multiple_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
     )
-    return [
-        [(indices, max(1, -(-sum(packed[i] for i in indices) // step)) * step) for indices in mine] for mine in shares
-    ]
+    step = _tokens_multiple(config)
+    found = [[[i for unit in chosen for i in units[unit]] for chosen in mine] for mine in shares]
+    return [[(indices, max(1, -(-length(indices) // step)) * step) for indices in mine] for mine in found]
 
 
 def _tokens_multiple(config: Config) -> int:
@@ -112,10 +123,16 @@ class Policy:
     def pack(self, sequences: Sequence[TrainingSequence]) -> list[PackedBatch]:
         """This rank's micro-batches of one optimizer step over all `sequences`, on its device."""
         ranks, context = self.parallel.data_group, self.parallel.context_group
-        shares = microbatches(self.config, self.shape, [len(s.token_ids) for s in sequences], num_ranks=ranks.size())
+        shares = microbatches(self.config, self.shape, sequences, num_ranks=ranks.size())
         batches = []
         for indices, num_tokens in shares[ranks.rank()]:
-            whole = pack([sequences[i] for i in indices], indices, context=context.size(), num_tokens=num_tokens)
+            whole = pack(
+                [sequences[i] for i in indices],
+                indices,
+                context=context.size(),
+                num_tokens=num_tokens,
+                share_prompts=self.config.batch.share_prompts,
+            )
             batches.append(split_context(whole, rank=context.rank(), context=context.size()).to(self.parallel.device))
         return batches
 

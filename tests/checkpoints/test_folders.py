@@ -21,7 +21,7 @@ from tests.runs import tiny_config
 
 SCHEDULES = {"constant": {}, "linear": {"optimizer": {"schedule": "linear"}}}
 FREE = [
-    *("model.layers", "model.recompute", "batch.tokens_per_microbatch"),
+    *("model.layers", "model.recompute", "batch.tokens_per_microbatch", "batch.share_prompts"),
     "batch.old_logprobs_from_training",
     *("reward.workers", "reward.timeout_s", "reward.budget_s", "reward.memory_mib"),
     *("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.context", "parallel.sequence"),

@@ -201,6 +201,11 @@ REFUSALS = [
         "batch.tokens_per_microbatch=1539: a sequence may have 1540 tokens (data.max_prompt_tokens + "
         "rollout.max_completion_tokens) and would not fit a micro-batch; set batch.tokens_per_microbatch >= 1540.",
     ),
+    (
+        ["batch.share_prompts=true", "parallel.context=2"],
+        "batch.share_prompts=true: with parallel.context=2 every sequence is split over ranks, and none has a whole "
+        "prompt; set batch.share_prompts=false or parallel.context=1.",
+    ),
     *(
         (
             [f"optimizer.warmup_steps={3 * per_rollout + 1}", f"batch.optimizer_steps_per_rollout={per_rollout}"],

@@ -24,12 +24,12 @@ from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.step import LossFunction
 from megatron_rapo.monitor import Monitor
 from megatron_rapo.objective import loss_function
-from megatron_rapo.packing import PackedBatch, context_chunks
+from megatron_rapo.packing import PackedBatch
 from megatron_rapo.trainer import Trainer
 from megatron_rapo.types import TrainingSequence
 from tests import models, runs
 from tests.launch import write_result
-from tests.mcore.layouts import ALL, MEASURED, MEASURED_LAYOUTS, SAMPLED, SETTINGS, TRAINED, Layout
+from tests.mcore.layouts import ALL, MEASURED, MEASURED_LAYOUTS, SAMPLED, SETTINGS, SHARED_PROMPTS, TRAINED, Layout
 from tests.runs import tiny_config, token_log_probs
 
 # Adam's first update is lr * g / (|g| + eps). With the usual eps it is lr * sign(g): blind to a gradient that is wrong
@@ -62,6 +62,12 @@ def of_layout(folder: Path, name: str, layout: Layout) -> dict[str, Any]:
     if name in MEASURED_LAYOUTS:
         config, policy, rollout = build(folder, layout, SETTINGS[SAMPLED])
         results[MEASURED] = train_with_measurements(policy, config, rollout)
+        parallel_state.destroy_model_parallel()
+    for share in SHARED_PROMPTS.get(name, ()):
+        config, policy, rollout = build(
+            folder, layout, {"batch": {"share_prompts": share, "tokens_per_microbatch": 512}}
+        )
+        results[f"share_prompts={share}"] = train_on_groups(policy, config, rollout, save=not share)
         parallel_state.destroy_model_parallel()
     return results
 
@@ -115,6 +121,35 @@ def train(
     errors = update_errors(policy, config.model.path, f"{name}.safetensors", save=save)
     steps += [policy.train_step(scored, loss).means for _ in range(2)]
     return {"steps": steps, "update_errors": errors, "weights": digest(policy)}
+
+
+def train_on_groups(
+    policy: Policy, config: Config, rollout: Sequence[TrainingSequence], *, save: bool
+) -> dict[str, Any]:
+    """The same with completions of three prompts, twice."""
+    reference = load_reference(config.model.path)
+    groups = [grouped for i in (0, 4, 8) for grouped in with_one_prompt(rollout[i : i + 4], reference)] * 2
+    batches = policy.pack(groups)
+    (scored,) = policy.score([batches])
+    old, ref = Comparison(), Comparison()
+    compare_log_probs(policy, scored, groups, reference, old, ref)
+    found = {
+        "sizes": [len(batch.token_ids_T) for batch in batches],
+        "policy": over_all_ranks(old),
+        "reference": over_all_ranks(ref),
+    }
+    return found | train(policy, config, groups, save=save, name="groups")
+
+
+def with_one_prompt(sequences: Sequence[TrainingSequence], reference: torch.nn.Module) -> list[TrainingSequence]:
+    """Their completions behind all of their prompts in a row, with transformers' log-probabilities."""
+    prompt = np.concatenate([s.token_ids[: s.prompt_length] for s in sequences])
+    found = []
+    for sequence in sequences:
+        token_ids = np.concatenate([prompt, sequence.token_ids[sequence.prompt_length :]])
+        logp = token_log_probs(reference, token_ids)[len(prompt) - 1 :].astype(np.float32)
+        found.append(replace(sequence, token_ids=token_ids, prompt_length=len(prompt), engine_logprobs=logp))
+    return found
 
 
 def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[TrainingSequence]) -> dict[str, Any]:
@@ -195,7 +230,7 @@ def compare_sequence_means(
     """Of each token's place in its sequence: halfway between the first and the last that the loss counts."""
     comparison = Comparison()
     for batch in batches:
-        found_T = policy.sequence_mean(places_in_sequences(policy, batch).float(), batch)
+        found_T = policy.sequence_mean(batch.position_T.float(), batch)
         halfway = [(s.prompt_length + len(s.token_ids) - 3) / 2 if s.in_loss else 0.0 for s in rollout]
         real_T = batch.sequence_T >= 0
         if policy.parallel.is_last_stage:
@@ -226,16 +261,6 @@ def over_all_ranks(comparison: Comparison) -> dict[str, float]:
     return {"error": float(error), "tokens": int(tokens)}
 
 
-def places_in_sequences(policy: Policy, batch: PackedBatch) -> torch.Tensor:
-    """[T] the place of each token that this rank owns in its own sequence."""
-    group, cu_seqlens = policy.parallel.context_group, batch.cu_seqlens.long()
-    if group.size() == 1:
-        place_T = torch.arange(len(batch.token_ids_T))
-    else:
-        place_T = context_chunks(cu_seqlens, group.size())[group.rank()]
-    return place_T - cu_seqlens[torch.searchsorted(cu_seqlens, place_T, right=True) - 1]
-
-
 @torch.no_grad()
 def compare_logits(
     policy: Policy, batches: Sequence[PackedBatch], rollout: Sequence[TrainingSequence], reference: torch.nn.Module
@@ -257,7 +282,7 @@ def compare_logits(
         parts = [torch.empty_like(logits_TVp) for _ in range(group.size())]
         dist.all_gather(parts, logits_TVp.contiguous(), group=group)
         logits_TV = torch.cat(parts, dim=-1)
-        place_T = places_in_sequences(policy, batch)
+        place_T = batch.position_T
         for index in batch.sequence_T[batch.sequence_T >= 0].unique().tolist():
             token_ids = torch.from_numpy(rollout[index].token_ids.astype(np.int64))
             expected = reference(token_ids[None]).logits[0]
@@ -280,7 +305,7 @@ def compare_log_probs(
         assert (batch.old_logp_T is None) == (batch.ref_logp_T is None) == (not policy.parallel.is_last_stage)
         if batch.old_logp_T is None or batch.ref_logp_T is None:
             continue
-        place_T = places_in_sequences(policy, batch)
+        place_T = batch.position_T
         for index in batch.sequence_T[batch.mask_T].unique().tolist():
             sequence = rollout[index]
             chosen = (batch.sequence_T == index) & batch.mask_T

@@ -55,6 +55,16 @@ MEASURED_LAYOUTS = (
     "CP2 untied",
     BF16,
 )
+SHARED_PROMPTS = {  # batch.share_prompts, on a rollout of groups
+    "TP1 untied": (False, True),
+    "TP1 tied": (False, True),
+    "TP2 SP tied": (True,),
+    "PP2 VPP2 tied": (True,),
+    "DP2 untied": (True,),
+    "TP2 PP2 untied": (True,),
+    "TP1 qwen3": (False, True),
+    "TP4 SP qwen3": (True,),
+}
 # alpha: the exact divergences count in the loss and its gradient
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     SAMPLED: {},

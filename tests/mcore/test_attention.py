@@ -12,7 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.mcore.attention import PackedAttention, SequencesForTorch, TorchSequences
-from megatron_rapo.packing import pack
+from megatron_rapo.packing import PackedBatch, pack
 from megatron_rapo.types import TrainingSequence
 
 HEADS, KV_HEADS, HEAD_DIM, THETA = 6, 2, 8, 100.0
@@ -30,19 +30,24 @@ def attention() -> Iterator[PackedAttention]:
     dist.destroy_process_group()
 
 
+def sequence(length: int, prompt: int) -> TrainingSequence:
+    """A prompt of five tokens that are `prompt`, then others."""
+    return TrainingSequence(
+        token_ids=np.array([prompt] * 5 + [0] * (length - 5), np.int32)[:length],
+        prompt_length=min(5, length - 1),
+        engine_logprobs=np.zeros(length - min(5, length - 1), np.float32),
+        advantage=0.0,
+        phi=1.0,
+        reward=0.0,
+    )
+
+
 def sequences(lengths: Sequence[int], *, filling: int = 0) -> TorchSequences:
-    zeros = [
-        TrainingSequence(
-            token_ids=np.zeros(n, np.int32),
-            prompt_length=1,
-            engine_logprobs=np.zeros(n - 1, np.float32),
-            advantage=0.0,
-            phi=1.0,
-            reward=0.0,
-        )
-        for n in lengths
-    ]
-    batch = pack(zeros, range(len(lengths)), context=1, num_tokens=sum(lengths) + filling)
+    batch = pack([sequence(n, 1) for n in lengths], range(len(lengths)), context=1, num_tokens=sum(lengths) + filling)
+    return described(batch)
+
+
+def described(batch: PackedBatch) -> TorchSequences:
     return SequencesForTorch.of(head_dim=HEAD_DIM, rope_theta=THETA, dtype=torch.float64, context_size=1)(batch)
 
 
@@ -84,6 +89,28 @@ def test_outputs_and_gradients(attention: PackedAttention, lengths: list[int]) -
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=2e-6)
 
 
+def test_completions_that_share_a_prompt(attention: PackedAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 9, 7 and 7 tokens, and of 8 and 6 of another prompt; queries take turns where there are more than 3."""
+    monkeypatch.setattr("megatron_rapo.mcore.attention.MASKED_QUERIES", 3)
+    rollout = [sequence(n, 1) for n in (9, 7, 7)] + [sequence(n, 2) for n in (8, 6)]
+    batch = pack(rollout, range(5), context=1, num_tokens=25, share_prompts=True)
+    assert described(batch).runs == ((1, 4, None), (1, 5, 0), (2, 3, 0), (1, 4, None), (1, 4, 3), (1, 2, 3))
+    torch.manual_seed(0)
+    mixed = torch.randn(25, HEADS + 2 * KV_HEADS, HEAD_DIM, dtype=torch.float64, requires_grad=True)
+    found = attention(*mixed.split([HEADS, KV_HEADS, KV_HEADS], dim=1), packed_seq_params=described(batch))[:, 0]
+
+    prompts, starts = [0, 0, 0, 15, 15], [4, 9, 12, 19, 23]
+    alone = [
+        by_definition(*mixed[[*range(p, p + 4), *range(s, s + len(each.token_ids) - 4)]].split([6, 2, 2], dim=1))
+        for p, s, each in zip(prompts, starts, rollout, strict=True)
+    ]
+    expected = torch.cat([alone[0], alone[1][4:], alone[2][4:], alone[3], alone[4][4:]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    direction = torch.randn_like(expected)
+    gradient, expected_gradient = (torch.autograd.grad((out * direction).sum(), mixed)[0] for out in (found, expected))
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=2e-6)
+
+
 def test_filling_reaches_nothing(attention: PackedAttention) -> None:
     query, key, value = torch.randn(3, 12, KV_HEADS, HEAD_DIM, dtype=torch.float64)
     alone = attention(query[:9], key[:9], value[:9], packed_seq_params=sequences([5, 4]))
@@ -92,4 +119,4 @@ def test_filling_reaches_nothing(attention: PackedAttention) -> None:
 
 
 def test_equal_neighbours_are_one_run() -> None:
-    assert sequences([9, 4, 4, 4, 2, 4], filling=4).runs == ((1, 9), (3, 4), (1, 2), (2, 4))
+    assert sequences([9, 4, 4, 4, 2, 4], filling=4).runs == ((1, 9, None), (3, 4, None), (1, 2, None), (2, 4, None))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from megatron_rapo.config import Config
 from megatron_rapo.types import TrainingSequence
-from tests.mcore.layouts import BF16, LAYOUTS, SAMPLED, SETTINGS, TRAINED, one_process
+from tests.mcore.layouts import BF16, LAYOUTS, SAMPLED, SETTINGS, SHARED_PROMPTS, TRAINED, one_process
 from tests.models import load_reference
 from tests.runs import log_probs, recorded_rollout, tiny_config
 
@@ -88,6 +88,24 @@ def test_the_updated_weights_are_the_same(found: dict[str, Any], models: Path, l
     assert errors.keys() == load_file(models / LAYOUTS[layout].model / "model.safetensors").keys()
     # The weights of norms are near 1, and some of their updates so small that a weight's last bit is 1e-4 of them.
     assert max(errors.values()) < 2e-4, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("layout", SHARED_PROMPTS)
+def test_sharing_prompts_changes_nothing_but_the_work(
+    found: dict[str, Any], rollouts: dict[str, Any], layout: str
+) -> None:
+    """Log-probabilities are transformers', losses, gradients and updates those of whole sequences on one process."""
+    whole, shared = found[one_process(layout)]["share_prompts=False"], found[layout]["share_prompts=True"]
+    sampled = sum(len(s.engine_logprobs) for s in rollouts[LAYOUTS[layout].model] if s.in_loss)
+    for whose in ("policy", "reference"):
+        assert shared[whose]["error"] < 1e-5
+        assert shared[whose]["tokens"] == 2 * sampled
+    for name in ("loss", "grad_norm", "entropy", "divergence", "surrogate"):
+        assert shared["steps"][0][name] == pytest.approx(whole["steps"][0][name], rel=1e-5, abs=1e-7), name
+    assert shared["steps"][1]["loss"] == pytest.approx(whole["steps"][1]["loss"], rel=1e-5)
+    assert max(shared["update_errors"].values()) < 2e-4
+    data_ranks = 2 if layout.startswith("DP2") else 1
+    assert data_ranks * sum(shared["sizes"]) < 0.9 * sum(whole["sizes"])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
