@@ -56,7 +56,7 @@ def kernels(layers: str, there: Callable[[str], bool]) -> list[Kernel]:
             "rotary embedding",
             used=layers == TRANSFORMER_ENGINE,
             needs="Transformer Engine's layers",
-            without="queries and keys are read and written four times more in each layer",
+            without="queries and keys are read and written twice more in each layer",
             setting="apply_rope_fusion",
         ),
     ]
