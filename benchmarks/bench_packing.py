@@ -9,7 +9,8 @@ policy and reference, and trained on, by every side in turn, by the same model w
 which the CPU time is taken. A figure is the median over turns, a ratio the median of the turns' ratios. No side changes
 a weight (the learning rate is next to nothing), so that all must find the same loss and the same gradient norm.
 
-- `packed`: what a run does.
+- `packed`: what a run does. `packed, prompts shared`: with batch.share_prompts; a prompt's tokens are then as useful as
+  completions have them in common.
 - `padded`: in the order of the rollout, as many sequences to a micro-batch as would fit if all were the longest.
 - `padded, sorted`: longest first, as many to a micro-batch as fit with their padding: padding at its best.
 """
@@ -80,6 +81,7 @@ PLANNED_TOKENS = (16_384, 32_768)  # of a micro-batch
 USEFUL_TARGET, IMBALANCE_TARGET = 0.95, 0.03
 TIME_TARGETS = {"padded": 0.6, "padded, sorted": 1.0}  # of packed, at most
 STEPS = ("score", "train")
+GROUP = 8  # completions of a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ class Case:
     sequences: int
     median: int  # tokens of a sequence
     longest: int
+    prompt: int  # of which tokens of the prompt, which GROUP neighbours have in common
     tokens_per_microbatch: int
 
 
@@ -111,10 +114,10 @@ MIDDLE = LLAMA | {  # 8M
 }
 CASES = {
     # As much of the work is attention as in a model of billions up to 8k.
-    "1M-512": Case(model=SMALL, sequences=256, median=50, longest=512, tokens_per_microbatch=4096),
-    "8M-1k": Case(model=MIDDLE, sequences=64, median=100, longest=1024, tokens_per_microbatch=4096),
+    "1M-512": Case(model=SMALL, sequences=256, median=50, longest=512, prompt=20, tokens_per_microbatch=4096),
+    "8M-1k": Case(model=MIDDLE, sequences=32, median=100, longest=1024, prompt=50, tokens_per_microbatch=4096),
     # Most of it is.
-    "1M-8k": Case(model=SMALL, sequences=16, median=800, longest=8192, tokens_per_microbatch=32_768),
+    "1M-8k": Case(model=SMALL, sequences=16, median=800, longest=8192, prompt=120, tokens_per_microbatch=32_768),
 }
 
 
@@ -186,18 +189,29 @@ def configuration(model: Path, folder: Path, tokens_per_microbatch: int, paralle
     )
 
 
-def rollout(sizes: Sequence[int], vocab_size: int) -> list[TrainingSequence]:
+def rollout(sizes: Sequence[int], vocab_size: int, prompt: int = 1) -> list[TrainingSequence]:
+    """Sequences of `sizes` tokens, all of them random."""
     rng = np.random.default_rng(0)
+    prompts = rng.integers(3, vocab_size, (-(-len(sizes) // GROUP), prompt))
     return [
         TrainingSequence(
-            token_ids=rng.integers(3, vocab_size, n).astype(np.int32),
-            prompt_length=n // 4,
-            engine_logprobs=np.full(n - n // 4, -6.0, np.float32),
+            token_ids=np.concatenate([prompts[i // GROUP], rng.integers(3, vocab_size, n - prompt)]).astype(np.int32),
+            prompt_length=prompt,
+            engine_logprobs=np.full(n - prompt, -6.0, np.float32),
             advantage=float(rng.normal()),
             phi=0.9,
             reward=float(rng.integers(2)),
         )
-        for n in sizes
+        for i, n in enumerate(sizes)
+    ]
+
+
+def packed(config: Config, shape: ModelShape, sequences: Sequence[TrainingSequence]) -> list[PackedBatch]:
+    """As a run does on one process."""
+    share = config.batch.share_prompts
+    return [
+        pack([sequences[i] for i in indices], indices, context=1, num_tokens=num_tokens, share_prompts=share)
+        for indices, num_tokens in microbatches(config, shape, sequences, num_ranks=1)[0]
     ]
 
 
@@ -241,10 +255,12 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         config = configuration(folder / "model", folder, case.tokens_per_microbatch, {})
         parallel = init_parallel(config.parallel, timeout_s=600.0, seed=0)
         policy = Policy(config, read_shape(folder / "model"), parallel)
-    sizes = lengths(case.sequences, case.median, case.longest)
-    sequences = rollout(sizes, case.model["vocab_size"])
+    sizes = [max(n, case.prompt + 8) for n in lengths(case.sequences, case.median, case.longest)]
+    sequences = rollout(sizes, case.model["vocab_size"], case.prompt)
+    sharing = config.model_copy(update={"batch": config.batch.model_copy(update={"share_prompts": True})})
     sides = {
-        "packed": policy.pack(sequences),
+        "packed": packed(config, policy.shape, sequences),
+        "packed, prompts shared": packed(sharing, policy.shape, sequences),
         "padded": [padded(sequences, rows) for rows in in_order(sizes, case.tokens_per_microbatch)],
         "padded, sorted": [padded(sequences, rows) for rows in longest_first(sizes, case.tokens_per_microbatch)],
     }
