@@ -27,11 +27,11 @@ from megatron_rapo.evaluation.tables import show
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.launcher import rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
-from megatron_rapo.profiling import Profiler, check_profiled
+from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
 from megatron_rapo.rewards import Rewards, VerifierPool
-from megatron_rapo.rollout import Engine
+from megatron_rapo.rollout import Engine, name_ranges
 from megatron_rapo.sampling import Sampler
-from megatron_rapo.signals import Signals
+from megatron_rapo.signals import Signals, end_interrupted
 from megatron_rapo.writing import explained, is_of_disk
 
 if TYPE_CHECKING:
@@ -70,9 +70,11 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None
     check_profiled(profile, first=1 + (checkpoint_step(checkpoint) if checkpoint else 0), last=config.run.steps)
     profiler = Profiler(folder, profile, rank=rank())
-    signals = Signals(config.checkpoint.grace_s)
+    signals = Signals(config.checkpoint.grace_s, closing_s=CLOSING_S if profile else 0.0)
     if config.run.deterministic:
         set_variables()
+    if profile:
+        name_ranges()
     init_process_group(config.run.timeout_s)
     damaged: list[str] = []
     if checkpoint is None:
@@ -102,9 +104,22 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
             monitor.message(f"resuming from {checkpoint}{', the newest sound one' if damaged else ''}")
             with monitor.phase("restore"):
                 trainer.restore(checkpoint)
-        finished = trainer.run()
+        with _profile_kept(profiler, monitor):
+            finished = trainer.run()
     dist.destroy_process_group()
     return finished
+
+
+@contextmanager
+def _profile_kept(profiler: Profiler, monitor: Monitor) -> Iterator[None]:
+    """Within it, what is profiled of a step that does not come to its end is written too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        profiler.write(monitor.message)
+        end_interrupted()
+    finally:
+        profiler.write(monitor.message)
 
 
 def _build(

@@ -7,6 +7,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -28,21 +32,26 @@ class Stopped(Exception):
 class Signals:
     """Of this process, from construction on.
 
-    On Ctrl-C it ends at once: what a run writes is flushed step by step, and checkpoints appear whole or not at all. On
-    SIGTERM and SIGUSR1 it goes on to the next `check`, for at most `grace_s` seconds (0: not at all), or until a signal
-    comes again.
+    On Ctrl-C it ends at once: what a run writes is flushed step by step, and checkpoints appear whole or not at all.
+    With `closing_s` the main thread gets KeyboardInterrupt first, and so many seconds to write what it holds.
+
+    On SIGTERM and SIGUSR1 it goes on to the next `check`, for at most `grace_s` seconds (0: not at all), or until a
+    signal comes again.
 
     A process that waits in a collective runs no Python signal handler, so a thread is woken by the signal instead.
     """
 
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
+    def __init__(self, grace_s: float, *, closing_s: float = 0.0) -> None:
+        self._grace_s, self._closing_s = grace_s, closing_s
+        self._interrupted_at: float | None = None  # time.monotonic()
         self._asked = threading.Event()
         self._asked_at = 0.0  # time.monotonic()
         self._wake_end, signal_end = os.pipe()
         os.set_blocking(signal_end, False)
         for number in (*_NOW, *_SOON):
-            signal.signal(number, lambda _number, _frame: None)  # the thread acts; the default would be silent or late
+            signal.signal(number, _nothing)  # the thread acts; the default would be silent or late
+        if closing_s:
+            signal.signal(signal.SIGINT, _interrupt_once)
         signal.set_wakeup_fd(signal_end)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
@@ -60,7 +69,8 @@ class Signals:
 
     def _received(self, number: signal.Signals) -> None:
         if number in _NOW:
-            _end(number, _NOW[number] if os.environ.get("RANK", "0") == "0" else "")
+            self._interrupt(number)
+            return
         if self._asked.is_set() and time.monotonic() - self._asked_at < SAME_REQUEST_S:
             return
         if self._asked.is_set() or not self._grace_s:
@@ -68,13 +78,55 @@ class Signals:
         _say(f"{_SOON[number]}; stops within {self._grace_s:g} s.")
         self._asked_at = time.monotonic()
         self._asked.set()
-        too_late = f"not done {self._grace_s:g} s after {number.name}; ends without saving."
-        deadline = threading.Timer(self._grace_s, _end, (number, too_late))
-        deadline.daemon = True
-        deadline.start()
+        _end_after(self._grace_s, number, f"not done {self._grace_s:g} s after {number.name}; ends without saving.")
+
+    def _interrupt(self, number: signal.Signals) -> None:
+        text = _NOW[number] if os.environ.get("RANK", "0") == "0" else ""
+        if not self._closing_s:
+            _end(number, text)
+        if self._interrupted_at is None:
+            if text:
+                _say(text)
+            self._interrupted_at = time.monotonic()
+            _end_after(self._closing_s, number, "")
+        elif time.monotonic() - self._interrupted_at > SAME_REQUEST_S:
+            _end(number, "")
 
 
-def _end(number: int, text: str) -> None:
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """In the main thread: KeyboardInterrupt is raised at the end of the body, not within it."""
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came and callable(handler):
+            handler(came[0], None)
+
+
+def end_interrupted() -> NoReturn:
+    """End this process after KeyboardInterrupt, as Ctrl-C does it without `closing_s`."""
+    _end(signal.SIGINT, "")
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """What a signal does in the main thread."""
+
+
+def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, _nothing)  # what is written now is not to be interrupted
+    raise KeyboardInterrupt
+
+
+def _end_after(seconds: float, number: int, text: str) -> None:
+    deadline = threading.Timer(seconds, _end, (number, text))
+    deadline.daemon = True
+    deadline.start()
+
+
+def _end(number: int, text: str) -> NoReturn:
     """At once: an orderly exit could wait for a lost process."""
     if text:
         _say(text)

@@ -105,6 +105,9 @@ class Trainer:
             if hf_every and self._step % hf_every == 0:
                 with self._monitor.phase("checkpoint"):
                     export(self._policy, checkpoint_folder(self._config.run.folder / EXPORTS, self._step))
+            if self._profiler.has_trace:
+                with self._monitor.phase("profile"):
+                    self._profiler.write(self._monitor.message)
         self._finish()
         return True
 

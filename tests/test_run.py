@@ -166,7 +166,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("not refused in time")
 
     monkeypatch.setattr(run, "init_process_group", built)
-    monkeypatch.setattr(run, "Signals", lambda grace_s: None)
+    monkeypatch.setattr(run, "Signals", lambda grace_s, closing_s=0.0: None)
 
 
 def problems(path: Path, count: int) -> Path:

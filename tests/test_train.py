@@ -165,8 +165,10 @@ def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> Non
     summary = json.loads((folder / "run/summary.json").read_text())
     assert summary.keys() >= {"pass@1", "pass@4", "checkpoint", "hf_export", "seconds"}
     assert 0 <= summary["pass@1"]["before"] <= summary["pass@4"]["before"] <= 1
+    seconds = summary["seconds"]
+    assert seconds["other"] <= 0.05 * sum(seconds.values())
     phases = {"launch", "build_trainer", "build_engine", "rollout", "verify", "score", "train", "reshard", "evaluate"}
-    assert phases <= summary["seconds"].keys()
+    assert phases <= seconds.keys()
     assert Path(summary["checkpoint"]).name == "step-000003"
     assert "engine and trainer differ on fixed prompts by " in output
     assert "step 3/3 " in output and "tensorboard --logdir" in output
@@ -216,14 +218,17 @@ def test_a_profiled_step_is_written_by_every_process(resumed: tuple[Path, str]) 
     [step] = (folder / "run/profile").iterdir()
     assert step.name == "step-000002"
     assert sorted(p.name for p in step.iterdir()) == [f"rank-{r}.{kind}" for r in (0, 1) for kind in ("json.gz", "txt")]
-    seconds = metrics(folder)[2]
+    seconds = metrics(folder)[2]  # on the first process
     for rank in (0, 1):
         events = json.loads(gzip.decompress((step / f"rank-{rank}.json.gz").read_bytes()))["traceEvents"]
         for phase in ("rollout", "score", "gradient_share", "train"):
             traced = sum(e["dur"] for e in events if e.get("cat") == "user_annotation" and e["name"] == phase) * 1e-6
-            assert traced == pytest.approx(seconds[f"seconds/{phase}"], rel=0.25, abs=0.05), phase
-        assert {"layers", "output head", "optimizer"} <= {e["name"] for e in events}
-        assert "aten::mm" in (step / f"rank-{rank}.txt").read_text()
+            assert traced > 0 if rank else traced == pytest.approx(seconds[f"seconds/{phase}"], rel=0.1, abs=0.05)
+        ranges = {"layers", "output head", "optimizer", "gpu_model_runner: forward", "optimizer-inner-step"}
+        assert ranges <= {e["name"] for e in events}
+        backward = [e for e in events if e["name"] == "backward-compute"]  # of each micro-batch
+        assert len(backward) >= 2 + 6  # of the optimizer steps, and of the penalty's share of the gradient
+        assert "\ntrain: " in (step / f"rank-{rank}.txt").read_text()
     assert f"profile: {folder}/run/profile (open a trace in ui.perfetto.dev or chrome://tracing)" in output
 
 

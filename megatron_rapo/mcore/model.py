@@ -25,6 +25,7 @@ from megatron_rapo.mcore import fused
 from megatron_rapo.mcore.attention import SequencesForTorch, sequences_for_transformer_engine
 from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.parallel import Parallel
+from megatron_rapo.mcore.ranges import Ranges
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.reshard.layout import (
     TORCH_NORMS,
@@ -87,6 +88,7 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         bias_dropout_fusion=False,  # there is neither
         masked_softmax_fusion=False,  # of attention that we do not use
         deterministic_mode=config.run.deterministic,
+        timers=Ranges(),
         **fused.settings(fused.fused_kernels(resolve_layers(config))),
         **_fp8(config.precision),
         **_RECOMPUTE[config.model.recompute],

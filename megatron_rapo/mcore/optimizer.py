@@ -45,6 +45,7 @@ def build_optimizer(
             bf16=megatron.bf16,
             params_dtype=megatron.params_dtype,
             use_distributed_optimizer=settings.distributed,
+            timers=megatron.timers,
         ),
         chunks,
     )

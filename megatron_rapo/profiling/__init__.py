@@ -1,0 +1,5 @@
+"""--profile: where the time of single steps goes, operator by operator, under the names of the phases."""
+
+from megatron_rapo.profiling.profiler import CLOSING_S, Profiler, check_profiled
+
+__all__ = ["CLOSING_S", "Profiler", "check_profiled"]

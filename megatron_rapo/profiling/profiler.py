@@ -1,0 +1,87 @@
+"""Chrome traces of chosen steps, by torch.profiler: of the processor, and of the GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from megatron_rapo import garbage
+from megatron_rapo.checkpoints import checkpoint_folder
+from megatron_rapo.config import ConfigError
+from megatron_rapo.profiling.operators import largest_operators
+from megatron_rapo.signals import interrupts_wait
+
+PROFILES = "profile"
+"""Folder within run.folder: of each profiled step one with a trace and a table of each process."""
+CLOSING_S = 20.0
+"""How long a run has, after Ctrl-C, to write the trace of the step that it was in."""
+
+
+class Profiler:
+    """Traces the chosen `steps` of this process, and does nothing in the others."""
+
+    def __init__(self, folder: Path, steps: Collection[int], *, rank: int) -> None:
+        self.folder, self._steps, self._rank = folder / PROFILES, frozenset(steps), rank
+        self._active = False
+        self._phases: set[str] = set()
+        self._traced: tuple[int, profile] | None = None
+
+    @property
+    def has_trace(self) -> bool:
+        """A step was traced, and is not written yet."""
+        return self._traced is not None
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Trace the body where `step` is one of those, also when it raises."""
+        if step not in self._steps:
+            yield
+            return
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        trace = profile(activities=activities)
+        try:
+            with interrupts_wait():
+                trace.start()
+            self._active = True
+            yield
+        finally:
+            self._active = False
+            with interrupts_wait():
+                trace.stop()
+                self._traced = step, trace
+
+    def phase(self, name: str) -> AbstractContextManager[object]:
+        """A range of that name in the trace, around the body."""
+        if not self._active:
+            return nullcontext()
+        self._phases.add(name)
+        return record_function(name)
+
+    def write(self, say: Callable[[str], None]) -> None:
+        """Write the traced step, if there is one, and say where.
+
+        Not within the step: one that fails, or that a signal ends, is written when nothing more urgent is to be done.
+        """
+        if self._traced is None:
+            return
+        (step, trace), self._traced = self._traced, None
+        folder = checkpoint_folder(self.folder, step)
+        folder.mkdir(parents=True, exist_ok=True)
+        with interrupts_wait(), garbage.unsearched():
+            trace.export_chrome_trace(str(folder / f"rank-{self._rank}.json.gz"))
+            operators = largest_operators(trace.events(), self._phases)
+            (folder / f"rank-{self._rank}.txt").write_text(operators)
+        say(f"step {step} is profiled in {folder}: rank-*.txt says what took longest")
+
+
+def check_profiled(steps: Collection[int], *, first: int, last: int) -> None:
+    """Raises ConfigError for a step that the run, which takes `first` to `last`, does not take."""
+    missing = sorted(step for step in steps if not first <= step <= last)
+    if missing:
+        raise ConfigError(
+            f"--profile {','.join(map(str, missing))}: this run takes steps {first} to {last}; name some of those."
+        )
