@@ -34,12 +34,12 @@ class Begun:
         return sum(len(completion.token_ids) for completion in self.completions)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint, where torch loads plain values only: numbers, texts, bytes."""
+        """For a checkpoint, where torch loads plain values only: numbers and texts (no empty bytes)."""
         completions = [
             dict(
                 vars(c),
-                token_ids=c.token_ids.tobytes(),
-                logprobs=c.logprobs.tobytes(),
+                token_ids=c.token_ids.tobytes().hex(),
+                logprobs=c.logprobs.tobytes().hex(),
                 spans=[list(span) for span in c.spans],
             )
             for c in self.completions
@@ -53,8 +53,8 @@ class Begun:
             Completion(
                 **dict(
                     c,
-                    token_ids=np.frombuffer(c["token_ids"], np.int32),
-                    logprobs=np.frombuffer(c["logprobs"], np.float32),
+                    token_ids=np.frombuffer(bytes.fromhex(c["token_ids"]), np.int32),
+                    logprobs=np.frombuffer(bytes.fromhex(c["logprobs"]), np.float32),
                     spans=tuple(Span(*span) for span in c["spans"]),
                 )
             )

@@ -14,9 +14,9 @@ from megatron_rapo.data import EpochOrder
 from megatron_rapo.monitor import Monitor
 from megatron_rapo.monitor.scalars import SCALARS
 from megatron_rapo.rewards import Rewards
-from megatron_rapo.rollouts import Rollouts
+from megatron_rapo.rollouts import Begun, Rollouts
 from megatron_rapo.sampling import Sampler, sampling_seed
-from megatron_rapo.types import Problem, Prompt
+from megatron_rapo.types import NOTHING, Problem, Prompt
 from tests.scripted import ScriptedEngine, ScriptedVerifier
 
 RUN_SEED, GROUP = 11, 3
@@ -146,6 +146,16 @@ def test_it_goes_on_from_its_state(load, carried_steps) -> None:
         ours, theirs = roll_out(rollouts, sampler, step), roll_out(others, their_sampler, step)
         assert ours.scalars == theirs.scalars
         assert [plainly(group) for group in ours.groups] == [plainly(group) for group in theirs.groups]
+
+
+def test_a_group_of_which_there_is_no_token_yet_is_kept() -> None:
+    """Empty bytes are none of the values that torch loads."""
+    file = BytesIO()
+    torch.save(Begun(prompt=3, step=2, completions=(NOTHING,) * GROUP).state_dict(), file)
+    file.seek(0)
+    found = Begun.from_state_dict(torch.load(file, weights_only=True))
+    assert (found.prompt, found.step, found.num_tokens) == (3, 2, 0)
+    assert [(len(c.logprobs), c.spans, c.finished) for c in found.completions] == [(0, (), False)] * GROUP
 
 
 def plainly(group):

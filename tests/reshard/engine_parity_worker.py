@@ -135,7 +135,7 @@ def sample(sampler: Sampler) -> list[Group]:
         for i, text in enumerate(texts)
     ]
     sampling = Sampling(temperature=1.0, max_completion_tokens=24)
-    return sampler.judge(prompts, sampler.complete(prompts, 2, sampling, partial(sampling_seed, SEED)))
+    return sampler.judge(sampler.complete(prompts, 2, sampling, partial(sampling_seed, SEED)))
 
 
 def scored(sampler: Sampler, policy: Policy, config: Config) -> list[Any]:
