@@ -74,6 +74,7 @@ class SequencesForTorch:
         order_T = None
         if self.context_size > 1:
             order_T = torch.argsort(context_chunks(batch.cu_seqlens, self.context_size).flatten())
+            order_T = order_T.to(batch.position_T.device)
         return TorchSequences(
             qkv_format="thd",
             runs=_runs(batch),

@@ -98,7 +98,7 @@ class Passes:
     def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> Trained:
         """Accumulate the gradient of `loss` over the micro-batches of an optimizer step.
 
-        A micro-batch without old_logp_T was sampled from these very weights: it gets what this pass itself says.
+        The old policy of a micro-batch without old_logp_T is the one in place: it gets what this pass itself says.
         Gradients are summed over micro-batches, data- and context-parallel ranks and divided by the number of tokens
         that the masks select in all of them. The means are, by the same denominator, of the loss and its metrics, with
         the denominator (`num_tokens`), on every rank. Collective over the world.
