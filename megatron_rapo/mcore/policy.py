@@ -211,8 +211,8 @@ class Policy:
     def train_step(self, batches: Sequence[PackedBatch], loss: LossFunction) -> Trained:
         """One optimizer step; among its means `grad_norm` (before clipping), `lr` and `skipped`.
 
-        The old policy of micro-batches that it has not scored is the one in place. Where loss or gradient are not finite
-        nothing is updated, the schedule neither, and `skipped` is 1 instead of 0.
+        The old policy of micro-batches that it has not scored is the one in place. Where loss or gradient are not
+        finite nothing is updated, the schedule neither, and `skipped` is 1 instead of 0.
         """
         means, trained = self._accumulate(batches, loss)
         norm = self._gradient_norm()
