@@ -8,7 +8,7 @@ PURE_BFLOAT16 = {"model_init_kwargs": {"dtype": "bfloat16"}}  # weights too; bf1
 VARIANTS = {
     "2 threads": Variant(contender=True),
     "2 processes": Variant(processes=2, threads=1, contender=True),
-    "2 threads, autocast": Variant(dtype="bfloat16", settings={"bf16": True}, contender=True),
+    "2 threads, autocast": Variant(dtype="bfloat16", settings={"bf16": True}),
     "2 processes, autocast": Variant(processes=2, threads=1, dtype="bfloat16", settings={"bf16": True}),
     "2 threads, bfloat16": Variant(dtype="bfloat16", settings=PURE_BFLOAT16, contender=True),
     "2 processes, bfloat16": Variant(processes=2, threads=1, dtype="bfloat16", settings=PURE_BFLOAT16, contender=True),

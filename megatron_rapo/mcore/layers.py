@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_rapo.mcore.attention import PackedAttention
+from megatron_rapo.mcore.rms_norm import RMSNorm
+from megatron_rapo.mcore.swiglu import SwiGLU
 
 
 def block_spec(layers: str, config: TransformerConfig, vp_stage: int | None) -> Any:
@@ -19,18 +20,10 @@ def block_spec(layers: str, config: TransformerConfig, vp_stage: int | None) -> 
     layer = gpt_layer_specs.get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.mlp.submodules.activation_func = SwiGLU
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = PackedAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
-
-
-class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm that sequence parallelism works with (megatron's own wrapper refuses it)."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        # finalize_model_grads sums the gradients of parameters marked so over the tensor ranks
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

@@ -54,6 +54,7 @@ def norm_names(config: Config) -> NormNames:
 def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
     """Megatron's configuration of the model, its layout and its number formats."""
     parallel, dtype = config.parallel, DTYPES[config.precision.dtype]
+    kernels = fused.settings(fused.fused_kernels(resolve_layers(config)))
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -89,7 +90,9 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         masked_softmax_fusion=False,  # of attention that we do not use
         deterministic_mode=config.run.deterministic,
         timers=Ranges(),
-        **fused.settings(fused.fused_kernels(resolve_layers(config))),
+        # Megatron's name for "the layer specification's": ours, where torch's layers have no fused kernel for it
+        use_te_activation_func=resolve_layers(config) == "torch" and "bias_activation_fusion" not in kernels,
+        **kernels,
         **_fp8(config.precision),
         **_RECOMPUTE[config.model.recompute],
     )

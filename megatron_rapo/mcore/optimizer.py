@@ -49,6 +49,7 @@ def build_optimizer(
         ),
         chunks,
     )
+    torch_adam.fuse_on_cpu(optimizer)
     total_steps = config.run.steps * config.batch.optimizer_steps_per_rollout
     scheduler = OptimizerParamScheduler(
         optimizer,
@@ -70,7 +71,7 @@ def build_optimizer(
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:
     """Give a fresh Adam its state, as megatron-core 0.16.1 expects before loading a distributed optimizer."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in torch_adam.parts(optimizer):
         part.init_state_fn(part.optimizer, part.config)
         if isinstance(part.optimizer, torch.optim.Adam):  # AdamW too; apex' and TE's count in their groups
             for state in part.optimizer.state.values():
