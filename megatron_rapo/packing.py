@@ -29,7 +29,8 @@ class PackedBatch:
     token_ids_T: Tensor  # int64
     targets_T: Tensor  # int64: the next token of the same sequence; 0 at its end
     position_T: Tensor  # int64: the token's place in its sequence
-    mask_T: Tensor  # bool: targets_T is a sampled token, which the loss counts
+    sampled_T: Tensor  # bool: targets_T is a sampled token; of no other is anything scored
+    mask_T: Tensor  # bool: of those, the ones that the loss counts
     advantage_T: Tensor  # float32
     weight_T: Tensor  # float32: of the token in the objective; 1 on average over the optimizer step
     reward_T: Tensor  # float32: of the token's sequence
@@ -47,6 +48,12 @@ class PackedBatch:
     def max_seqlen(self) -> int:
         """Longest sequence of the unsplit micro-batch, tokens."""
         return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
+
+    @property
+    def scored_N(self) -> Tensor:
+        """Places of the N sampled tokens, int64; the first token's where there are none, so that a pass has one."""
+        chosen_N = self.sampled_T.nonzero()[:, 0]
+        return chosen_N if len(chosen_N) else chosen_N.new_zeros(1)
 
     def by_reward(self, middle: float) -> dict[str, Tensor]:
         """Masks [T], by REWARD_SPLITS, of the tokens whose sequence earned less than `middle`, and of the others."""
@@ -189,7 +196,7 @@ def pack(
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     size = int(cu_seqlens[-1])
     token_ids, targets = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    mask, owner = np.zeros(size, np.bool_), np.full(size, -1, np.int64)
+    sampled, mask, owner = np.zeros(size, np.bool_), np.zeros(size, np.bool_), np.full(size, -1, np.int64)
     advantage, weight, reward, engine = (np.zeros(size, np.float32) for _ in range(4))
     phi, stale = np.ones(size, np.float32), np.zeros(size, np.bool_)
     position = np.arange(size) - np.repeat(cu_seqlens[:-1], lengths)
@@ -201,10 +208,11 @@ def pack(
             continue
         targets[start : stop - 1] = sequence.token_ids[first + 1 :]
         owner[start:stop] = place
-        sampled = slice(stop - 1 - len(sequence.engine_logprobs), stop - 1)
-        mask[sampled] = sequence.in_loss
-        engine[sampled] = sequence.engine_logprobs
-        stale[sampled.start : sampled.start + sequence.num_stale] = True
+        completion = slice(stop - 1 - len(sequence.engine_logprobs), stop - 1)
+        sampled[completion] = True
+        mask[completion] = sequence.in_loss
+        engine[completion] = sequence.engine_logprobs
+        stale[completion.start : completion.start + sequence.num_stale] = True
         advantage[start:stop] = sequence.advantage
         weight[start:stop] = sequence.weight
         reward[start:stop] = sequence.reward
@@ -214,6 +222,7 @@ def pack(
         token_ids_T=torch.from_numpy(token_ids),
         targets_T=torch.from_numpy(targets),
         position_T=torch.from_numpy(position),
+        sampled_T=torch.from_numpy(sampled),
         mask_T=torch.from_numpy(mask),
         advantage_T=torch.from_numpy(advantage),
         weight_T=torch.from_numpy(weight),

@@ -66,6 +66,7 @@ class World:
             token_ids_T=states_T,
             targets_T=targets_T,
             position_T=torch.arange(2).repeat(len(phi_N)),
+            sampled_T=torch.ones_like(targets_T, dtype=torch.bool),
             mask_T=torch.ones_like(targets_T, dtype=torch.bool),
             advantage_T=advantage_N.repeat_interleave(2),
             weight_T=self.chances(self.engine_SV).repeat_interleave(2),

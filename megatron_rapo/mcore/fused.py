@@ -49,7 +49,7 @@ def kernels(layers: str, there: Callable[[str], bool]) -> list[Kernel]:
             "SwiGLU",
             used=there("triton"),
             needs="triton",
-            without="the feed-forward layers keep what lies between SwiGLU's operations for the backward pass",
+            without="the feed-forward layers read and write what lies between SwiGLU's operations",
             setting="bias_activation_fusion",
         ),
         Kernel(

@@ -1,6 +1,6 @@
 """Scoring and training passes through Megatron's pipeline schedules.
 
-T packed tokens of a micro-batch on this context-parallel rank, D hidden size.
+T packed tokens of a micro-batch on this context-parallel rank, N of them sampled, D hidden size.
 """
 
 from __future__ import annotations
@@ -156,32 +156,41 @@ class Passes:
         logp_T = self._token_scores(hidden_TD, batch, scale_T).logp_T
         if not of_reference:
             return {"old_logp_T": logp_T}
-        return {"ref_logp_T": logp_T, "ref_hidden_RD": self._share(hidden_TD).cpu() if self.exact else None}
+        hidden_RD = self._share(hidden_TD.index_select(0, batch.scored_N)).cpu() if self.exact else None
+        return {"ref_logp_T": logp_T, "ref_hidden_RD": hidden_RD}
 
     def _token_scores(
         self, hidden_TD: Tensor, batch: PackedBatch, scale_T: Tensor, reference: ReferenceHead | None = None
     ) -> TokenScores:
+        """Of the tokens that were sampled; 0 of the others, for which the output layer has nothing to do."""
         assert self.head_weight is not None, "only the last pipeline stage has the output layer"
+        chosen_N = batch.scored_N
         with record_function("output head"):
-            return token_scores(
-                hidden_TD,
+            scores = token_scores(
+                hidden_TD.index_select(0, chosen_N),
                 self.head_weight,
-                batch.targets_T,
-                scale_T,
+                batch.targets_T[chosen_N],
+                scale_T[chosen_N],
                 vocab_size=self.vocab_size,
                 group=self.parallel.tensor_group,
                 reference=reference,
             )
 
+        def placed(values_N: Tensor) -> Tensor:
+            return values_N.new_zeros(len(scale_T)).index_copy(0, chosen_N, values_N)
+
+        kl_T = None if scores.kl_T is None else placed(scores.kl_T)
+        return TokenScores(placed(scores.logp_T), placed(scores.entropy_T), kl_T)
+
     @property
     def _tensor_size(self) -> int:
         return self.parallel.tensor_group.size()
 
-    def _share(self, hidden_TD: Tensor) -> Tensor:
+    def _share(self, hidden_ND: Tensor) -> Tensor:
         """This tensor rank's rows: all ranks have all of them, and a rollout's are many. As many rows on every rank."""
-        rows = -(-len(hidden_TD) // self._tensor_size)
-        padded_TD = torch.nn.functional.pad(hidden_TD, (0, 0, 0, rows * self._tensor_size - len(hidden_TD)))
-        return padded_TD[self.parallel.tensor_group.rank() * rows :][:rows]
+        rows = -(-len(hidden_ND) // self._tensor_size)
+        padded_ND = torch.nn.functional.pad(hidden_ND, (0, 0, 0, rows * self._tensor_size - len(hidden_ND)))
+        return padded_ND[self.parallel.tensor_group.rank() * rows :][:rows]
 
     def _reference(self, batch: PackedBatch) -> ReferenceHead | None:
         if self.exact is None:
@@ -189,10 +198,11 @@ class Passes:
         assert batch.ref_hidden_RD is not None, "the micro-batch was not scored by the reference"
         shares = [torch.empty_like(batch.ref_hidden_RD, device=self.parallel.device) for _ in range(self._tensor_size)]
         dist.all_gather(shares, batch.ref_hidden_RD.to(self.parallel.device), group=self.parallel.tensor_group)
+        chosen_N = batch.scored_N
         return ReferenceHead(
-            hidden_TD=torch.cat(shares)[: len(batch.phi_T)],
+            hidden_TD=torch.cat(shares)[: len(chosen_N)],
             weight_VpD=self.exact.head_weight,
-            scale_T=batch.phi_T / self.temperature,
+            scale_T=batch.phi_T[chosen_N] / self.temperature,
             direction=self.exact.direction,
         )
 

@@ -200,12 +200,10 @@ def layer_bytes(model: ModelShape, config: Config, layers: str) -> Layers:
     k = max(1, model.num_kv_heads // layout.tensor) * model.head_dim * itemsize
     f = model.ffn_hidden_size // layout.tensor * itemsize
     core = inputs = 2 * q + 2 * k
-    if layers == "transformer_engine":  # a norm keeps its input; the attention's output is the projection's input
-        norm, rest = hidden, 2 * hidden + 3 * f
-    else:  # a norm keeps its input and the normalised one in float32; attention a copy of its output; SwiGLU, much
-        norm = 2 * hidden * ITEMSIZE["float32"] // itemsize
-        rest = 2 * hidden + q + 5 * f
-    rest += 2 * norm
+    norm = hidden  # keeps its input
+    rest = 2 * hidden + 2 * norm + 3 * f  # SwiGLU's input and output, the latter the projection's
+    if layers == "torch":
+        rest += q  # attention's output, copied for its projection
     return Layers(
         whole=rest + core, without_core=rest + inputs, core=core, block_input=hidden, after_last=norm + hidden
     )

@@ -139,6 +139,6 @@ def test_targets(summary: dict[str, Any]) -> None:
 
 
 def test_table(summary: dict[str, Any]) -> None:
-    lines = bench_trl.table({"cases": [summary]}).splitlines()
+    lines = bench_trl.table([summary]).splitlines()
     assert lines[2].startswith("| 1M, equal | float32 | 11 (DP2) | 4 (2 threads) | 2.50 |")
     assert "| trl: vLLM | - |" in lines
