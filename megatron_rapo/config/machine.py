@@ -115,8 +115,8 @@ class RolloutConfig(Section):
     anew at every resharding: half the memory, faster decoding, and tokens from a slightly other policy than the
     trainer's, which importance weights correct. The output layer stays in precision.dtype."""
     packed: bool = False
-    """CPU only: vLLM's packed copies of the weights. Decoding is some percent faster, resharding packs them anew, and
-    the proof covers what was packed instead of what is used."""
+    """CPU only: vLLM's packed copies of the weights. Decoding is up to a quarter faster (benchmarks/README.md),
+    resharding packs them anew, and the proof covers what was packed instead of what is used."""
 
     @model_validator(mode="after")
     def _check(self) -> RolloutConfig:

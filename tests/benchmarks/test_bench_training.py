@@ -68,16 +68,18 @@ def test_scaling_by_hand(tmp_path: Path) -> None:
 def test_rollout_by_hand() -> None:
     case = Case(model="1M", lengths="equal", prompts=1, completions=2, median=5)
     taken = {
-        "ours": [Turn(2.0, 2.0), Turn(1.0, 1.0)],
+        "ours": [Turn(3.0, 3.0), Turn(3.0, 3.0)],
+        "ours, packed": [Turn(2.0, 2.0), Turn(1.0, 1.0)],
         "vLLM": [Turn(1.0, 1.0), Turn(1.0, 1.0)],
     }
     found = bench_rollout.summary(case, taken)
-    assert found["sides"]["ours"]["of_vLLM"] == 1.5
-    assert found["sides"]["ours"]["tokens_per_s"] == round(10 / 1.5, 1)
+    packed = found["sides"]["ours, packed"]
+    assert packed["of_vLLM"] == 1.5
+    assert packed["tokens_per_s"] == round(10 / 1.5, 1)
     assert [target["met"] for target in bench_rollout.targets_of(found)] == [False]
-    found["sides"]["ours"]["of_vLLM"] = 1.1
+    packed["of_vLLM"] = 1.1
     assert [target["met"] for target in bench_rollout.targets_of(found)] == [True]
-    assert "| 1M, equal | 7 (1.10) | 10 (1.00) |" in bench_rollout.table({"cases": [found]})
+    assert "| 1M, equal | 3 (3.00) | 7 (1.10) | 10 (1.00) |" in bench_rollout.table({"cases": [found]})
 
 
 def test_rollout_refuses_other_tokens() -> None:
