@@ -2,12 +2,12 @@
 
 Log-probability of the token, entropy of the policy and, against a reference's hidden states, the exact KL divergence
 over the vocabulary. T packed tokens, C of a chunk, D hidden size, V the vocabulary, Vp its part on this tensor-parallel
-rank. Sums over the vocabulary are taken over all ranks; the backward pass computes the logits again.
+rank. Sums over the vocabulary are taken over all ranks; the backward pass computes the logits again, but for those of
+the last chunk where there is no reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -98,16 +98,25 @@ class _Shard:
             dist.all_reduce(stacked, op=dist.ReduceOp.MAX, group=self.group)
         return stacked
 
-    def chunks(self, targets_T: Tensor, num_buffers: int, dtype: torch.dtype) -> Iterator[_Chunk]:
-        """All chunks get the same memory: on a CPU, pages new to the process cost more than the arithmetic in them."""
-        local_T = targets_T - self.first
-        most_tokens = min(self.chunk_tokens, len(local_T))
-        buffers = [targets_T.new_empty(most_tokens, self.columns, dtype=dtype) for _ in range(num_buffers)]
-        for start in range(0, len(local_T), self.chunk_tokens):
-            rows = slice(start, start + self.chunk_tokens)
+    def rows(self, num_tokens: int) -> int:
+        """Of a chunk: all are as large, but for the last."""
+        count = max(1, -(-num_tokens // self.chunk_tokens))
+        return -(-num_tokens // count)
+
+    def buffer(self, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory for the logits of a chunk."""
+        return targets_T.new_empty(self.rows(len(targets_T)), self.columns, dtype=dtype)
+
+    def chunks(self, targets_T: Tensor, *buffers: Tensor) -> list[_Chunk]:
+        """All get the same memory: on a CPU, pages new to the process cost more than the arithmetic in them."""
+        local_T, size = targets_T - self.first, self.rows(len(targets_T))
+        found = []
+        for start in range(0, len(local_T), size):
+            rows = slice(start, start + size)
             mine_C = (local_T[rows] >= 0) & (local_T[rows] < self.columns)
             column_C1 = local_T[rows].masked_fill(~mine_C, 0)[:, None]
-            yield _Chunk(rows, mine_C, column_C1, [buffer[: len(mine_C)] for buffer in buffers])
+            found.append(_Chunk(rows, mine_C, column_C1, [buffer[: len(mine_C)] for buffer in buffers]))
+        return found
 
 
 class _Chunk(NamedTuple):
@@ -152,7 +161,8 @@ class _Head(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
         logp_T, entropy_T, lse_T, kl_T, ref_lse_T = (scale_T.new_empty(scale_T.shape, dtype=wide) for _ in range(5))
-        for chunk in shard.chunks(targets_T, 2 if reference is None else 3, wide):
+        memory = [shard.buffer(targets_T, wide) for _ in range(2 if reference is None else 3)]
+        for chunk in shard.chunks(targets_T, *memory):
             rows, (free_CVp, *buffers) = chunk.rows, chunk.buffers
             logits = [_Logits.of(hidden_TD, weight_VpD, scale_T, rows, buffers[0])]
             if reference is not None:
@@ -177,6 +187,7 @@ class _Head(torch.autograd.Function):
                 kl_T[rows] = forward_C if reference.direction == "forward" else reverse_C
         ctx.save_for_backward(hidden_TD, weight_VpD, targets_T, scale_T, lse_T, entropy_T, kl_T, ref_lse_T)
         ctx.reference, ctx.shard = reference, shard
+        ctx.last = (memory[1], log_sum_C) if reference is None else None  # the last chunk's z, which no other follows
         ctx.set_materialize_grads(False)  # what the loss does not use comes without a gradient, and costs nothing
         return logp_T, entropy_T, None if reference is None else kl_T
 
@@ -204,9 +215,14 @@ class _Head(torch.autograd.Function):
             of_p_T -= d_reverse_T * kl_T
         d_hidden_TD = torch.empty_like(hidden_TD)
         d_weight_VpD = torch.zeros_like(weight_VpD, dtype=wide)  # summed over chunks: not in bfloat16
-        for chunk in ctx.shard.chunks(targets_T, 2, wide):
+        last, ctx.last = ctx.last, None  # a second backward pass finds its memory used
+        memory_of_z = last[0] if last else ctx.shard.buffer(targets_T, wide)
+        for chunk in reversed(ctx.shard.chunks(targets_T, memory_of_z, ctx.shard.buffer(targets_T, wide))):
             rows, (z_CVp, free_CVp) = chunk.rows, chunk.buffers
-            logp_CVp = _Logits.of(hidden_TD, weight_VpD, scale_T, rows, z_CVp).minus(lse_T[rows])
+            if last is not None:
+                logp_CVp, last = z_CVp.sub_(last[1][:, None]), None
+            else:
+                logp_CVp = _Logits.of(hidden_TD, weight_VpD, scale_T, rows, z_CVp).minus(lse_T[rows])
             factor_CVp = of_p_T[rows, None]
             if d_reverse_T is not None:
                 ref_logp_CVp = reference.logits(rows, free_CVp).minus(ref_lse_T[rows])

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from megatron_rapo.output_head import token_scores
 from tests.launch import run_distributed
 from tests.output_head_worker import CASES, VARIANTS, variants
 
@@ -59,3 +61,17 @@ def test_a_policy_that_is_its_reference(results: dict[str, Any], case: str, dire
     errors = results[f"{case}, {direction}, itself, {nproc}"]["errors"]
     limit = 1e-12 if case.startswith("float64") else 1e-6
     assert max(errors["kl"], errors["hidden_gradient"], errors["weight_gradient"]) < limit, errors
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 100])
+def test_chunks_and_a_second_backward_pass_change_nothing(chunk_tokens: int) -> None:
+    """The last chunk's logits are kept for the first backward pass alone."""
+    hidden_TD = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    weight_VD = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    targets_T, scale_T = torch.arange(7), torch.linspace(0.5, 1.5, 7, dtype=torch.float64)
+    logp_TV = torch.log_softmax(scale_T[:, None] * hidden_TD @ weight_VD.T, -1)
+    expected = torch.autograd.grad(logp_TV[range(7), targets_T].sum(), (hidden_TD, weight_VD))
+    scores = token_scores(hidden_TD, weight_VD, targets_T, scale_T, vocab_size=9, chunk_tokens=chunk_tokens)
+    for _ in range(2):
+        found = torch.autograd.grad(scores.logp_T.sum(), (hidden_TD, weight_VD), retain_graph=True)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
