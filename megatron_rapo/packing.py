@@ -42,7 +42,7 @@ class PackedBatch:
     prefix_S: Tensor | None = None  # int64: the sequence that each continues, a shared prompt, or -1; None without any
     old_logp_T: Tensor | None = None  # float32: from the scoring pass
     ref_logp_T: Tensor | None = None  # float32: reweighted reference's, from the scoring pass
-    ref_hidden_RD: Tensor | None = None  # a tensor rank's share of the reference's last hidden states, on the host
+    ref_hidden_RD: Tensor | None = None  # a tensor rank's share of the reference's hidden states of sampled tokens
 
     @property
     def max_seqlen(self) -> int:
