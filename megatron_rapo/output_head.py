@@ -148,6 +148,14 @@ class _Logits(NamedTuple):
         return torch.addcmul(-shift_C[:, None], self.product_CVp, self.scale_C[:, None], out=self.out_CVp)
 
 
+class _LastChunk(NamedTuple):
+    """What a forward pass leaves of the chunk that a backward pass begins with, the second to the same bits."""
+
+    memory: Tensor | None  # with logits less highest in it, until a backward pass has used it
+    highest_C: Tensor
+    log_sum_C: Tensor
+
+
 class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -187,7 +195,7 @@ class _Head(torch.autograd.Function):
                 kl_T[rows] = forward_C if reference.direction == "forward" else reverse_C
         ctx.save_for_backward(hidden_TD, weight_VpD, targets_T, scale_T, lse_T, entropy_T, kl_T, ref_lse_T)
         ctx.reference, ctx.shard = reference, shard
-        ctx.last = (memory[1], log_sum_C) if reference is None else None  # the last chunk's z, which no other follows
+        ctx.last = _LastChunk(memory[1], highest[0], log_sum_C) if reference is None else None
         ctx.set_materialize_grads(False)  # what the loss does not use comes without a gradient, and costs nothing
         return logp_T, entropy_T, None if reference is None else kl_T
 
@@ -215,14 +223,19 @@ class _Head(torch.autograd.Function):
             of_p_T -= d_reverse_T * kl_T
         d_hidden_TD = torch.empty_like(hidden_TD)
         d_weight_VpD = torch.zeros_like(weight_VpD, dtype=wide)  # summed over chunks: not in bfloat16
-        last, ctx.last = ctx.last, None  # a second backward pass finds its memory used
-        memory_of_z = last[0] if last else ctx.shard.buffer(targets_T, wide)
+        last = ctx.last
+        memory_of_z = ctx.shard.buffer(targets_T, wide) if last is None or last.memory is None else last.memory
         for chunk in reversed(ctx.shard.chunks(targets_T, memory_of_z, ctx.shard.buffer(targets_T, wide))):
             rows, (z_CVp, free_CVp) = chunk.rows, chunk.buffers
-            if last is not None:
-                logp_CVp, last = z_CVp.sub_(last[1][:, None]), None
+            if last is None or last.memory is None:
+                shift_C = lse_T[rows] if last is None else last.highest_C
+                logp_CVp = _Logits.of(hidden_TD, weight_VpD, scale_T, rows, z_CVp).minus(shift_C)
             else:
-                logp_CVp = _Logits.of(hidden_TD, weight_VpD, scale_T, rows, z_CVp).minus(lse_T[rows])
+                logp_CVp = z_CVp
+            if last is not None:
+                logp_CVp.sub_(last.log_sum_C[:, None])
+                ctx.last = last._replace(memory=None)
+                last = None
             factor_CVp = of_p_T[rows, None]
             if d_reverse_T is not None:
                 ref_logp_CVp = reference.logits(rows, free_CVp).minus(ref_lse_T[rows])

@@ -72,6 +72,7 @@ def test_chunks_and_a_second_backward_pass_change_nothing(chunk_tokens: int) -> 
     logp_TV = torch.log_softmax(scale_T[:, None] * hidden_TD @ weight_VD.T, -1)
     expected = torch.autograd.grad(logp_TV[range(7), targets_T].sum(), (hidden_TD, weight_VD))
     scores = token_scores(hidden_TD, weight_VD, targets_T, scale_T, vocab_size=9, chunk_tokens=chunk_tokens)
-    for _ in range(2):
-        found = torch.autograd.grad(scores.logp_T.sum(), (hidden_TD, weight_VD), retain_graph=True)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+    loss = scores.logp_T.sum()
+    first, second = (torch.autograd.grad(loss, (hidden_TD, weight_VD), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-13)
+    assert all(map(torch.equal, first, second))

@@ -53,7 +53,7 @@ def test_peak_of_memory_already_freed() -> None:
 def test_memory_of_whole_logits_and_of_chunks() -> None:
     """In fresh processes, with logits twice as large as a chunk of them."""
     vocab_size = 20_000
-    tokens = 2 * CHUNK_BYTES // (4 * vocab_size)
+    tokens = 2 * (CHUNK_BYTES // (4 * vocab_size))
     case = Case(tokens=tokens, vocab_size=vocab_size, hidden_size=4, dtype="float32", device="cpu", threads=1)
     result = bench_loss.measure_sides(case, [BASE, "ours-sampled", "ours-forward_kl"], repeats=1)
     peaks = {name: side["peak_extra_mib"]["median"] for name, side in result["sides"].items()}
