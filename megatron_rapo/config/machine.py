@@ -115,7 +115,7 @@ class RolloutConfig(Section):
     anew at every resharding: half the memory, faster decoding, and tokens from a slightly other policy than the
     trainer's, which importance weights correct. The output layer stays in precision.dtype."""
     packed: bool = False
-    """CPU only: vLLM's packed copies of the weights. Decoding is up to a quarter faster (benchmarks/README.md),
+    """CPU only: vLLM's packed copies of the weights. Decoding is faster (benchmarks/bench_rollout.py),
     resharding packs them anew, and the proof covers what was packed instead of what is used."""
 
     @model_validator(mode="after")

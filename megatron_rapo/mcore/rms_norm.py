@@ -15,8 +15,8 @@ from torch import Tensor
 class RMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm that sequence parallelism works with (megatron's own wrapper refuses it).
 
-    Torch makes it of five operations, each with a tensor of its own for the backward pass; this keeps its input, which
-    is there anyway, and one number for each row.
+    Torch makes it of several operations on a CPU and keeps the normalised input too; this keeps its input, which is
+    there anyway, and one number for each row.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:

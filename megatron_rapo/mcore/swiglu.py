@@ -17,8 +17,8 @@ from torch import Tensor
 class SwiGLU(MegatronModule):
     """[..., 2 F], gate and up -> silu(gate) * up, [..., F] (Shazeer, arXiv 2002.05202).
 
-    Megatron's own, where no compiler fuses it, keeps three tensors [..., F] for the backward pass and makes six there;
-    this keeps its input, which is there anyway, and makes its gradient.
+    Megatron's own, where no compiler fuses it, keeps both factors for the backward pass besides; this keeps its input,
+    which is there anyway, and the backward pass writes into the input's gradient alone.
     """
 
     def __init__(self, config: TransformerConfig, **_kwargs: Any) -> None:

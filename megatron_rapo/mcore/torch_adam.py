@@ -44,7 +44,7 @@ def parts(optimizer: MegatronOptimizer) -> list[Any]:
 
 
 def fuse_on_cpu(optimizer: MegatronOptimizer) -> None:
-    """Have an update read and write each parameter and its state once on a CPU, instead of a dozen times."""
+    """Have an update read and write each parameter and its state in one pass on a CPU."""
     for part in parts(optimizer):
         for group in part.optimizer.param_groups if isinstance(part.optimizer, torch.optim.AdamW) else ():
             group["fused"] = all(parameter.device.type == "cpu" for parameter in group["params"])
