@@ -145,12 +145,16 @@ def test_memory_is_limited():
     assert next(line for line in limits.splitlines() if line.startswith("Max address space")).split()[3] == str(2**29)
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_call_leaves_no_stale_reply(monkeypatch):
     with VerifierPool(1, 1.0) as pool:
         assert pool.judge_all([RIGHT]) == [CORRECT]
         pid = pool.pids[0]
         with monkeypatch.context() as patch:
-            patch.setattr("megatron_rapo.rewards.judging.wait_any", lambda *_: signal.raise_signal(signal.SIGINT))
+            patch.setattr("megatron_rapo.rewards.judging.wait_any", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 pool.judge_all([(HANG, "1")])
         assert pool.pids[0] != pid
