@@ -40,6 +40,8 @@ def run_distributed(
 ) -> dict[str, Any] | None:
     """Run `script args...` on `nproc` processes under torchrun; return what it gave to `write_result`, or None.
 
+    The script does nothing where its `__name__` is not `"__main__"`.
+
     Each process has one thread, the repository on its import path, and no network for Hugging Face
     libraries; `env` adds to that. Raises AssertionError with the end of the failing rank's output
     if a process fails, and with every rank's Python stack if `timeout_s` passes; no process is
@@ -48,7 +50,7 @@ def run_distributed(
     with tempfile.TemporaryDirectory(prefix="rapo-test-") as folder:
         logs, result = Path(folder) / "logs", Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-        command += ["--log-dir", str(logs), "--redirects=3", str(script), *map(str, args)]
+        command += ["--log-dir", str(logs), "--redirects=3", "--module", "tests.start", str(script), *map(str, args)]
         with open(Path(folder) / "torchrun.log", "w+") as torchrun_log:
             process = subprocess.Popen(
                 command,

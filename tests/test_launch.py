@@ -9,21 +9,23 @@ from tests.launch import run_distributed
 
 SCRIPT = """
 import os, sys, time
-
-if sys.argv[1] == "hang" and os.environ["RANK"] == "1":
-    time.sleep(100)  # the slow one
-
 import torch, torch.distributed as dist
 from tests.launch import write_result
 
-dist.init_process_group("gloo")
-rank = torch.tensor(dist.get_rank())
-if sys.argv[1] == "fail" and rank == 1:
-    raise ValueError("boom")
-dist.all_reduce(rank)
-if dist.get_rank() == 0 and sys.argv[1] == "result":
-    write_result({"sum": rank.item(), "threads": torch.get_num_threads()})
-dist.destroy_process_group()
+def main():
+    if sys.argv[1] == "hang" and os.environ["RANK"] == "1":
+        time.sleep(100)  # the slow one
+    dist.init_process_group("gloo")
+    rank = torch.tensor(dist.get_rank())
+    if sys.argv[1] == "fail" and rank == 1:
+        raise ValueError("boom")
+    dist.all_reduce(rank)
+    if dist.get_rank() == 0 and sys.argv[1] == "result":
+        write_result({"sum": rank.item(), "threads": torch.get_num_threads()})
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    main()
 """
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from megatron_rapo.packing import PackedBatch, context_chunks
 
 MASKED_QUERIES = 256
-"""Of a call whose keys begin before its queries."""
+"""Of a call with a mask."""
 
 
 def sequences_for_transformer_engine(batch: PackedBatch) -> PackedSeqParams:
@@ -164,9 +164,13 @@ class PackedAttention(MegatronModule):
 
     def _causal(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
         """Where the last query is at the last key, [S, L, H * D]."""
-        before = key_SLHD.shape[1] - query_SLHD.shape[1]
+        length = query_SLHD.shape[1]
+        before = key_SLHD.shape[1] - length
         if before == 0:
             return self._call(query_SLHD, key_SLHD, value_SLHD)
+        if before**2 <= MASKED_QUERIES * length:  # queries at those keys too, of zeros, cost less than masks
+            padded_SLHD = F.pad(query_SLHD, (0, 0, 0, 0, before, 0))
+            return self._call(padded_SLHD, key_SLHD, value_SLHD)[:, before:]
         parts, end = [], before  # what is masked out is computed all the same, so queries take turns
         for part_SLHD in query_SLHD.split(MASKED_QUERIES, dim=1):
             end += part_SLHD.shape[1]

@@ -14,7 +14,6 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_rapo import convert
 from megatron_rapo.checkpoints import CheckpointError
@@ -28,6 +27,7 @@ from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.objective import loss_function
 from megatron_rapo.types import TrainingSequence
+from tests.groups import end_groups
 from tests.launch import write_result
 from tests.runs import recorded_rollout, tiny_config
 
@@ -54,7 +54,7 @@ def main() -> None:
             step(policy, config, rollout)
         checkpoint, went_on, drawn = save_while_going_on(policy, config, folder / saved.replace(" ", "-"), rollout)
         weights, state = dict(policy.hf_tensors()), optimizer_tensors(policy)
-        parallel_state.destroy_model_parallel()
+        end_groups()
         results[f"{saved}, cut up anew"] = {
             "went_on": went_on,
             "resumed": go_on_resharded(checkpoint, model, folder, saved, rollout),
@@ -65,7 +65,7 @@ def main() -> None:
                 trainer = load_checkpoint(checkpoint, policy)
             except CheckpointError as error:
                 results[f"{saved} -> {loaded}"] = {"refused": str(error)}
-                parallel_state.destroy_model_parallel()
+                end_groups()
                 continue
             drawn_again = random_numbers()
             resumed = [step(policy, config, rollout) for _ in range(2)]
@@ -77,7 +77,7 @@ def main() -> None:
                 "weights_equal": all(torch.equal(t, weights[name]) for name, t in policy.hf_tensors()),
                 "optimizer_equal": saved == loaded and on_all(same(optimizer_tensors(policy), state)),
             }
-            parallel_state.destroy_model_parallel()
+            end_groups()
     results["full disk"] = full_disk(model, folder)
     if dist.get_rank() == 0:
         write_result(results)
@@ -119,7 +119,7 @@ def full_disk(model: Path, folder: Path) -> dict[str, Any]:
     dist.barrier()
     saver.save(3, {})
     saver.finish()
-    parallel_state.destroy_model_parallel()
+    end_groups()
     return {"said": said, "left": left, "then": sorted(path.name for path in root.iterdir())}
 
 
@@ -165,7 +165,7 @@ def go_on_resharded(checkpoint: Path, model: Path, folder: Path, saved: str, rol
     policy, config = build(model, folder, saved)
     load_checkpoint(target, policy)
     resumed = [step(policy, config, rollout) for _ in range(2)]
-    parallel_state.destroy_model_parallel()
+    end_groups()
     return resumed
 
 

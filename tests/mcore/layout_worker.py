@@ -28,6 +28,7 @@ from megatron_rapo.packing import PackedBatch
 from megatron_rapo.trainer import Trainer
 from megatron_rapo.types import TrainingSequence
 from tests import models, runs
+from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.layouts import ALL, MEASURED, MEASURED_LAYOUTS, SAMPLED, SETTINGS, SHARED_PROMPTS, TRAINED, Layout
 from tests.runs import tiny_config, token_log_probs
@@ -58,17 +59,17 @@ def of_layout(folder: Path, name: str, layout: Layout) -> dict[str, Any]:
         if setting == SAMPLED:
             results |= compare(policy, rollout, folder / layout.model)
         results[setting] = train(policy, config, rollout, save=name.startswith("TP1 "), name=setting)
-        parallel_state.destroy_model_parallel()
+        end_groups()
     if name in MEASURED_LAYOUTS:
         config, policy, rollout = build(folder, layout, SETTINGS[SAMPLED])
         results[MEASURED] = train_with_measurements(policy, config, rollout)
-        parallel_state.destroy_model_parallel()
+        end_groups()
     for share in SHARED_PROMPTS.get(name, ()):
         config, policy, rollout = build(
             folder, layout, {"batch": {"share_prompts": share, "tokens_per_microbatch": 512}}
         )
         results[f"share_prompts={share}"] = train_on_groups(policy, config, rollout, save=not share)
-        parallel_state.destroy_model_parallel()
+        end_groups()
     return results
 
 
@@ -160,26 +161,24 @@ def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[Tr
     def norm(batches: Sequence[PackedBatch], **settings: float) -> float:
         return policy.gradient_norm(batches, loss_with(policy, config, **settings))
 
-    def norms(batches: Sequence[PackedBatch]) -> dict[str, float]:
-        unrewarded = [replace(b, advantage_T=torch.zeros_like(b.advantage_T)) for b in batches]
-        return {
-            "whole": norm(batches),
-            "divergence": norm(unrewarded, beta=0.0),
-            "divergence, alpha doubled": norm(unrewarded, alpha=2 * alpha, beta=0.0),
-            "rest": norm(batches, alpha=0.0),
-            "nothing": norm(unrewarded, alpha=0.0, beta=0.0),
-        }
+    def parts(batches: Sequence[PackedBatch]) -> dict[str, float]:
+        return {"divergence": norm(unrewarded(batches), beta=0.0), "rest": norm(batches, alpha=0.0)}
 
     without = {"weight_sync": None, "signals": None, "sampler": None, "profiler": None}  # what it would train with
     trainer = Trainer(config, policy=policy, monitor=Monitor(), train_prompts=[None], **without)
     first = scored[: config.parallel.pipeline]  # what the trainer measures
     measured = {
-        "norms": norms(scored),
+        "norms": parts(scored)
+        | {
+            "whole": norm(scored),
+            "divergence, alpha doubled": norm(unrewarded(scored), alpha=2 * alpha, beta=0.0),
+            "nothing": norm(unrewarded(scored), alpha=0.0, beta=0.0),
+        },
         "shares": trainer._gradient_shares(scored),
         "norms_of_shares": {
-            "": norms(first),
-            "/low_reward": norms([b.only(b.reward_T < 0.5) for b in first]),
-            "/high_reward": norms([b.only(b.reward_T >= 0.5) for b in first]),
+            "": parts(first),
+            "/low_reward": parts([b.only(b.reward_T < 0.5) for b in first]),
+            "/high_reward": parts([b.only(b.reward_T >= 0.5) for b in first]),
         },
     }
     steps, whole = [], []
@@ -187,6 +186,10 @@ def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[Tr
         whole.append(norm(scored))
         steps.append(policy.train_step(scored, loss_with(policy, config)).means)
     return measured | {"steps": steps, "norms_before_steps": whole, "weights": digest(policy)}
+
+
+def unrewarded(batches: Sequence[PackedBatch]) -> list[PackedBatch]:
+    return [replace(batch, advantage_T=torch.zeros_like(batch.advantage_T)) for batch in batches]
 
 
 def loss_with(policy: Policy, config: Config, **settings: float) -> LossFunction:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_rapo.config import Config
 from megatron_rapo.distributed import init_process_group
@@ -18,6 +17,7 @@ from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.objective import loss_function
 from megatron_rapo.types import TrainingSequence
+from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.saving import saved
 from tests.mcore.test_offload import CASES
@@ -50,11 +50,11 @@ def compare(folder: Path, name: str, rollout: list[TrainingSequence]) -> dict[st
         checkpoint = saved(folder / f"{name}-{offload}".replace(" ", "-"), STEPS, policy, {})
         norms.append(step(policy, config, rollout))
         runs[offload] = norms, dict(policy.hf_tensors())
-        parallel_state.destroy_model_parallel()
+        end_groups()
     policy, config = build(folder, name, offload=True)
     load_checkpoint(checkpoint, policy)
     resumed = step(policy, config, rollout)
-    parallel_state.destroy_model_parallel()
+    end_groups()
     (plain, plain_weights), (offloaded, offloaded_weights) = runs[False], runs[True]
     found["norms"], found["norms with offload"], found["norm resumed"] = plain, offloaded, resumed
     found["weights equal"] = all(torch.equal(plain_weights[n], offloaded_weights[n]) for n in plain_weights)

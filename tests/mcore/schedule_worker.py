@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_rapo.distributed import init_process_group
 from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.objective import loss_function
+from tests.groups import end_groups
 from tests.launch import write_result
 from tests.runs import recorded_rollout, tiny_config
 
@@ -35,7 +35,7 @@ def main() -> None:
         (scored,) = policy.score([policy.pack(rollout)])
         loss = loss_function(config, policy.sequence_mean)
         rates[name] = [policy.train_step(scored, loss).means["lr"] for _ in range(3 * 2)]
-        parallel_state.destroy_model_parallel()
+        end_groups()
     write_result(rates)
     dist.destroy_process_group()
 

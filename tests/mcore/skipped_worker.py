@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_rapo.config import Config
 from megatron_rapo.distributed import init_process_group
@@ -20,6 +19,7 @@ from megatron_rapo.mcore.step import Trained
 from megatron_rapo.objective import loss_function
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.skipped_steps import NOT_FINITE, SkippedSteps
+from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.test_skipped_steps import CASES
 from tests.runs import recorded_rollout, tiny_config
@@ -57,7 +57,7 @@ def train(folder: Path, name: str, rollout: Any, *, poisoned: tuple[int, ...]) -
             found.append(policy.train_step([poison(batch, policy.parallel) for batch in scored], loss).means)
         found.append(policy.train_step(scored, loss).means)
     weights = dict(policy.hf_tensors())
-    parallel_state.destroy_model_parallel()
+    end_groups()
     return [{key: step[key] for key in ("loss", "grad_norm", "lr", "skipped")} for step in found], weights
 
 

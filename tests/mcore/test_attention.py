@@ -89,9 +89,12 @@ def test_outputs_and_gradients(attention: PackedAttention, lengths: list[int]) -
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=2e-6)
 
 
-def test_completions_that_share_a_prompt(attention: PackedAttention, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 9, 7 and 7 tokens, and of 8 and 6 of another prompt; queries take turns where there are more than 3."""
-    monkeypatch.setattr("megatron_rapo.mcore.attention.MASKED_QUERIES", 3)
+@pytest.mark.parametrize("masked_queries", [3, 4, 8])
+def test_completions_that_share_a_prompt(
+    attention: PackedAttention, monkeypatch: pytest.MonkeyPatch, masked_queries: int
+) -> None:
+    """Of 9, 7 and 7 tokens, and of 8 and 6 of another prompt: all with masks, some of them, none."""
+    monkeypatch.setattr("megatron_rapo.mcore.attention.MASKED_QUERIES", masked_queries)
     rollout = [sequence(n, 1) for n in (9, 7, 7)] + [sequence(n, 2) for n in (8, 6)]
     batch = pack(rollout, range(5), context=1, num_tokens=25, share_prompts=True)
     assert described(batch).runs == ((1, 4, None), (1, 5, 0), (2, 3, 0), (1, 4, None), (1, 4, 3), (1, 2, 3))

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_rapo.config import Config
 from megatron_rapo.distributed import init_process_group
@@ -22,6 +21,7 @@ from megatron_rapo.objective import loss_function
 from megatron_rapo.preflight import memory
 from megatron_rapo.rollout import Engine
 from megatron_rapo.types import TrainingSequence
+from tests.groups import end_groups
 from tests.launch import write_result
 from tests.runs import tiny_config
 
@@ -100,7 +100,7 @@ def measure(folder: Path, sections: dict[str, Any]) -> dict[str, list[int]]:
     }
     states = memory._states_of_stage(shape, config, lanes, "torch", stage)
     computed = {**states["training"], "reference": states["training"]["weights"]}
-    parallel_state.destroy_model_parallel()
+    end_groups()
     return {part: [value, computed.get(part, 0)] for part, value in measured.items()}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_rapo.config import Config
 from megatron_rapo.distributed import init_process_group
@@ -23,6 +22,7 @@ from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import Group, Problem, Prompt
+from tests.groups import end_groups
 from tests.launch import write_result
 from tests.runs import tiny_config
 
@@ -51,7 +51,7 @@ def main() -> None:
             batch = {"tokens_per_microbatch": 512}  # the long prompt has 150
             trainer = tiny_config(model, folder, parallel=parallel, batch=batch, rollout=rollout, optimizer=OPTIMIZER)
             results[name] = follow(sampler, trainer)
-            parallel_state.destroy_model_parallel()
+            end_groups()
     engine.close()
     results["FP8"] = in_fp8(model, folder, engine_tensor)
     if dist.get_rank() == 0:
@@ -80,7 +80,7 @@ def in_fp8(model: Path, folder: Path, engine_tensor: int) -> dict[str, Any]:
     with linears_in_fp8(policy.parameters, policy.parallel.tensor_group):
         off = {name: largest_difference(policy, engine, name) for name in ("linear_proj", "linear_fc2")}
     engine.close()
-    parallel_state.destroy_model_parallel()
+    end_groups()
     return {
         "gap": policy.diagnostics(batches)["rollout/logprob_gap_mean"],
         "parts": parts,
