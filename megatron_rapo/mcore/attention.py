@@ -153,7 +153,7 @@ class PackedAttention(MegatronModule):
         """Of one run, [S, L, H * D]."""
         rank, size = self._context_group.rank(), self._context_group.size()
         if size == 1:
-            return self._causal(query_SLHD, key_SLHD, value_SLHD)
+            return self._after_prompt(query_SLHD, key_SLHD, value_SLHD)
         chunk = key_SLHD.shape[1] // (2 * size)
         ends = [(c + 1) * chunk for c in (rank, 2 * size - 1 - rank)]
         parts = [
@@ -162,15 +162,20 @@ class PackedAttention(MegatronModule):
         ]
         return torch.cat(parts, dim=1)
 
+    def _after_prompt(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
+        """Where the first keys may be those of a prompt that has no queries here, [S, L, H * D]."""
+        length = query_SLHD.shape[1]
+        prompt = key_SLHD.shape[1] - length
+        if prompt == 0 or prompt**2 > MASKED_QUERIES * length:
+            return self._causal(query_SLHD, key_SLHD, value_SLHD)
+        padded_SLHD = F.pad(query_SLHD, (0, 0, 0, 0, prompt, 0))  # zeros for the prompt's cost less than masks
+        return self._call(padded_SLHD, key_SLHD, value_SLHD)[:, prompt:]
+
     def _causal(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
         """Where the last query is at the last key, [S, L, H * D]."""
-        length = query_SLHD.shape[1]
-        before = key_SLHD.shape[1] - length
+        before = key_SLHD.shape[1] - query_SLHD.shape[1]
         if before == 0:
             return self._call(query_SLHD, key_SLHD, value_SLHD)
-        if before**2 <= MASKED_QUERIES * length:  # queries at those keys too, of zeros, cost less than masks
-            padded_SLHD = F.pad(query_SLHD, (0, 0, 0, 0, before, 0))
-            return self._call(padded_SLHD, key_SLHD, value_SLHD)[:, before:]
         parts, end = [], before  # what is masked out is computed all the same, so queries take turns
         for part_SLHD in query_SLHD.split(MASKED_QUERIES, dim=1):
             end += part_SLHD.shape[1]
