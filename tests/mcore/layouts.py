@@ -63,6 +63,7 @@ SHARED_PROMPTS = {  # batch.share_prompts, on a rollout of groups
     "DP2 untied": (True,),
     "TP2 PP2 untied": (True,),
     "TP1 qwen3": (False, True),
+    "TP4 SP qwen3": (True,),
 }
 # alpha: the exact divergences count in the loss and its gradient
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -81,10 +82,12 @@ EXACT_LAYOUTS = (  # of those that differ in what an exact KL is computed from a
     "TP1 tied",
     "TP2 tied",
     "TP2 SP tied",
+    "TP4 tied",
     "PP2 tied",
     "PP2 VPP2 tied",
     "DP2 untied",
     "CP2 untied",
+    "TP2 PP2 untied",
     "TP2 CP2 SP tied",
     BF16,
 )

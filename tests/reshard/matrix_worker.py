@@ -33,7 +33,6 @@ from tests.runs import tiny_config
 
 TENSOR, PIPELINE, VIRTUAL = {"tensor": 2}, {"pipeline": 2}, {"virtual_pipeline": 2}
 EVERY = {"TP1": {}, "PP2": PIPELINE, "PP2 x VPP2": PIPELINE | VIRTUAL, "TP2": TENSOR}
-OF_HEADS = {name: EVERY[name] for name in ("PP2 x VPP2", "TP2")}  # which stage a head is on makes no difference
 BOTH = {"TP2 x PP2": TENSOR | PIPELINE}
 
 
@@ -60,8 +59,8 @@ CASES = {
     "untied -> TP2": Case(2, 2, EVERY, "untied"),
     "tied -> TP1": Case(2, 1, EVERY, "tied"),
     "tied -> TP2": Case(2, 2, EVERY, "tied"),
-    "1 KV head -> TP1": Case(2, 1, OF_HEADS, "1 KV head"),
-    "1 KV head -> TP2": Case(2, 2, OF_HEADS, "1 KV head"),
+    "1 KV head -> TP1": Case(2, 1, EVERY, "1 KV head"),
+    "1 KV head -> TP2": Case(2, 2, EVERY, "1 KV head"),
     "qwen3 -> TP2": Case(2, 2, {"TP2": TENSOR}, "qwen3"),
     "llama -> TP1": Case(2, 1, {"PP2": PIPELINE}, "llama"),
     "tied, packed -> TP1": Case(2, 1, {"TP2": TENSOR}, "tied", packed=True),
