@@ -1,0 +1,46 @@
+"""Read JSON that anyone may have written: every fault is one short reason, never a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MAX_INTEGER_DIGITS = 4000
+"""Python converts up to 4,300 digits by default; a longer integer raises where it is printed or parsed."""
+
+
+class JSONError(ValueError):
+    """Text that is not JSON, or JSON that no program should take; the message is the reason."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse one JSON value. Raises JSONError for bad syntax, bytes that are not UTF-8, an integer of over
+    MAX_INTEGER_DIGITS digits, nesting that exceeds Python's recursion limit, and text with half a surrogate pair."""
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        value = json.loads(text, parse_int=_integer)
+        if "\\u" in text:  # the only way in for half a surrogate pair, which cannot be written as UTF-8
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise JSONError(f"not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})") from None
+    except UnicodeDecodeError as error:
+        raise JSONError(f"not UTF-8 (byte {error.start:,})") from None
+    except UnicodeEncodeError as error:
+        found = f"\\u{ord(error.object[error.start]):04x}"
+        raise JSONError(f"has half a surrogate pair ({found}), which is not a character") from None
+    except RecursionError:
+        raise JSONError("is nested too deeply") from None
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Parse a file of one JSON value. Raises JSONError as `parse_json` does, and OSError."""
+    return parse_json(path.read_bytes())
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_INTEGER_DIGITS:
+        raise JSONError(f"has an integer of {len(digits):,} digits, and {MAX_INTEGER_DIGITS:,} is the limit")
+    return int(digits)
