@@ -55,7 +55,7 @@ def turn(folder: Path) -> dict[str, Any]:
     heldout.write_text((REPOSITORY / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[0])
     run = folder / "run"
     settings = [f"run.folder={run}", "run.steps=1", f"evaluation.data={heldout}"]
-    command = [sys.executable, "tools/torchrun.py", "--nproc-per-node", "2", "-m", "megatron_rapo", "train"]
+    command = [sys.executable, "-m", "megatron_rapo", "launch", "--nproc-per-node", "2", "train"]
     command += ["examples/quickstart.toml", *(f"--set={setting}" for setting in settings)]
     cpu_before_s, started = children_cpu_s(), time.perf_counter()
     with open(folder / "log", "w+") as log:

@@ -18,5 +18,5 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 EARLIER_RUN=(--overwrite)
 if [[ " $* " == *" --resume "* ]]; then EARLIER_RUN=(); fi
 
-exec .venv/bin/python tools/torchrun.py --nproc-per-node 2 \
-    -m megatron_rapo train examples/quickstart.toml "${EARLIER_RUN[@]}" "$@"
+exec .venv/bin/python -m megatron_rapo launch --nproc-per-node 2 \
+    train examples/quickstart.toml "${EARLIER_RUN[@]}" "$@"

@@ -6,9 +6,10 @@ Heavy imports wait until the configuration is known to be good.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,34 +23,42 @@ if TYPE_CHECKING:
 
 REQUEUE_STATUS = 75
 """Exit status of a run that stopped because it was told to, and can go on (sysexits.h: EX_TEMPFAIL)."""
+TOOLS = {
+    "launch": ("launch", "start train or evaluate on several processes of this machine"),
+    "tensorboard": ("monitor.tensorboard_command", "open TensorBoard on runs, by their folders or Slurm job numbers"),
+}
+"""Commands that parse their own arguments: the module whose `main` does, and a line for --help."""
 FIRST_SPEAKS_S = 3.0
 """What is wrong on all processes the first one says, and the launcher ends the others meanwhile; what is wrong on one
 node alone, say a missing file, its processes say after this time."""
 
 _EPILOG = """\
 examples:
-  torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml
-  torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
-  torchrun --nproc-per-node 8 -m megatron_rapo train run.toml --resume
-  python -m megatron_rapo report runs/mine runs/other --output report.html
-  python -m megatron_rapo audit run.toml
-  python -m megatron_rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
-  python -m megatron_rapo doctor
-  torchrun --nproc-per-node 8 -m megatron_rapo evaluate run.toml --model models/base --output base.jsonl
-  torchrun --nproc-per-node 8 -m megatron_rapo evaluate run.toml --model runs/mine/checkpoints/step-000100
-  python -m megatron_rapo compare base.json mine.json --plot curves.png --hard hard.jsonl
+  megatron-rapo launch --nproc-per-node 2 train examples/quickstart.toml
+  megatron-rapo launch --nproc-per-node 8 train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
+  megatron-rapo launch --nproc-per-node 8 train run.toml --resume
+  megatron-rapo report runs/mine runs/other --output report.html
+  megatron-rapo audit run.toml
+  megatron-rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
+  megatron-rapo doctor
+  megatron-rapo launch --nproc-per-node 8 evaluate run.toml --model models/base --output base.jsonl
+  megatron-rapo launch --nproc-per-node 8 evaluate run.toml --model runs/mine/checkpoints/step-000100
+  megatron-rapo compare base.json mine.json --plot curves.png --hard hard.jsonl
 
 Every setting is described in megatron_rapo/config/; each run writes the ones it used to RUN/config.json.
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
     0, 1 for a lost process, 2 for input that cannot work, 75 for a run that was told to stop and can go on.
     """
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if words and words[0] in TOOLS:
+            return _tool(words[0], words[1:])
+        arguments = _parser().parse_args(words)
         adopt_srun()
         return int(arguments.command(arguments))
     except InputError as error:
@@ -66,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"rank {rank()}: lost another process of this run ({error}); see its own message.", file=sys.stderr)
         return 1
+
+
+def _tool(name: str, words: Sequence[str]) -> int:
+    module = importlib.import_module(f"megatron_rapo.{TOOLS[name][0]}")
+    return int(module.main(words))
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -152,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    train = _command(commands, "train", _train, "train a policy; start it with torchrun or srun")
+    train = _command(commands, "train", _train, "train a policy; start it with launch or srun")
     existing = train.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from the run folder's latest checkpoint")
     existing.add_argument("--overwrite", action="store_true", help="delete an earlier run in the run folder first")
@@ -194,6 +208,8 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="have Megatron build each stage's model, without memory, and count"
     )
     preflight.add_argument("--json", action="store_true", help="print everything as JSON")
+    for name, (_, text) in TOOLS.items():
+        commands.add_parser(name, help=text, add_help=False)
     return parser
 
 

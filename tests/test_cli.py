@@ -62,11 +62,11 @@ def test_help(columns):
     text = finished.stdout
     assert text.startswith("usage: megatron_rapo [-h] COMMAND ...\n")
     words = " ".join(text.split())
-    assert "train train a policy; start it with torchrun or srun" in words
+    assert "train train a policy; start it with launch or srun" in words
     assert "evaluate pass@k and maj@k of a model on held-out problems" in words
     assert "compare what models scored on the same problems, side by side; runs none of them" in words
     assert "report one HTML file that shows runs; opens anywhere, without a network" in words
-    assert "\n  torchrun --nproc-per-node 2 -m megatron_rapo train examples/quickstart.toml\n" in text
+    assert "\n  megatron-rapo launch --nproc-per-node 2 train examples/quickstart.toml\n" in text
     assert text.endswith("each run writes the ones it used to RUN/config.json.\n")
 
 
@@ -95,7 +95,7 @@ def test_what_train_help_looks_like_on_a_wide_terminal():
         usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] [--profile STEPS]
                                    CONFIG.toml
 
-        train a policy; start it with torchrun or srun
+        train a policy; start it with launch or srun
 
         positional arguments:
           CONFIG.toml           the run's settings

@@ -75,14 +75,14 @@ LAYOUTS: dict[str, Sequence[str]] = {  # on two processes, as settings on the co
 def start(
     folder: Path, *arguments: str, steps: int = 3, nproc: int = 2, prefix: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
-    """torchrun of `train` into `folder`/run, with its output in a pipe; `prefix` is a command that starts it."""
+    """Launch `train` into `folder`/run, with its output in a pipe; `prefix` is a command that starts it."""
     folder.mkdir(exist_ok=True)
     heldout = folder / "heldout.jsonl"
     heldout.write_text("".join((ROOT / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[:6]))
     config = folder / "config.toml"
     config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps))
-    command = [*prefix, sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    command += ["-m", "megatron_rapo", "train", str(config), *arguments]
+    launch = [*prefix, sys.executable, "-m", "megatron_rapo", "launch", f"--nproc-per-node={nproc}"]
+    command = [*launch, "train", str(config), *arguments]
     return subprocess.Popen(
         command,
         cwd=ROOT,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import open_tensorboard
-from megatron_rapo.monitor import Recorder
+from megatron_rapo.errors import InputError
+from megatron_rapo.monitor import Recorder, tensorboard_command
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def runs(tmp_path: Path) -> Path:
     ],
 )
 def test_runs_are_found_by_folder_and_by_job(names: list[str], expected: list[str], runs: Path) -> None:
-    started = open_tensorboard.command([name.format(runs=runs) for name in names], ["--port", "6007"], runs)
+    started = tensorboard_command.command([name.format(runs=runs) for name in names], ["--port", "6007"], runs)
     assert started == [
         *(sys.executable, "-m", "tensorboard.main"),
         *(each.format(runs=runs) for each in expected),
@@ -54,10 +54,9 @@ def test_runs_are_found_by_folder_and_by_job(names: list[str], expected: list[st
         ("4712", "4712: {runs}/grpo_7b-4712, {runs}/other-4712 could be meant; name one of these folders."),
     ],
 )
-def test_refusals(
-    name: str, said: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refusals(name: str, said: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAPO_RUNS", str(runs))
     (runs / "other-4712").mkdir()
-    assert open_tensorboard.main([name, "--port", "1"]) == 2
-    assert capsys.readouterr().err == f"error: {said.format(runs=runs)}\n"
+    with pytest.raises(InputError) as refused:
+        tensorboard_command.main([name, "--port", "1"])
+    assert str(refused.value) == said.format(runs=runs)

@@ -1,12 +1,11 @@
-#!/usr/bin/env python
-"""TensorBoard of runs, named by their folders or by the numbers of their Slurm jobs.
+"""Open TensorBoard on runs, named by their folders or by the numbers of their Slurm jobs.
 
-    python tools/open_tensorboard.py runs/quickstart
-    python tools/open_tensorboard.py 4711 4712 --port 6007 --bind_all
+    megatron-rapo tensorboard runs/quickstart
+    megatron-rapo tensorboard 4711 4712 --port 6007 --bind_all
 
 A job's run is JOBNAME-JOBID in RAPO_RUNS, by default runs/ (slurm/launch.sh). Several runs are shown side by side, with
 their folders' names. Options that are not known here are TensorBoard's own. Its page "Custom scalars" has the curves in
-groups. Status 2: a line says what is wrong.
+groups.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.monitor import TENSORBOARD_FOLDER
+from megatron_rapo.monitor.writers import TENSORBOARD_FOLDER
 
 
 def events_folder(name: str, runs: Path) -> Path:
@@ -53,17 +52,16 @@ def command(names: Sequence[str], options: Sequence[str], runs: Path) -> list[st
     return [sys.executable, "-m", "tensorboard.main", *which, *options]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str]) -> int:
+    """Become TensorBoard; returns only where it cannot be started. Raises InputError for a run that is not there."""
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="megatron_rapo tensorboard",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", nargs="+", metavar="RUN_OR_JOB", help="a run's folder, or the number of its job")
     known, options = parser.parse_known_args(arguments)
-    try:
-        started = command(known.run, options, Path(os.environ.get("RAPO_RUNS", "runs")))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    started = command(known.run, options, Path(os.environ.get("RAPO_RUNS", "runs")))
     os.execv(started[0], started)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
