@@ -114,7 +114,8 @@ function decades(low, high) {
   for (let power = Math.ceil(Math.log10(low)); 10 ** power <= high; power++) values.push(10 ** power);
   const every = Math.ceil(values.length / 5);
   const kept = values.filter((_, i) => i % every === 0);
-  return kept.length > 1 ? { values: kept, step: kept[0] } : { values: [low * 1.15, high / 1.15], step: low / 10 };
+  if (kept.length > 1) return { values: kept };
+  return { values: [low * 1.15, high / 1.15], step: 10 ** (Math.floor(Math.log10(low)) - 1) }; // two digits
 }
 
 function lines(spec, scale) {

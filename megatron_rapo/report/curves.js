@@ -2,6 +2,33 @@
 
 const COLOURS = 7;
 const colour = (i) => `var(--c${i % COLOURS})`;
+
+/** One colour for each part of a whole, the same in every run and report. */
+const PART_COLOURS = {
+  "reward/pass_rate": "var(--good)",
+  "reward/wrong": "var(--c1)",
+  "reward/no_answer": "var(--c8)",
+  "reward/unevaluated": "var(--c5)",
+  "reward/unparsable": "var(--c3)",
+  "reward/timeout": "var(--c6)",
+  "reshard/transfer_s": "var(--c0)",
+  "reshard/engine_s": "var(--c5)",
+  "reshard/proof_s": "var(--c3)",
+  "seconds/rollout": "var(--c0)",
+  "seconds/verify": "var(--c4)",
+  "seconds/score": "var(--c2)",
+  "seconds/train": "var(--c1)",
+  "seconds/gradient_share": "var(--c5)",
+  "seconds/reshard": "var(--c3)",
+  "seconds/parity": "var(--c7)",
+  "seconds/diagnose": "var(--c9)",
+  "seconds/record": "var(--c10)",
+  "seconds/evaluate": "var(--c11)",
+  "seconds/checkpoint": "var(--c12)",
+  "seconds/profile": "var(--c13)",
+  "seconds/wait": "var(--c8)",
+};
+const OTHER_PART = "var(--c6)"; // of another version's run
 const drawn = []; // charts that smoothing redraws
 const state = { smoothing: 0 };
 
@@ -49,8 +76,8 @@ function lineCard(title, names, data, extra = {}) {
   return card(title, meaning, { title, series, smoothing: () => state.smoothing, ...extra }, data.meanings);
 }
 
-/** Stacked areas, one card for each run. */
-function stackCards(title, data, extra = {}) {
+/** Stacked areas, one card for each run, which `meaning` describes. */
+function stackCards(title, data, meaning, extra = {}) {
   return data.runs
     .filter((run) => Object.keys(run.stacks[title].values).length)
     .map((run) => {
@@ -59,14 +86,14 @@ function stackCards(title, data, extra = {}) {
         short = shortNames(names);
       const series = names.map((name, i) => ({
         label: short[i],
-        colour: colour(i),
+        colour: PART_COLOURS[name] || OTHER_PART,
         area: true,
         x: steps,
         y: values[name],
         title: name,
       }));
       const heading = data.runs.length === 1 ? title : `${title} · ${run.name}`;
-      return card(heading, extra.meaning || "", { title: heading, series, stacked: true, ...extra }, data.meanings);
+      return card(heading, meaning(run), { title: heading, series, stacked: true, ...extra }, data.meanings);
     });
 }
 

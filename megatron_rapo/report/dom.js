@@ -44,12 +44,15 @@ function number(value) {
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
 }
 
-/** An axis' own spelling: as short as tells its ticks apart. */
-function tickText(value, step) {
+/** Spell a tick of an axis whose ticks are multiples of `step`, exactly. */
+function tickText(value, step = value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size < 1e-3 || size >= 1e6) return value.toExponential(1).replace("e+", "e").replace(".0e", "e");
-  if (size >= 1e4) return `${Number((value / 1000).toPrecision(3))}k`;
+  if (size < 1e-3 || size >= 1e6) {
+    const unit = 10 ** Math.floor(Math.log10(size) + 1e-9);
+    return `${(value / unit).toFixed(decimals(step / unit))}e${Math.round(Math.log10(unit))}`;
+  }
+  if (size >= 1e4) return `${(value / 1000).toFixed(decimals(step / 1000))}k`;
   return value.toFixed(decimals(step));
 }
 
@@ -61,6 +64,8 @@ function decimals(step) {
   }
   return 6;
 }
+
+const count = (value, one, many) => `${number(value)} ${value === 1 ? one : many}`;
 
 /** A short form, where a glance must do. */
 function brief(value) {

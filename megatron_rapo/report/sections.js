@@ -85,7 +85,7 @@ function verifierCards(data) {
   const { Verdicts: _, ...others } = data.charts.Verifier;
   const meaning = "Every completion has one verdict; pass rate is those found right.";
   return [
-    ...stackCards("Verdicts", data, { share: true, meaning }),
+    ...stackCards("Verdicts", data, () => meaning, { share: true }),
     ...Object.entries(others)
       .map(([title, names]) => lineCard(title, names, data))
       .filter((each) => each),
@@ -103,7 +103,7 @@ function reshardCards(data) {
   const speed = median(first, "reshard/transfer_gb_per_s");
   const share =
     speed && copies.length === 1 ? `, ${Math.round((100 * speed) / copies[0])} % of what the machine copies` : "";
-  const parts = time.Resharding.map((name) => `${name.slice(8, -2)} ${brief(median(first, name) * 1000)} ms`);
+  const parts = (run) => time.Resharding.map((name) => `${name.slice(8, -2)} ${brief(median(run, name) * 1000)} ms`);
   const whose = data.runs.length > 1 ? ` (${first.name})` : "";
   return [
     lineCard("Transfer against a plain copy, GB/s", time["Resharding, GB/s"], data, {
@@ -111,9 +111,11 @@ function reshardCards(data) {
       fromZero: true,
       meaning: `Copied, sent and received by the first process. Median ${brief(speed)} GB/s${share}${whose}.`,
     }),
-    ...stackCards("Seconds by part", data, {
-      meaning: `Moving, packing by the engine, proof of every tensor. Medians: ${parts.join(", ")}${whose}.`,
-    }),
+    ...stackCards(
+      "Seconds by part",
+      data,
+      (run) => `Moving, packing by the engine, proof of every tensor. Medians: ${parts(run).join(", ")}.`,
+    ),
     lineCard(
       "Moved by the first process, MiB",
       ["reshard/copied_mib", "reshard/sent_mib", "reshard/received_mib"],
@@ -131,9 +133,12 @@ function median(run, name) {
 function timeCards(data) {
   const throughput = data.charts.Time.Throughput;
   return [
-    ...stackCards("Seconds by phase", data, {
-      meaning: "One after the other on the first process; what is missing to the whole step was timed as none of them.",
-    }),
+    ...stackCards(
+      "Seconds by phase",
+      data,
+      () =>
+        "One after the other on the first process; what is missing to the whole step was timed as none of them.",
+    ),
     lineCard("Throughput", throughput, data, { fromZero: true }),
   ].filter((each) => each);
 }
@@ -160,7 +165,7 @@ function settings(data) {
       el(
         "p",
         { class: "meaning" },
-        `${run.name}: ${run.machine.processes} processes on ${run.machine.device}; ${Object.entries(
+        `${run.name}: ${count(run.machine.processes, "process", "processes")} on ${run.machine.device}; ${Object.entries(
           run.machine.versions || {},
         )
           .map(([p, v]) => `${p} ${v}`)

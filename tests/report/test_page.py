@@ -48,7 +48,7 @@ def page(chromium: Page, written: Path) -> Page:
 def test_everything_is_drawn_without_an_error_and_without_a_network(page: Page, written: Path) -> None:
     assert page.errors == [] and page.requests == [written.as_uri()]
     assert texts(page, "section > h2") == [
-        *("Overview", "Learning", "pass@k", "Verifier", "Engine and trainer"),
+        *("Overview", "Learning", "pass@k", "Verifier", "Engine and trainer", "Optimisation"),
         *("Resharding", "Time", "Rollouts", "Settings"),
     ]
     assert texts(page, ".runname") == ["one", "two"]
@@ -80,6 +80,50 @@ def test_a_curve_goes_through_its_values(page: Page) -> None:
     (low, y_low), (high, y_high) = ticks[0], ticks[-1]
     values = [low + (y - y_low) / (y_high - y_low) * (high - low) for _, y in points]
     assert values == pytest.approx([1 / step for step in range(1, 11)], abs=0.01)
+
+
+def test_ticks_of_a_constant_are_what_they_say(page: Page) -> None:
+    """The learning rate, 5e-6 throughout, lies where the labels of its axis say."""
+    card = card_of("Learning rate")
+    y = page.run(f"{card}.querySelector('path.line').getAttribute('d')").partition(",")[2].partition("L")[0]
+    ticks = page.run(
+        f"[...{card}.querySelectorAll('text')].filter((t) => t.getAttribute('text-anchor') === 'end')"
+        ".map((t) => [Number(t.textContent), Number(t.getAttribute('y')) - 4])"
+    )
+    labels = [value for value, _ in ticks]
+    assert len(set(labels)) == len(labels) > 2
+    (low, y_low), (high, y_high) = ticks[0], ticks[-1]
+    assert low + (float(y) - y_low) / (y_high - y_low) * (high - low) == pytest.approx(5e-6, rel=1e-3)
+
+
+def test_a_part_has_one_colour_in_every_run(page: Page) -> None:
+    """Run two has a phase before the others, which changes no colour."""
+    colours = [
+        page.run(
+            f"Object.fromEntries([...{card_of(f'Seconds by phase · {run}')}.querySelectorAll('.legend li')]"
+            ".map((item) => [item.textContent, item.firstChild.style.background]))"
+        )
+        for run in ("one", "two")
+    ]
+    assert set(colours[1]) == {*colours[0], "reshard"}
+    assert all(colours[1][phase] == colour for phase, colour in colours[0].items())
+    assert len(set(colours[1].values())) == 3
+    verdicts = dict(
+        page.run(
+            f"[...{card_of('Verdicts · one')}.querySelectorAll('.legend li')]"
+            ".map((item) => [item.textContent, item.firstChild.style.background])"
+        )
+    )
+    assert verdicts["pass rate"] == "var(--good)" and list(verdicts.values()).count("var(--good)") == 1
+
+
+def test_each_run_has_its_own_medians(page: Page) -> None:
+    said = page.run(
+        "['one', 'two'].map((run) => [...document.querySelectorAll('.card')]"
+        ".find((c) => c.querySelector('h3 span').textContent === `Seconds by part · ${run}`)"
+        ".querySelector('.meaning').textContent.split('Medians: ')[1])"
+    )
+    assert said == ["transfer 20 ms, engine 0 ms, proof 10 ms.", "transfer 20 ms, engine 0 ms, proof 30 ms."]
 
 
 def test_a_value_that_is_not_finite_is_a_gap(page: Page) -> None:
