@@ -45,7 +45,7 @@ def preflight(config: Config, options: Options) -> int:
     found = estimate(model, config, machine, tokens)
     fitting = fits(found.states, machine)
     advice = [] if fitting else remedies(model, config, machine)
-    layouts = suggestions(model, config, machine, tokens) if options.suggest else []
+    layouts = suggestions(model, config, machine, tokens) if options.suggest else None
     if options.as_json:
         print(report.to_json(found, machine, fitting=fitting, remedies=advice, suggestions=layouts))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,6 +18,8 @@ from megatron_rapo.preflight.memory import Memory
 from megatron_rapo.preflight.seconds import GPUS_PER_NODE, Hardware, Traffic, seconds, traffic
 
 BEST = 3  # layouts that are suggested
+SPARE = 0.1
+"""Share of a GPU's memory that a suggested layout leaves free, for what is not counted or not measured."""
 Settings = Mapping[str, Any]  # "section.field" -> value
 
 
@@ -86,7 +88,8 @@ def remedies(model: ModelShape, config: Config, machine: Machine) -> list[Settin
 
 
 def suggestions(model: ModelShape, config: Config, machine: Machine, tokens_per_sequence: float) -> list[Estimate]:
-    """The layouts that fit with the shortest estimated steps."""
+    """Return the layouts with the shortest estimated steps of those that fit and leave SPARE of the memory free."""
+    machine = replace(machine, memory_bytes=machine.memory_bytes * (1 - SPARE))
     fitting = (_fitting(model, config, settings, machine) for settings in _layouts(machine.gpus))
     found = [estimate(model, other, machine, tokens_per_sequence) for other in fitting if other]
     return sorted(found, key=lambda each: sum(each.seconds.values()))[:BEST]

@@ -11,14 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_rapo.hf import ModelShape
-from megatron_rapo.preflight.fit import Estimate, Machine, Settings
+from megatron_rapo.preflight.fit import SPARE, Estimate, Machine, Settings
 from megatron_rapo.preflight.memory import Memory, engine_numel, parameters
 
 GIB = 2**30
 
 
 def to_json(
-    found: Estimate, machine: Machine, *, fitting: bool, remedies: Sequence[Settings], suggestions: Sequence[Estimate]
+    found: Estimate,
+    machine: Machine,
+    *,
+    fitting: bool,
+    remedies: Sequence[Settings],
+    suggestions: Sequence[Estimate] | None,
 ) -> str:
     """Everything, bytes and seconds as numbers."""
     content = {
@@ -32,7 +37,7 @@ def to_json(
         "remedies": [dict(each) for each in remedies],
         "suggestions": [
             {"settings": layout_of(each), "seconds": dict(each.seconds), "most_bytes": most(each)}
-            for each in suggestions
+            for each in suggestions or ()
         ],
     }
     return json.dumps(content, indent=2)
@@ -45,21 +50,23 @@ def show(
     *,
     fitting: bool,
     remedies: Sequence[Settings],
-    suggestions: Sequence[Estimate],
+    suggestions: Sequence[Estimate] | None,
 ) -> None:
     """Tables on standard output."""
     console = Console() if Console().is_terminal else Console(width=120)
     console.print(_parameters(model, found), _states(found, machine), _batch(found), _seconds(found, machine))
     if fitting:
-        console.print("fits.")
+        console.print(f"fits, with {_free(found, machine):.1f} GiB of each GPU free{_little(found, machine)}.")
     else:
         console.print(f"does not fit: {_too_much(found, machine)}.")
         for remedy in remedies:
             console.print(f"  would fit with {_as_options(remedy)}")
         if not remedies:
             console.print("  no one or two settings would make it fit; take more GPUs, or --suggest.")
-    for place, each in enumerate(suggestions, 1):
-        needs = f"{sum(each.seconds.values()):.0f} s, {(most(each) + machine.overhead_bytes) / GIB:.1f} GiB"
+    if suggestions is not None and not suggestions:
+        console.print(f"no layout leaves {SPARE:.0%} of each GPU free; take more GPUs or shorter sequences.")
+    for place, each in enumerate(suggestions or (), 1):
+        needs = f"about {_about(sum(each.seconds.values()))} s, {(most(each) + machine.overhead_bytes) / GIB:.1f} GiB"
         console.print(f"{place}. {needs}: {_as_options(layout_of(each))}", soft_wrap=True)
 
 
@@ -135,14 +142,30 @@ def _seconds(found: Estimate, machine: Machine) -> Table:
     )
     table = Table("phase", "s", title=title, caption=caption, min_width=60)
     for phase, value in found.seconds.items():
-        table.add_row(phase, f"{value:.1f}")
-    table.add_row("together", f"{sum(found.seconds.values()):.1f}", style="bold")
+        table.add_row(phase, _about(value))
+    table.add_row("together", _about(sum(found.seconds.values())), style="bold")
     return table
 
 
 def _too_much(found: Estimate, machine: Machine) -> str:
     over = {state: each.total - machine.usable for state, each in found.states.items()}
     return ", ".join(f"{state} by {more / GIB:.1f} GiB" for state, more in over.items() if more > 0)
+
+
+def _free(found: Estimate, machine: Machine) -> float:
+    return (machine.usable - most(found)) / GIB
+
+
+def _little(found: Estimate, machine: Machine) -> str:
+    """Warn where less is free than a suggested layout would leave."""
+    if _free(found, machine) >= SPARE * machine.memory_bytes / GIB:
+        return ""
+    return f"; that is little for what is not counted: {SPARE:.0%} free is safe"
+
+
+def _about(seconds: float) -> str:
+    """Round to two digits: an estimate is good to a factor."""
+    return f"{float(f'{seconds:.2g}'):g}"
 
 
 def _memory(each: Memory) -> dict[str, Any]:
