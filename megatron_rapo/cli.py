@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0, 1 for a lost process, 2 for input that cannot work, 75 for a run that was told to stop and can go on.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is there: vLLM on a CPU warns of NUMA binding
     try:
         if words and words[0] in TOOLS:
             return _tool(words[0], words[1:])

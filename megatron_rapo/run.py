@@ -95,7 +95,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         _report_left_out(monitor.message, config.data.train, train_set, config)
         if heldout:
             _report_left_out(monitor.message, heldout.settings.data, heldout.prompts, config)
-        monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
+        monitor.message(f"starting Megatron and vLLM on {_count(dist.get_world_size(), 'process', 'processes')}")
         trainer, engine = _build(config, shape, verifier, rewards, monitor, profiler, signals, train_set, heldout)
         stack.callback(engine.close)
         for problem in damaged:
@@ -226,6 +226,10 @@ def _sample(heldout: HeldOut, model: EvaluatedModel, *, start: int, keep: Keep, 
             done += [ProblemScore.of(sampled) for sampled in part]
             say(f"{start + len(done)} of {total} problems")
     return done
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _nothing(_: object) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.monitor import SCALARS, read_lines, read_rollouts
+from megatron_rapo.monitor.events import tag
 from tests.training import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
 
 
@@ -131,7 +132,7 @@ def test_tensorboard_shows_the_same(whole: tuple[Path, str]) -> None:
     for row in metrics(whole[0])[1:]:
         for name, value in row.items():
             if name.startswith(("policy/", "estimator/", "rollout/", "reshard/")):
-                (found,) = [e.value for e in events.Scalars(name) if e.step == row["step"]]
+                (found,) = [e.value for e in events.Scalars(tag(name)) if e.step == row["step"]]
                 assert found == pytest.approx(value, rel=1e-6), name
     assert len(events.Tensors("samples/0")) == len(events.Tensors("histogram/completion_tokens")) == 3
     assert [event.step for event in events.Tensors("histogram/log_rho")] == [1, 2]  # where completions are recorded
@@ -170,7 +171,7 @@ def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> Non
     assert phases <= seconds.keys()
     assert Path(summary["checkpoint"]).name == "step-000003"
     assert "engine and trainer differ on fixed prompts by " in output
-    assert "step 3/3 " in output and "tensorboard --logdir" in output
+    assert "step 3/3 0:00 left " in output and "tensorboard --logdir" in output
     assert "\x1b" not in output  # no terminal: no control characters
     assert json.loads((folder / "run/config.json").read_text())["optimizer"]["beta2"] == 0.999
 
@@ -245,7 +246,7 @@ def test_evaluations_while_it_trains_are_recorded(whole: tuple[Path, str], resum
     assert "eval/pass@1" in rows[1] and "eval/pass@1" not in others[1]
     events = EventAccumulator(str(folder / "run/tensorboard"))
     events.Reload()
-    assert {event.step for event in events.Scalars("eval/pass@1")} == {0, 1, 2, 3}
+    assert {event.step for event in events.Scalars(tag("eval/pass@1"))} == {0, 1, 2, 3}
     assert output.count("held-out problems after step 2: pass@1 ") == 1 and "after step 1:" not in output
     assert json.loads((folder / "run/summary.json").read_text())["pass@1"].keys() == {"before", "after"}
 

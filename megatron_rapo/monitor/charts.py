@@ -48,4 +48,17 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """Section -> chart -> scalars; a name that ends in / or @ stands for all that begin with it."""
+GROUPS = (
+    "reward",
+    "eval",
+    "policy",
+    "rollout",
+    "optimizer",
+    "reference",
+    "estimator",
+    "reshard",
+    "throughput",
+    "seconds",
+)
+"""The first parts of the scalars' names, in the order in which they are looked at."""
 OPEN_ENDS = ("/", "@")

@@ -42,7 +42,7 @@ class Console:
     On a terminal: progress, remaining time, what is going on now, a table of the latest steps and where the time of the
     last one went, redrawn in place. Elsewhere: one line per step and per message, without control characters:
 
-        step 3/30 reward 0.410 pass_rate 0.380 ... rollout 3.1s train 1.9s step 5.4s
+        21:12:10 step 3/30 2:31 left reward 0.410 pass_rate 0.380 ... rollout 3.1s train 1.9s step 5.4s
     """
 
     def __init__(self, total_steps: int, *, stream: TextIO | None = None, width: int | None = None) -> None:
@@ -102,7 +102,8 @@ class Console:
         self._latest.append((step, self._scalars))
         if not self._is_live:
             cells = [f"{label} {number}" for label, number in (*_headlines(scalars), *_durations(scalars))]
-            print(" ".join([f"step {step}/{self._total_steps}", *cells]), file=self._stream, flush=True)
+            progress = f"{time.strftime('%H:%M:%S')} step {step}/{self._total_steps} {self._remaining()}"
+            print(" ".join([progress, *cells]), file=self._stream, flush=True)
         elif self._live is not None:
             self._live.refresh()
 

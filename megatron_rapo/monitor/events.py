@@ -21,7 +21,7 @@ from tensorboard.plugins.text.metadata import create_summary_metadata as text_me
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from megatron_rapo.monitor.charts import CHARTS, OPEN_ENDS
+from megatron_rapo.monitor.charts import CHARTS, GROUPS, OPEN_ENDS
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
 from megatron_rapo.monitor.writers import Sample
 
@@ -46,7 +46,7 @@ class EventFile:
         samples: Sequence[Sample],
         histograms: Mapping[str, Sequence[float]],
     ) -> None:
-        """Write scalars and histograms under their names, samples as samples/0, samples/1, ...; flushed."""
+        """Write scalars under `tag` of their names, histograms under theirs, samples as samples/0, ...; flushed."""
         values = [_scalar(name, value) for name, value in scalars.items()]
         values += [_text(f"samples/{i}", sample.markdown()) for i, sample in enumerate(samples)]
         values += [_histogram(name, each) for name, each in histograms.items() if len(each)]
@@ -60,10 +60,15 @@ class EventFile:
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
 
+def tag(name: str) -> str:
+    """Return the tag of a scalar: its name, numbered, because TensorBoard shows groups in alphabetical order."""
+    return f"{GROUPS.index(name.partition('/')[0]) + 1:02}_{name}"
+
+
 def _scalar(name: str, value: float) -> Summary.Value:
     metadata = scalar_metadata(display_name=name, description=describe(name))
     metadata.data_class = DATA_CLASS_SCALAR  # without it TensorBoard's fast loader drops the description
-    return Summary.Value(tag=name, simple_value=value, metadata=metadata)
+    return Summary.Value(tag=tag(name), simple_value=value, metadata=metadata)
 
 
 def _text(tag: str, markdown: str) -> Summary.Value:
@@ -103,4 +108,4 @@ def _layout() -> Summary.Value:
 
 def _pattern(name: str) -> str:
     """The regular expression of scalars that CHARTS names so."""
-    return f"^{name}.+$" if name.endswith(OPEN_ENDS) else f"^{name}$"
+    return f"^{tag(name)}.+$" if name.endswith(OPEN_ENDS) else f"^{tag(name)}$"

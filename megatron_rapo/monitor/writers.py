@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.text import without_controls
 
 TENSORBOARD_FOLDER = "tensorboard"
+SAMPLE_WIDTH = 100
+"""Characters of a line of a sample: what shows it as literal text wraps no lines."""
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """Of each writer: the package that it needs, by the name of its import."""
 
@@ -82,5 +85,10 @@ def kept_id(path: Path, new: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """An indented code block: nothing in it is markup, and no line of it can end it."""
-    return "\n".join("    " + line for line in without_controls(text, "\N{REPLACEMENT CHARACTER}").split("\n"))
+    """Return `text` as an indented code block, wrapped: nothing in it is markup, and no line of it can end it."""
+    lines = without_controls(text, "\N{REPLACEMENT CHARACTER}").split("\n")
+    return "\n".join("    " + part for line in lines for part in _wrapped(line))
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, SAMPLE_WIDTH, expand_tabs=False, replace_whitespace=False, drop_whitespace=False) or [""]

@@ -44,17 +44,18 @@ def without_escapes(text: str) -> str:
 
 def test_without_a_terminal_each_step_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(console.time, "strftime", lambda form: "21:12:10")
     stream = io.StringIO()
     with Console(30, stream=stream) as shown:
         shown.message("reading the model")
         shown.phase("rollout")
         shown.step(3, SCALARS)
-        shown.step(4, {"reward/mean": float("nan")})
+        shown.step(4, {"reward/mean": float("nan"), "seconds/step": 5.6})
     assert stream.getvalue() == (
         "reading the model\n"
-        "step 3/30 reward 0.410 pass_rate 0.375 kl 0.00123 entropy 0.312 tokens 54.0 tokens/s 812 "
+        "21:12:10 step 3/30 2:31 left reward 0.410 pass_rate 0.375 kl 0.00123 entropy 0.312 tokens 54.0 tokens/s 812 "
         "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s\n"
-        "step 4/30 reward nan\n"
+        "21:12:10 step 4/30 2:26 left reward nan step 5.6s\n"
     )
 
 
@@ -63,7 +64,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: py
     stream = Terminal()
     with Console(30, stream=stream) as shown:
         shown.step(3, {"reward/mean": 0.5})
-    assert stream.getvalue() == "step 3/30 reward 0.500\n"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d step 3/30 -:-- left reward 0\.500\n", stream.getvalue())
 
 
 def drawn(stream: Terminal, start: str = "step 3/30") -> list[str]:

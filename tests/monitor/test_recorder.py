@@ -16,6 +16,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util import tensor_util
 
 from megatron_rapo.monitor import CHARTS, HISTOGRAMS, SCALARS, Recorder, Sample
+from megatron_rapo.monitor.events import tag
 
 SAMPLE = Sample(prompt="1+1=", completion="The sum is \\boxed{2}.", answer="2", reward=1.0)
 
@@ -34,7 +35,7 @@ def events(folder: Path) -> EventAccumulator:
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in events(folder).Scalars(name)]
+    return [(event.step, event.value) for event in events(folder).Scalars(tag(name))]
 
 
 def test_the_same_numbers_are_in_both_files(tmp_path: Path) -> None:
@@ -48,13 +49,13 @@ def test_the_same_numbers_are_in_both_files(tmp_path: Path) -> None:
     assert scalars(tmp_path, "reward/mean") == [(1, 0.25), (2, 0.75)]
     assert scalars(tmp_path, "seconds/rollout") == [(1, 3.5)]
     assert scalars(tmp_path, "optimizer/lr") == [(2, float(np.float32(1e-6)))]
-    assert sorted(events(tmp_path).Tags()["scalars"]) == ["optimizer/lr", "reward/mean", "seconds/rollout"]
+    assert sorted(events(tmp_path).Tags()["scalars"]) == ["01_reward/mean", "05_optimizer/lr", "10_seconds/rollout"]
 
 
 def test_tensorboard_says_what_a_scalar_means(tmp_path: Path) -> None:
     with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         recorder.log(1, {"policy/entropy": 0.5})
-    metadata = events(tmp_path).SummaryMetadata("policy/entropy")
+    metadata = events(tmp_path).SummaryMetadata(tag("policy/entropy"))
     assert metadata.summary_description == SCALARS["policy/entropy"]
     assert metadata.plugin_data.plugin_name == "scalars"
     assert metadata.data_class == DATA_CLASS_SCALAR
@@ -92,7 +93,7 @@ def test_an_unknown_scalar_is_refused_and_nothing_is_written(tmp_path: Path) -> 
             recorder.log(1, {"reward/mean": 0.5, "reward/meen": 0.5})
         recorder.log(1, {"eval/pass@16/before": 0.5})
     assert rows(tmp_path) == [{"step": 1, "eval/pass@16/before": 0.5}]
-    assert events(tmp_path).Tags()["scalars"] == ["eval/pass@16/before"]
+    assert events(tmp_path).Tags()["scalars"] == ["02_eval/pass@16/before"]
 
 
 def test_a_second_call_for_a_step_adds_to_its_line(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     assert scalars(tmp_path, "reward/mean") == [(1, 0.125), (2, 0.25), (3, 0.75)]
     server = ServerAccumulator(str(tmp_path / "tensorboard"))  # another reader, with rules of its own for restarts
     server.Reload()
-    assert [event.step for event in server.Tensors("reward/mean")] == [1, 2, 3]
+    assert [event.step for event in server.Tensors(tag("reward/mean"))] == [1, 2, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
@@ -169,6 +170,14 @@ def test_samples_are_text_in_tensorboard(tmp_path: Path) -> None:
     assert accumulator.SummaryMetadata("samples/0").plugin_data.plugin_name == "text"
 
 
+def test_long_lines_of_a_sample_are_wrapped() -> None:
+    line = "word " * 30 + "x" * 120
+    text = Sample(prompt=line, completion="a\n\n  b", answer="", reward=0.5).markdown()
+    assert max(map(len, text.splitlines())) == 104
+    assert "    a\n    \n      b\n" in text
+    assert text.split("**prompt**\n\n")[1].split("\n\n**completion")[0].replace("\n", "").replace("    ", "") == line
+
+
 def test_tensorboard_shows_distributions(tmp_path: Path) -> None:
     values = [0.0, 0.0, 0.1, 3.0]
     with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
@@ -195,12 +204,13 @@ def test_tensorboard_groups_the_curves(tmp_path: Path) -> None:
     assert {c.title: [chart.title for chart in c.chart] for c in layout.category} == {
         section: list(charts) for section, charts in CHARTS.items()
     }
-    known = [*SCALARS, "seconds/rollout", "eval/pass@1", "eval/maj@4", "reward/term/length"]
+    known = [tag(name) for name in (*SCALARS, "seconds/rollout", "eval/pass@1", "eval/maj@4", "reward/term/length")]
+    assert sorted(known)[0].startswith("01_reward/") and "07_estimator/importance_capped" in known
     for chart in (chart for category in layout.category for chart in category.chart):
         for pattern in chart.multiline.tag:
             assert any(re.search(pattern, name) for name in known), pattern
     time = next(chart for c in layout.category for chart in c.chart if chart.title == "Seconds by phase")
-    assert list(time.multiline.tag) == ["^seconds/.+$"]
+    assert list(time.multiline.tag) == ["^10_seconds/.+$"]
 
 
 def test_markup_in_a_completion_stays_literal() -> None:
