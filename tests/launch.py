@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from tests.patience import HANG_S
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT_VARIABLE = "RAPO_TEST_RESULT"
 TAIL_CHARACTERS = 6000
@@ -35,7 +37,7 @@ def run_distributed(
     script: Path,
     nproc: int,
     *args: object,
-    timeout_s: float = 120.0,
+    timeout_s: float = HANG_S,
     env: dict[str, str] | None = None,
 ) -> dict[str, Any] | None:
     """Run `script args...` on `nproc` processes under torchrun; return what it gave to `write_result`, or None.

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_rapo.distributed import init_process_group
 from megatron_rapo.output_head import ReferenceHead, token_scores
 from tests.launch import write_result
+from tests.patience import COLLECTIVE_S
 
 NUM_TOKENS, HIDDEN = 11, 8
 CHUNK = 4  # 4, 4 and 3 tokens
@@ -81,7 +82,7 @@ class Inputs:
 
 
 def main() -> None:
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     rank = dist.get_rank()
     groups = {n: [dist.new_group(list(range(i, i + n))) for i in range(0, 4, n)][rank // n] for n in (1, 2, 4)}
     results: dict[str, Any] = {}

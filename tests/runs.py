@@ -25,7 +25,7 @@ def tiny_config(model: Path, folder: Path, /, **sections: dict[str, Any]) -> Con
         "optimizer": {"lr": 1e-3},
         "reward": {"budget_s": 30.0},
         "precision": {"dtype": "float32"},
-        "run": {"folder": folder, "steps": 4, "timeout_s": 60.0},
+        "run": {"folder": folder, "steps": 4, "timeout_s": 1200.0},
     }
     for section, fields in sections.items():
         settings[section] = settings.get(section, {}) | fields

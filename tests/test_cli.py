@@ -15,6 +15,7 @@ from megatron_rapo.config import ConfigError
 from megatron_rapo.data.rows import DataError
 from megatron_rapo.errors import InputError
 from tests.evaluation.known import right_of
+from tests.patience import HANG_S
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "megatron", "vllm", "datasets")
@@ -39,7 +40,7 @@ def command(*arguments, columns=80, environment=None):
         env=os.environ | {"COLUMNS": str(columns)} | (environment or {}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     lines = finished.stderr.splitlines()
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines if line.startswith("import time:")}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_rapo.checkpoints import latest_checkpoint
 from megatron_rapo.checkpoints.manifest import Manifest
+from tests.patience import HANG_S
 from tests.small_disk import small_disk
 from tests.training import ROOT, kill_tree, start
 
@@ -21,7 +22,7 @@ def test_a_disk_that_is_full_ends_the_run_and_takes_nothing_with_it(tmp_path: Pa
         settings += ("--set", "checkpoint.async_save=false")  # else the next line of metrics may be what fails first
         process = start(tmp_path, *settings, steps=5, prefix=disk.enter)
         try:
-            output, _ = process.communicate(timeout=150)
+            output, _ = process.communicate(timeout=HANG_S)
         finally:
             kill_tree(process)
         assert process.returncode != 0 and "CheckpointError" not in output, output  # no traceback of ours
@@ -40,7 +41,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_built(tmp_path: Path)
     with small_disk(tmp_path / "disk", 10) as disk:
         settings = ("--set", f"run.folder={disk.path / 'run'}", "--set", "parallel.tensor=1")
         process = start(tmp_path, *settings, prefix=disk.enter, nproc=1)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=HANG_S)
     assert f"error: run.folder={disk.path}/run: its disk has 0.01 GB free, and a checkpoint of this" in output
     assert "takes 0.01 GB, its export as a Hugging Face folder 0.00; make room, or name a folder on" in output
     assert "starting Megatron" not in output
@@ -50,17 +51,17 @@ def test_a_conversion_goes_on_when_there_is_room(tmp_path: Path) -> None:
     model = ROOT / "examples/tiny/model"
     with small_disk(tmp_path / "disk", 2) as disk:
         command = [*disk.enter, *CONVERT, "hf-to-megatron", str(model), str(disk.path / "out"), "--pipeline", "2"]
-        full = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        full = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
         assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
         assert full.stderr.startswith(f"error: {disk.path}/out: could not be written: the disk is full (")
         assert not (disk.outside / "out").exists()
         disk.remount("size=20m")
-        subprocess.run(command, capture_output=True, timeout=300, check=True)
+        subprocess.run(command, capture_output=True, timeout=HANG_S, check=True)
         verify = [*disk.enter, *CONVERT, "verify", str(model), str(disk.path / "out")]
-        subprocess.run(verify, capture_output=True, timeout=300, check=True)
+        subprocess.run(verify, capture_output=True, timeout=HANG_S, check=True)
         disk.remount("ro")
         again = [*command[:-3], str(disk.path / "other")]
-        refused = subprocess.run(again, capture_output=True, text=True, timeout=300)
+        refused = subprocess.run(again, capture_output=True, text=True, timeout=HANG_S)
         assert refused.returncode == 2
         assert refused.stderr == (
             f"error: {disk.path}/other: could not be written: it cannot be written to (Read-only file system); name a "

@@ -9,12 +9,12 @@ from tests.launch import run_distributed
 
 SCRIPT = """
 import os, sys, time
-import torch, torch.distributed as dist
-from tests.launch import write_result
 
 def main():
     if sys.argv[1] == "hang" and os.environ["RANK"] == "1":
-        time.sleep(100)  # the slow one
+        time.sleep(3600)  # the slow one
+    import torch, torch.distributed as dist
+    from tests.launch import write_result
     dist.init_process_group("gloo")
     rank = torch.tensor(dist.get_rank())
     if sys.argv[1] == "fail" and rank == 1:
@@ -47,6 +47,6 @@ def test_a_failure_shows_the_failing_rank(script: Path) -> None:
 
 
 def test_a_hang_ends_with_stacks_and_leaves_nothing(script: Path) -> None:
-    with pytest.raises(AssertionError, match=r"still running after 12.0 s(?s:.*)rank 1, stderr(?s:.*)launched.py"):
-        run_distributed(script, 2, "hang", timeout_s=12.0)
+    with pytest.raises(AssertionError, match=r"still running after 30.0 s(?s:.*)rank 1, stderr(?s:.*)launched.py"):
+        run_distributed(script, 2, "hang", timeout_s=30.0)
     assert not [p.pid for p in psutil.process_iter(["cmdline"]) if str(script) in (p.info["cmdline"] or [])]

@@ -14,6 +14,7 @@ import pytest
 
 from megatron_rapo import launch
 from megatron_rapo.errors import InputError
+from tests.patience import HANG_S
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +26,7 @@ def test_bad_input_is_one_line_and_nothing_is_left(tmp_path: Path) -> None:
         env=os.environ | {"TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr.splitlines() == [

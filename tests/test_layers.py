@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import HANG_S
+
 PACKAGE = "megatron_rapo"
 ROOT = Path(__file__).parents[1]
 
@@ -280,5 +282,5 @@ def test_importing_loads_no_framework(module: str, unwanted: str) -> None:
     script = (
         f"import sys, {PACKAGE}.{module}; print(sorted(m for m in sys.modules if m.split('.')[0] == {unwanted!r})[:3])"
     )
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
     assert (run.returncode, run.stdout, run.stderr) == (0, "[]\n", "")

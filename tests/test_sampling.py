@@ -14,6 +14,7 @@ from megatron_rapo.rollout import Sampling, Work
 from megatron_rapo.rollout.requests import MAX_SEED
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import NOTHING, OpenGroup, Outcome, Problem, Prompt
+from tests.patience import HANG_S
 from tests.scripted import ScriptedEngine, ScriptedVerifier
 
 
@@ -136,7 +137,7 @@ def test_judging_is_shared_out_and_the_same_everywhere(monkeypatch):
 
     The user's function says something else on each of them, and all get to know what it said where a group was judged.
     """
-    parts, all_there, this = {}, Barrier(4, timeout=20), local()
+    parts, all_there, this = {}, Barrier(4, timeout=HANG_S), local()
 
     def all_gather_object(everyone, mine):
         parts[this.rank] = mine

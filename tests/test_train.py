@@ -22,6 +22,7 @@ from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.monitor import SCALARS, read_lines, read_rollouts
 from megatron_rapo.monitor.events import tag
+from tests.patience import COLLECTIVE_S, HANG_S
 from tests.training import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
 
 
@@ -312,7 +313,7 @@ def test_evaluate_goes_on_after_a_kill_and_finds_what_the_run_found(whole: tuple
 
 def test_an_earlier_run_is_not_lost(whole: tuple[Path, str]) -> None:
     process = start(whole[0])
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=HANG_S)
     assert process.returncode != 0
     assert f"error: run.folder={whole[0] / 'run'}: holds an earlier run" in output
     assert "--resume" in output and "--overwrite" in output
@@ -327,7 +328,7 @@ def test_told_to_end_it_saves(tmp_path: Path) -> None:
     process = start(tmp_path, "--set", "checkpoint.every_steps=0")
     try:
         ranks_after_first_step(process, tmp_path)[1].send_signal(signal.SIGUSR1)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=HANG_S)
     finally:
         kill_tree(process)
     assert process.returncode == 75 and "process 1 of the run" not in output
@@ -350,18 +351,16 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[int, p
 def test_a_rank_that_dies_ends_the_run(running: tuple[subprocess.Popen[str], dict[int, psutil.Process]]) -> None:
     process, ranks = running
     ranks[1].kill()
-    killed = time.monotonic()
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=COLLECTIVE_S / 2)  # long before the collectives' own timeout
     assert process.returncode != 0
     assert "rank 0: lost another process of this run" in output or "rank 0: told to end (SIGTERM)" in output
-    assert time.monotonic() - killed < 30  # well under the collectives' own timeout of 60 s
     assert not ranks[0].is_running()
 
 
 def test_ctrl_c_ends_the_run(running: tuple[subprocess.Popen[str], dict[int, psutil.Process]]) -> None:
     process, ranks = running
     process.send_signal(signal.SIGINT)  # a terminal sends it to the launcher, whose processes have their own sessions
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert "rank 0: interrupted; --resume goes on" in output
     assert not any(rank.is_running() for rank in ranks.values())

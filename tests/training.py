@@ -15,6 +15,8 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from tests.patience import COLLECTIVE_S, HANG_S
+
 ROOT = Path(__file__).parents[1]
 CONFIG = """
 [model]
@@ -44,7 +46,8 @@ parity_every_steps = 1
 [optimizer]
 lr = 2e-4
 [reward]
-budget_s = 30.0
+timeout_s = 60.0
+budget_s = 600.0
 [precision]
 dtype = "float32"
 [checkpoint]
@@ -62,7 +65,7 @@ max_completion_tokens = 64
 [run]
 folder = "{folder}"
 steps = {steps}
-timeout_s = 60.0
+timeout_s = {timeout_s}
 """
 ONE_PASS = ("--set", "batch.optimizer_steps_per_rollout=1", "--set", "batch.old_logprobs_from_training=true")
 LAYOUTS: dict[str, Sequence[str]] = {  # on two processes, as settings on the command line
@@ -80,7 +83,7 @@ def start(
     heldout = folder / "heldout.jsonl"
     heldout.write_text("".join((ROOT / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[:6]))
     config = folder / "config.toml"
-    config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps))
+    config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps, timeout_s=COLLECTIVE_S))
     launch = [*prefix, sys.executable, "-m", "megatron_rapo", "launch", f"--nproc-per-node={nproc}"]
     command = [*launch, "train", str(config), *arguments]
     return subprocess.Popen(
@@ -94,7 +97,7 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 200) -> str:
+def finish(process: subprocess.Popen[str], timeout_s: float = HANG_S) -> str:
     """The output of a run that must succeed."""
     try:
         output, _ = process.communicate(timeout=timeout_s)
@@ -117,7 +120,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def ranks_after_first_step(process: subprocess.Popen[str], folder: Path) -> dict[int, psutil.Process]:
     """The training processes of a run, by rank, when it has finished its first step."""
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + HANG_S
     while not ((folder / "run/metrics.jsonl").exists() and len(metrics(folder)) > 1):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.2)

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import bench_convert
 from benchmarks.environment import REPOSITORY
+from tests.patience import HANG_S
 
 TAKEN = {
     "copy": [{"s": 1.0, "peak_mib": 300.0}, {"s": 2.0, "peak_mib": 310.0}, {"s": 3.0, "peak_mib": 305.0}],
@@ -48,7 +49,7 @@ def test_targets(result: dict[str, Any]) -> None:
 
 def test_one_run_in_small(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.bench_convert", "--small", "--repeats", "1", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=REPOSITORY)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=True, cwd=REPOSITORY)
     printed = json.loads(done.stdout)
     assert printed["sides"].keys() == set(bench_convert.SIDES)
     assert all(side["s"] > 0 and side["peak_mib"] > 50 for side in printed["sides"].values())

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import bench_reshard
 from benchmarks.environment import REPOSITORY
+from tests.patience import HANG_S
 
 MIB = 2**20
 TAKEN = {  # two turns, seconds
@@ -64,7 +65,7 @@ def test_targets(result: dict[str, Any]) -> None:
 def test_one_case_in_small(tmp_path: Path) -> None:
     """Real engines on two processes; the table takes what it prints."""
     command = [sys.executable, "-m", "benchmarks.bench_reshard", "--small", "--case", "TP2 -> TP2", "--repeats", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=REPOSITORY)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr[-4000:]
     printed = json.loads(done.stdout)
     [case] = printed["cases"]

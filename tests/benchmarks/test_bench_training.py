@@ -15,6 +15,7 @@ from benchmarks.environment import REPOSITORY
 from benchmarks.grpo.case import Case
 from benchmarks.models import CPU_SIZES
 from benchmarks.turns import WARM_UP, Turn, figures, take_turns
+from tests.patience import HANG_S
 
 TAKEN = {"bare": [Turn(1.0, 1.0), Turn(2.0, 1.0)], "ours": [Turn(1.5, 1.1), Turn(2.0, 1.2)]}
 
@@ -33,7 +34,7 @@ def test_ratios_are_of_the_same_turn() -> None:
 def test_a_training_step_against_a_bare_one_in_small() -> None:
     """It refuses to measure where the bare model says something else of the tokens than the policy."""
     command = [sys.executable, "-m", "benchmarks.bench_training", "--model", "1M", "--quick", "--repeats", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=REPOSITORY)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr[-4000:]
     result = json.loads(done.stdout)
     [case] = result["cases"]

@@ -20,6 +20,7 @@ from benchmarks.models import CPU_SIZES, write_model
 from megatron_rapo.data import load_tokenizer
 from megatron_rapo.hf import read_shape
 from megatron_rapo.reshard.layout import hf_shapes
+from tests.patience import HANG_S
 
 CASE = Case(model="1M", lengths="log-normal", prompts=2, completions=2, median=4)  # 2, 4, 4 and 32 tokens or so
 
@@ -45,7 +46,7 @@ def test_each_side_samples_the_tokens_of_the_case(side: str, package: str, work:
 
 def test_processes_that_fail_or_take_too_long_say_so() -> None:
     with pytest.raises(RuntimeError, match=r"json.tool, exit status 2: \.\.\.(?s:.)*no-such-file"):
-        launch("json.tool", ["no-such-file"], processes=1, threads=1, timeout_s=60.0)
+        launch("json.tool", ["no-such-file"], processes=1, threads=1, timeout_s=HANG_S)
     with pytest.raises(RuntimeError, match=r"http.server, exit status none after 1 s"):
         launch("http.server", ["0"], processes=1, threads=1, timeout_s=1.0)
 

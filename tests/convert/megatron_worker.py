@@ -19,11 +19,12 @@ from tests.convert.test_conversion import CONVERTED, FAMILIES, LAYOUTS
 from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.saving import saved
+from tests.patience import COLLECTIVE_S
 from tests.runs import tiny_config
 
 
 def main(folder: Path) -> None:
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     results: dict[str, Any] = {}
     for family in FAMILIES:
         for layout, parallel in LAYOUTS.items():
@@ -44,7 +45,7 @@ def main(folder: Path) -> None:
 
 def build(model: Path, folder: Path, parallel: dict[str, int]) -> Policy:
     config = tiny_config(model, folder, parallel=parallel)
-    return Policy(config, read_shape(model), init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    return Policy(config, read_shape(model), init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0))
 
 
 def give_optimizer_a_state(policy: Policy) -> None:

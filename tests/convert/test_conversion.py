@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> dict[str, Any]:
     """What Megatron found in them; it leaves run checkpoints in `folder`."""
-    return run_distributed(Path(__file__).with_name("megatron_worker.py"), 4, folder, timeout_s=400) or {}
+    return run_distributed(Path(__file__).with_name("megatron_worker.py"), 4, folder) or {}
 
 
 def to_megatron(source: Path, target: Path, layout: dict[str, int], dtype: torch.dtype = torch.float32) -> None:

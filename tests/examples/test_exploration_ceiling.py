@@ -284,14 +284,12 @@ def test_children_say_why_they_failed(tmp_path) -> None:
 
 def test_leaving_by_an_exception_ends_children(tmp_path) -> None:
     children = study.Children()
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), study.workers(children, jobs=1) as pool:
-        future = pool.submit(children.run, [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+        future = pool.submit(children.run, [sys.executable, "-c", "import time; time.sleep(10000)"], tmp_path / "log")
         while not children._running:
             time.sleep(0.01)
         raise KeyboardInterrupt
-    assert isinstance(future.exception(), study.Stopped)
-    assert time.monotonic() - started < 30
+    assert isinstance(future.exception(), study.Stopped)  # and this has not waited for hours
 
 
 def test_stopping_ends_children(tmp_path) -> None:
@@ -300,7 +298,7 @@ def test_stopping_ends_children(tmp_path) -> None:
 
     def sleep() -> None:
         try:
-            children.run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+            children.run([sys.executable, "-c", "import time; time.sleep(10000)"], tmp_path / "log")
         except study.Stopped as stopped:
             ended.append(type(stopped))
 

@@ -29,6 +29,7 @@ from megatron_rapo.objective import loss_function
 from megatron_rapo.types import TrainingSequence
 from tests.groups import end_groups
 from tests.launch import write_result
+from tests.patience import COLLECTIVE_S
 from tests.runs import recorded_rollout, tiny_config
 
 WRITE = checkpoint_writer.write
@@ -45,7 +46,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     folder = Path(sys.argv[1])
     model = folder / "model"
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     rollout = recorded_rollout(model)
     results: dict[str, Any] = {}
     for saved in LAYOUTS:
@@ -173,7 +174,7 @@ def build(model: Path, folder: Path, layout: str) -> tuple[Policy, Config]:
     sections = {name: dict(fields) for name, fields in LAYOUTS[layout].items()}
     sections["optimizer"] = sections.get("optimizer", {}) | {"schedule": "linear", "warmup_steps": 2, "lr": 1e-3}
     config = tiny_config(model, folder, run={"deterministic": True}, **sections)
-    parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
+    parallel = init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0)
     return Policy(config, read_shape(model), parallel), config
 
 

@@ -32,5 +32,5 @@ def found(models: Path) -> dict[str, Any]:
     """What layout_worker.py says of each layout."""
     results: dict[str, Any] = {}
     for nproc in sorted({layout.nproc for layout in ALL.values()}):
-        results |= run_distributed(WORKER, nproc, models, timeout_s=280) or {}
+        results |= run_distributed(WORKER, nproc, models) or {}
     return results

@@ -31,6 +31,7 @@ from tests import models, runs
 from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.layouts import ALL, MEASURED, MEASURED_LAYOUTS, SAMPLED, SETTINGS, SHARED_PROMPTS, TRAINED, Layout
+from tests.patience import COLLECTIVE_S
 from tests.runs import tiny_config, token_log_probs
 
 # Adam's first update is lr * g / (|g| + eps). With the usual eps it is lr * sign(g): blind to a gradient that is wrong
@@ -43,7 +44,7 @@ recorded_rollout = functools.cache(runs.recorded_rollout)
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     results = {
         name: of_layout(folder, name, layout) for name, layout in ALL.items() if layout.nproc == dist.get_world_size()
     }
@@ -82,7 +83,7 @@ def build(
     rollout = recorded_rollout(
         model, temperature=config.rollout.temperature, by_sequence=config.algorithm.aggregation == "sequence"
     )
-    parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
+    parallel = init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0)
     return config, Policy(config, read_shape(model), parallel), rollout
 
 

@@ -21,6 +21,7 @@ from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.saving import saved
 from tests.mcore.test_offload import CASES
+from tests.patience import COLLECTIVE_S
 from tests.runs import recorded_rollout, tiny_config
 
 STEPS = 3
@@ -28,7 +29,7 @@ STEPS = 3
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     rollout = recorded_rollout(folder / "model")
     results = {name: compare(folder, name, rollout) for name in CASES}
     if dist.get_rank() == 0:
@@ -64,7 +65,7 @@ def compare(folder: Path, name: str, rollout: list[TrainingSequence]) -> dict[st
 def build(folder: Path, name: str, *, offload: bool) -> tuple[Policy, Config]:
     sections = CASES[name] | {"memory": {"offload_optimizer": offload}}
     config = tiny_config(folder / "model", folder, **sections)
-    parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
+    parallel = init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0)
     return Policy(config, read_shape(folder / "model"), parallel), config
 
 

@@ -22,11 +22,12 @@ from megatron_rapo.skipped_steps import NOT_FINITE, SkippedSteps
 from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.test_skipped_steps import CASES
+from tests.patience import COLLECTIVE_S
 from tests.runs import recorded_rollout, tiny_config
 
 
 def main(folder: Path) -> None:
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     rollout = recorded_rollout(folder / "model")
     results: dict[str, Any] = {}
     for name in CASES:
@@ -48,7 +49,9 @@ def train(folder: Path, name: str, rollout: Any, *, poisoned: tuple[int, ...]) -
     schedule = {"schedule": "linear", "warmup_steps": 2, "lr": 1e-3}
     sections = CASES[name] | {"optimizer": CASES[name].get("optimizer", {}) | schedule}
     config = tiny_config(folder / "model", folder, **sections)
-    policy = Policy(config, read_shape(folder / "model"), init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    policy = Policy(
+        config, read_shape(folder / "model"), init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0)
+    )
     loss = loss_function(config, policy.sequence_mean)
     found = []
     for number in range(3):

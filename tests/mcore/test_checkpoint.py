@@ -19,7 +19,7 @@ DISTRIBUTED = ("DP2 distributed", "DP2 bf16 distributed")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("checkpoints")
     save_tiny_model(folder / "model", tied=True, num_layers=4, num_heads=2, num_kv_heads=2, gain=1.0)
-    return run_distributed(WORKER, 2, folder, timeout_s=280) or {}
+    return run_distributed(WORKER, 2, folder) or {}
 
 
 @pytest.mark.parametrize("layout", [*FLOAT32, *DISTRIBUTED])

@@ -23,7 +23,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("offload")
     save_tiny_model(folder / "model", tied=True, num_layers=4, num_kv_heads=2)
     worker = Path(__file__).with_name("offload_worker.py")
-    return run_distributed(worker, 2, folder, timeout_s=240) or {}
+    return run_distributed(worker, 2, folder) or {}
 
 
 @pytest.mark.parametrize("case", CASES)

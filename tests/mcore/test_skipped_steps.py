@@ -23,7 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("skipped")
     save_tiny_model(folder / "model", tied=True, num_kv_heads=2)
-    return run_distributed(Path(__file__).with_name("skipped_worker.py"), 2, folder, timeout_s=240) or {}
+    return run_distributed(Path(__file__).with_name("skipped_worker.py"), 2, folder) or {}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -23,6 +23,7 @@ from megatron_rapo.rollout import Engine
 from megatron_rapo.types import TrainingSequence
 from tests.groups import end_groups
 from tests.launch import write_result
+from tests.patience import COLLECTIVE_S
 from tests.runs import tiny_config
 
 LENGTH, SEQUENCES, TOKENS = 64, 64, 512  # 8 sequences make a full micro-batch
@@ -71,7 +72,7 @@ class Kept:
 
 
 def main(folder: Path) -> None:
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     found = {name: measure(folder, sections) for name, sections in CASES.items()}
     found |= {name: measure_engine(folder, rollout) for name, rollout in ENGINES.items()}
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -85,7 +86,7 @@ def measure(folder: Path, sections: dict[str, Any]) -> dict[str, list[int]]:
     """Part -> [measured, computed] bytes of this rank."""
     config = tiny_config(folder / "model", folder, batch={"tokens_per_microbatch": TOKENS}, **sections)
     shape = read_shape(folder / "model")
-    policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0))
     [scored] = policy.score([policy.pack(rollout(shape.vocab_size))])
     kept = most_kept(policy, config, scored)
     stage, lanes = policy.parallel.pipeline_group.rank(), policy.parallel.data_context_group.size()

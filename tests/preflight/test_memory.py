@@ -25,7 +25,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         num_kv_heads=2,
         intermediate_size=704,
     )
-    result = run_distributed(Path(__file__).with_name("memory_worker.py"), 2, folder, timeout_s=280)
+    result = run_distributed(Path(__file__).with_name("memory_worker.py"), 2, folder)
     assert result is not None
     return list(result["ranks"])
 

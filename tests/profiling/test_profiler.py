@@ -17,6 +17,7 @@ import torch
 from torch.profiler import record_function
 
 from megatron_rapo.profiling import Profiler
+from tests.patience import HANG_S
 
 
 def ranges(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -70,16 +71,17 @@ def test_a_step_that_fails_is_written_when_there_is_time(tmp_path: Path) -> None
 INTERRUPTED = """
 import sys, time, torch
 from pathlib import Path
-from megatron_rapo.profiling import CLOSING_S, Profiler
-from megatron_rapo.signals import Signals
+from megatron_rapo import signals
+from megatron_rapo.profiling import Profiler
 
-Signals(30.0, closing_s=CLOSING_S)
+signals.SAME_REQUEST_S = 3600.0  # however late the second one is looked at
+signals.Signals(3600.0, closing_s=3600.0)
 profiler = Profiler(Path(sys.argv[1]), {1}, rank=0)
 try:
     with profiler.step(1), profiler.phase("train"):
         torch.ones(1)
         print("up", flush=True)
-        time.sleep(60)
+        time.sleep(3600)
 finally:
     profiler.write(print)
 """
@@ -93,7 +95,7 @@ def test_ctrl_c_leaves_the_trace_of_the_step_that_it_ends(tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
     assert "rank 0: interrupted; --resume goes on" in said and said.endswith("KeyboardInterrupt\n")

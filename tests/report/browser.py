@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.patience import HANG_S
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe")
 
@@ -71,8 +73,8 @@ class Page:
         """Two frames: what the browser observes is drawn."""
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
-    def wait(self, condition: str, timeout_s: float = 20.0) -> None:
-        deadline = time.monotonic() + timeout_s
+    def wait(self, condition: str) -> None:
+        deadline = time.monotonic() + HANG_S
         while not self.run(condition):
             assert time.monotonic() < deadline, f"never true: {condition}"
             time.sleep(0.05)
@@ -143,7 +145,7 @@ def browser() -> Iterator[Page]:
                 page.call("Browser.close")
         finally:
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=HANG_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -24,6 +24,7 @@ from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import Group, Problem, Prompt
 from tests.groups import end_groups
 from tests.launch import write_result
+from tests.patience import COLLECTIVE_S
 from tests.runs import tiny_config
 
 TRAINER_LAYOUTS: dict[str, dict[str, Any]] = {
@@ -40,7 +41,7 @@ OPTIMIZER = {"lr": 1e-2, "eps": 1e-3}
 
 def main() -> None:
     model, folder, engine_tensor = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     rollout = {"tensor": engine_tensor, "max_completion_tokens": 24}
     config = tiny_config(model, folder, rollout=rollout)
     engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=256, seed=0)
@@ -70,7 +71,7 @@ def in_fp8(model: Path, folder: Path, engine_tensor: int) -> dict[str, Any]:
         batch={"tokens_per_microbatch": 512},
     )
     shape = read_shape(model)
-    policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0))
     engine = Engine(model, config.rollout, dtype="bfloat16", max_sequence_tokens=256, seed=0)
     reshard(make_resharder(config, shape, policy.norms, policy.parameters), engine, version=0)
     before = {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
@@ -105,7 +106,7 @@ def largest_difference(policy: Policy, engine: Engine, linear: str) -> float:
 
 def follow(sampler: Sampler, config: Config) -> dict[str, Any]:
     """Log-probability gaps before any update, after an update without and then with a resharding."""
-    parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
+    parallel = init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0)
     shape = read_shape(config.model.path)
     policy = Policy(config, shape, parallel)
     resharder = make_resharder(config, shape, policy.norms, policy.parameters)

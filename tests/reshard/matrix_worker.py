@@ -29,6 +29,7 @@ from megatron_rapo.reshard.transfer import make_resharder
 from megatron_rapo.rollout import Engine, Sampling
 from tests.groups import end_groups
 from tests.launch import write_result
+from tests.patience import COLLECTIVE_S
 from tests.runs import tiny_config
 
 TENSOR, PIPELINE, VIRTUAL = {"tensor": 2}, {"pipeline": 2}, {"virtual_pipeline": 2}
@@ -75,7 +76,7 @@ PROMPTS = [(20, 14, 20, 32), LONG, LONG[:140], (5,)]
 
 
 def main(folder: Path) -> None:
-    init_process_group(timeout_s=120.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     here = {name: case for name, case in CASES.items() if case.nproc == dist.get_world_size()}
     results = {name: compare(folder / case.model, case) for name, case in here.items()}
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -120,7 +121,7 @@ def engine_of(model: Path, folder: Path, sections: dict[str, Any]) -> Iterator[E
 
 def reshard(config: Config, engine: Engine, version: int, export: Path | None) -> None:
     shape = read_shape(config.model.path)
-    policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0))
     resharder = make_resharder(config, shape, policy.norms, policy.parameters)
     with engine.updating(version) as weights:
         resharder.run(weights, version=version, prove=True)

@@ -16,12 +16,13 @@ from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.sampling import Sampler
 from tests.launch import write_result
 from tests.models import load_reference
+from tests.patience import COLLECTIVE_S
 from tests.reshard.engine_parity_worker import follow
 from tests.runs import tiny_config, token_log_probs
 
 
 def main(model: Path, folder: Path) -> None:
-    init_process_group(timeout_s=120.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     config = tiny_config(
         model,
         folder,

@@ -21,7 +21,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     save_tiny_model(
         folder / "model", tied=tied, vocab_size=130, hidden_size=128, num_heads=4, num_kv_heads=2, seed=3, gain=1.0
     )
-    return run_distributed(WORKER, 2, folder / "model", folder, engine_tensor, timeout_s=240) or {}
+    return run_distributed(WORKER, 2, folder / "model", folder, engine_tensor) or {}
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

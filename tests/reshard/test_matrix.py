@@ -12,8 +12,6 @@ from tests.models import save_tiny_model
 from tests.reshard.matrix_worker import CASES, MODELS, SIZES
 
 WORKER = Path(__file__).with_name("matrix_worker.py")
-TIMEOUT_S = 400  # of a launch
-pytestmark = pytest.mark.timeout(2 * TIMEOUT_S + 60)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
             save_tiny_model(folder / name / state, seed=seed, **SIZES, **settings)
     found = {}
     for nproc in sorted({case.nproc for case in CASES.values()}):
-        result = run_distributed(WORKER, nproc, folder, timeout_s=TIMEOUT_S)
+        result = run_distributed(WORKER, nproc, folder)
         assert result is not None
         found[nproc] = result["ranks"]
     return found

@@ -13,7 +13,7 @@ from tests.launch import run_distributed
 @pytest.fixture(scope="module")
 def results(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("smollm2")
-    return run_distributed(Path(__file__).with_name("smollm2_worker.py"), 2, smollm2, folder, timeout_s=300) or {}
+    return run_distributed(Path(__file__).with_name("smollm2_worker.py"), 2, smollm2, folder) or {}
 
 
 def test_the_engine_says_what_transformers_says(results: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ WORKER = Path(__file__).with_name("transfer_worker.py")
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    return run_distributed(WORKER, 4, timeout_s=180) or {}
+    return run_distributed(WORKER, 4) or {}
 
 
 def test_every_layout_bit_by_bit(results: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from megatron_rapo.reshard.plan import Layouts, plan
 from megatron_rapo.reshard.transfer import Resharder, ReshardError
 from megatron_rapo.rollout.weights import PlainWeights
 from tests.launch import write_result
+from tests.patience import COLLECTIVE_S
 from tests.reshard.test_layout import hf_weights, shape
 from tests.reshard.test_plan import BIG, trainer_parameters
 
@@ -154,7 +155,7 @@ def faults() -> dict[str, Any]:
 
 
 def main() -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=COLLECTIVE_S))
     result: dict[str, Any] = {"transfers": transfers()}
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, faults())

@@ -14,10 +14,9 @@ import pytest
 from megatron_rapo.rollout import Sampling
 from tests.launch import REPOSITORY, run_distributed
 from tests.models import save_tiny_model
+from tests.patience import HANG_S
 
 HERE = Path(__file__).parent
-TIMEOUT_S = 400  # of a launch, which takes 40 s where the cores are free
-pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
 TOLERANCE = 2e-5  # nats: float32 rounding of these models (1e-5) against float64
 STALE = 0.5  # nats; wrong weights are further off than this
 
@@ -38,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_worker(models: Path, tensor: int) -> Found:
-    result = run_distributed(HERE / "engine_worker.py", 2, models, tensor, timeout_s=TIMEOUT_S)
+    result = run_distributed(HERE / "engine_worker.py", 2, models, tensor)
     assert result is not None
     ranks: Found = result["ranks"]
     return ranks
@@ -221,6 +220,7 @@ from pathlib import Path
 import torch.distributed as dist
 from megatron_rapo.config import RolloutConfig
 from megatron_rapo.rollout import Engine, Sampling
+from tests.patience import HANG_S
 
 def build():
     return Engine(Path(sys.argv[1]), RolloutConfig(kv_cache_mib=1), dtype="bfloat16", max_sequence_tokens=64, seed=0)
@@ -246,7 +246,7 @@ def test_one_process_without_a_launcher(models: Path, tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name not in launcher}
     env |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", ALONE, str(models / "tied"), str(tmp_path / "store")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     refusal, length, end = done.stdout.strip().splitlines()
     assert "call torch.distributed.init_process_group first" in refusal

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.patience import HANG_S
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # other tests' own
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where daemons are, and not everybody looks
-START_S = 30.0
 _CONFIG = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -73,7 +74,7 @@ class Cluster:
             env=self._environment | {name: str(value) for name, value in variables.items()},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
@@ -92,7 +93,7 @@ class Cluster:
 
         Not in the second of its end: a node refuses what was granted before it was told to end a job, to the second.
         """
-        wait_until(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is requeued", timeout_s=60)
+        wait_until(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is requeued")
         self.call("scontrol", "update", f"JobId={number}", "StartTime=now+2")
 
 
@@ -117,23 +118,23 @@ def running() -> Iterator[Cluster]:
         munge |= {"seed-file": "munge.seed", "log-file": "munge.log"}
         options = [f"--{name}={folder / file}" for name, file in munge.items()]
         stack.enter_context(_daemon(folder, "munged", "--foreground", "--force", *options))
-        wait_until((folder / "munge.socket").exists, "munged is up", timeout_s=START_S)
+        wait_until((folder / "munge.socket").exists, "munged is up")
         for command in (("slurmctld", "-D"), ("slurmd", "-D", "-N", "n1"), ("slurmd", "-D", "-N", "n2")):
             stack.enter_context(_daemon(folder, *command))
         cluster = Cluster(folder)
         idle = "n1 idle\nn2 idle"
-        wait_until(lambda: _nodes(cluster) == idle, "both nodes are idle", timeout_s=START_S)
+        wait_until(lambda: _nodes(cluster) == idle, "both nodes are idle")
         try:
             yield cluster
         finally:
             cluster.call("scancel", "--user=root")
-            wait_until(lambda: _nodes(cluster) == idle, "all jobs have ended", timeout_s=60)
+            wait_until(lambda: _nodes(cluster) == idle, "all jobs have ended")
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + HANG_S
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {HANG_S:g} s: {what}"
         time.sleep(0.2)
 
 
@@ -153,7 +154,7 @@ def _daemon(folder: Path, *command: str) -> Iterator[None]:
         finally:
             process.terminate()
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=HANG_S)
             except subprocess.TimeoutExpired:
                 process.kill()
 

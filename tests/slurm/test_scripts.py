@@ -17,6 +17,7 @@ from megatron_rapo.mcore.dry_run import dry_run
 from megatron_rapo.preflight.fit import Machine, fits, needed
 from megatron_rapo.preflight.memory import parameters
 from megatron_rapo.preflight.seconds import HARDWARE
+from tests.patience import HANG_S
 from tests.qwen2_5 import QWEN2_5
 from tests.training import ROOT
 
@@ -101,7 +102,7 @@ def refusal(environment: dict[str, str], folder: Path) -> str:
     """What the script says, copied to another folder as sbatch does."""
     copy = folder / "slurm_script"
     copy.write_text(script("rapo_7b"))
-    done = subprocess.run(["bash", copy], env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", copy], env=environment, cwd=folder, capture_output=True, text=True, timeout=HANG_S)
     assert (done.returncode, done.stdout) == (2, ""), done
     return done.stderr
 

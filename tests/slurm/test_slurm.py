@@ -55,19 +55,19 @@ def wait_for_step(cluster: Cluster, folder: Path, number: str, step: int) -> Non
         assert cluster.job(number)["JobState"] in ("PENDING", "RUNNING"), output(folder, number)
         return (folder / "run/metrics.jsonl").exists() and len(metrics(folder)) > step
 
-    wait_until(reached, f"step {step}", timeout_s=150)
+    wait_until(reached, f"step {step}")
 
 
-def wait_for_end(cluster: Cluster, folder: Path, number: str, timeout_s: float = 60) -> dict[str, str]:
+def wait_for_end(cluster: Cluster, folder: Path, number: str) -> dict[str, str]:
     ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-    wait_until(lambda: cluster.job(number)["JobState"] in ended, f"job {number} ends", timeout_s=timeout_s)
+    wait_until(lambda: cluster.job(number)["JobState"] in ended, f"job {number} ends")
     return cluster.job(number)
 
 
 def test_a_run_that_is_preempted_and_told_to_end_is_the_undisturbed_one(cluster: Cluster, tmp_path: Path) -> None:
     alone, disturbed = tmp_path / "alone", tmp_path / "disturbed"
     job = submit(cluster, alone)
-    assert wait_for_end(cluster, alone, job, timeout_s=200)["JobState"] == "COMPLETED", output(alone, job)
+    assert wait_for_end(cluster, alone, job)["JobState"] == "COMPLETED", output(alone, job)
 
     job = submit(cluster, disturbed, "--partition=graceful")
     wait_for_step(cluster, disturbed, job, 1)
@@ -77,7 +77,7 @@ def test_a_run_that_is_preempted_and_told_to_end_is_the_undisturbed_one(cluster:
     wait_for_step(cluster, disturbed, job, saved + 1)
     cluster.call("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
     cluster.start_again(job)
-    ended = wait_for_end(cluster, disturbed, job, timeout_s=200)
+    ended = wait_for_end(cluster, disturbed, job)
 
     said = output(disturbed, job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), said
@@ -89,11 +89,11 @@ def test_a_run_that_is_preempted_and_told_to_end_is_the_undisturbed_one(cluster:
 
 def test_without_notice_slurm_itself_requeues_it(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, RAPO_PYTHON=stand_in(tmp_path, "wait_for_signal"))
-    wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up", timeout_s=30)
+    wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up")
     cluster.preempt()
-    wait_until(lambda: "Slurm is ending the job" in output(tmp_path, job), "the script ends", timeout_s=30)
+    wait_until(lambda: "Slurm is ending the job" in output(tmp_path, job), "the script ends")
     cluster.start_again(job)
-    wait_until(lambda: output(tmp_path, job).count("process 1 waits") == 2, "the second start", timeout_s=30)
+    wait_until(lambda: output(tmp_path, job).count("process 1 waits") == 2, "the second start")
     cluster.call("scancel", job)
     ended = wait_for_end(cluster, tmp_path, job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "1")  # both times it could have gone on
@@ -117,9 +117,9 @@ def test_whatever_ends_after_a_notice_is_requeued(cluster: Cluster, tmp_path: Pa
     """Processes that are starting do not catch the signal; of those that do, one may miss the others."""
     python = stand_in(tmp_path, f"trap {on_usr1} USR1; wait_for_signal")
     job = submit(cluster, tmp_path, RAPO_PYTHON=python)
-    wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up", timeout_s=30)
+    wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up")
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    wait_until(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued", timeout_s=30)
+    wait_until(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued")
     cluster.call("scancel", job)
     status = 138 if on_usr1 == "-" else 1
     assert f"stopped with status {status}, and requeued to go on" in output(tmp_path, job)
@@ -129,9 +129,9 @@ def test_preempted_while_its_processes_start_it_is_requeued(cluster: Cluster, tm
     """Slurm tells the processes, which do not catch the signal yet, and not the script."""
     python = stand_in(tmp_path, "trap - TERM; wait_for_signal")
     job = submit(cluster, tmp_path, "--partition=graceful", RAPO_PYTHON=python)
-    wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up", timeout_s=30)
+    wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up")
     cluster.preempt()
-    wait_until(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued", timeout_s=30)
+    wait_until(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued")
     cluster.call("scancel", job)
     assert "stopped with status 143, and requeued to go on" in output(tmp_path, job)
 
