@@ -143,7 +143,7 @@ class Trainer:
         monitor.step(
             step,
             {
-                **rollout_scalars(rollout.sampled),
+                **rollout_scalars(rollout.sampled, self._config.algorithm),
                 "rollout/groups_replaced": len(rollout.sampled) / len(rollout.groups) - 1,
                 **rollout.scalars,
                 **diagnostics,

@@ -19,7 +19,7 @@ class BatchConfig(Section):
     optimizer_steps_per_rollout: int = Field(default=1, ge=1)
     """Optimizer steps taken on one rollout, each on an equal share of its prompts."""
     refill_rounds: int = Field(default=0, ge=0)
-    """Most extra rounds of sampling per step that replace groups whose rewards are all equal; 0 keeps such groups."""
+    """Most extra rounds of sampling per step that replace groups without signal (rewards all equal); 0 keeps them."""
     spare_prompts: int = Field(default=0, ge=0)
     """Prompts sampled beyond prompts_per_step, over all processes: a rollout ends when prompts_per_step groups are
     whole, and does not wait for the longest completions of the others (docs/rollout.md); 0: it waits for all."""

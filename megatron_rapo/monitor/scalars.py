@@ -12,7 +12,7 @@ SCALARS: dict[str, str] = {
     "reward/no_answer": "Completions without an answer to judge, fraction.",
     "reward/unparsable": "Completions with an answer that is not mathematics, fraction.",
     "reward/timeout": "Completions that were not judged in time, by reward.timeout_s or budget_s, fraction.",
-    "reward/groups_without_signal": "Groups whose rewards are all equal, so that their advantages are 0, fraction.",
+    "reward/groups_without_signal": "Groups whose rewards differ by no more than rounding: advantages are 0, fraction.",
     "policy/loss": "The objective that is minimised: -policy/surrogate + policy/kl_cost - policy/entropy_bonus.",
     "policy/surrogate": "Clipped surrogate with its importance weight, mean as algorithm.aggregation says.",
     "policy/kl_cost": "Of the objective: algorithm.alpha times the divergence, mean as algorithm.aggregation says.",
