@@ -19,6 +19,7 @@ from megatron_rapo.distributed import of_first_rank, on_first_rank
 from megatron_rapo.evaluation.sampled import HeldOut
 from megatron_rapo.evaluation.scores import EVALUATIONS, ProblemScore
 from megatron_rapo.export import export
+from megatron_rapo.gradient_share import GradientShareSchedule
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
@@ -64,6 +65,9 @@ class Trainer:
         self._loss = self._loss_with()
         self._budget = GapBudget(config.precision, monitor.message)
         self._skipped = SkippedSteps(config, monitor.message)
+        self._share_schedule = GradientShareSchedule(
+            config.monitor.gradient_share_every_steps, pipeline=config.parallel.pipeline
+        )
         self._saver = Saver(config.run.folder / CHECKPOINTS, policy)
         self._step = self._saved_step = 0
         self._scores: dict[str, dict[str, float]] = {}  # before and after -> {"pass@k": value, ...}
@@ -75,6 +79,8 @@ class Trainer:
         self._rollouts.load_state_dict(state["rollouts"])
         self._scores = state["scores"]
         self._skipped.load_state_dict(state["skipped_steps"])
+        if "gradient_share" in state:  # earlier versions did not have it
+            self._share_schedule.load_state_dict(state["gradient_share"])
         self._monitor.load_state_dict(state["monitor"])
 
     def run(self) -> bool:
@@ -126,8 +132,7 @@ class Trainer:
         self._stop_if_told()
         shares: dict[str, float] = {}
         with self._policy.training_state.in_place():
-            every = self._config.monitor.gradient_share_every_steps
-            if every and (step - 1) % every == 0 and self._config.algorithm.alpha:
+            if self._config.algorithm.alpha and self._share_schedule.due(step, [len(batches) for batches in steps]):
                 with monitor.phase("gradient_share"):
                     shares = self._gradient_shares(steps[0])
             with monitor.phase("train"):
@@ -244,6 +249,7 @@ class Trainer:
             "rollouts": self._rollouts.state_dict(),
             "scores": self._scores,
             "skipped_steps": self._skipped.state_dict(),
+            "gradient_share": self._share_schedule.state_dict(),
             "monitor": of_first_rank(self._monitor.state_dict()),
         }
         with self._monitor.phase("checkpoint"):
