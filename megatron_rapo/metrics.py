@@ -22,10 +22,11 @@ def rollout_scalars(groups: Sequence[Group], algorithm: AlgorithmConfig) -> dict
         "reward/mean": sum(rewards) / count,
         "reward/pass_rate": sum(v.outcome is Outcome.CORRECT for v in verdicts) / count,
         "reward/format_rate": sum(v.formatted for v in verdicts) / count,
-        "reward/wrong": sum(v.outcome is Outcome.WRONG for v in verdicts) / count,
-        "reward/no_answer": sum(v.outcome is Outcome.NO_ANSWER for v in verdicts) / count,
-        "reward/unparsable": sum(v.outcome is Outcome.UNPARSABLE for v in verdicts) / count,
-        "reward/timeout": sum(v.outcome is Outcome.TIMEOUT for v in verdicts) / count,
+        **{
+            f"reward/{outcome.value}": sum(v.outcome is outcome for v in verdicts) / count
+            for outcome in Outcome
+            if outcome is not Outcome.CORRECT  # reward/pass_rate
+        },
         "reward/groups_without_signal": groups_with_signal(groups, algorithm).count(False) / len(groups),
         "rollout/completion_tokens": sum(len(c.token_ids) for c in completions) / count,
         "rollout/truncated": sum(c.truncated for c in completions) / count,

@@ -26,7 +26,7 @@ from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.mcore.step import LossFunction
 from megatron_rapo.metrics import estimator_scalars, histograms, reference_scalars, rollout_scalars, training_scalars
 from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, RecordedCompletion, Sample
-from megatron_rapo.objective import loss_function, to_sequences
+from megatron_rapo.objective import groups_with_signal, loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.parity import GapBudget
 from megatron_rapo.profiling import Profiler
@@ -37,6 +37,7 @@ from megatron_rapo.signals import Signals, Stopped
 from megatron_rapo.skipped_steps import SkippedSteps
 from megatron_rapo.summary import summarise
 from megatron_rapo.types import Group, Prompt, TrainingSequence
+from megatron_rapo.verdicts import SignalWatch, warnings
 from megatron_rapo.weight_sync import WeightSync
 
 EXPORTS = "exports"  # folder within run.folder: the policy as Hugging Face folders during the run
@@ -65,6 +66,7 @@ class Trainer:
         self._loss = self._loss_with()
         self._budget = GapBudget(config.precision, monitor.message)
         self._skipped = SkippedSteps(config, monitor.message)
+        self._watch = SignalWatch(config, monitor.message)
         self._share_schedule = GradientShareSchedule(
             config.monitor.gradient_share_every_steps, pipeline=config.parallel.pipeline
         )
@@ -125,6 +127,7 @@ class Trainer:
         rollout = self._rollouts.next(step)
         self._sampler.engine.sleep()
         self._stop_if_told()
+        self._watch.look(step, rollout.sampled, sum(groups_with_signal(rollout.sampled, self._config.algorithm)))
         groups = [rollout.groups[i : i + share] for i in range(0, len(rollout.groups), share)]
         sequences = [to_sequences(of_step, self._config) for of_step in groups]
         with monitor.phase("score"):
@@ -241,6 +244,10 @@ class Trainer:
         self._monitor.evaluation(step, {f"eval/{name}": value for name, value in scores.scalars().items()})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.means("pass@").items())
         self._monitor.message(f"held-out problems {f'{when} training' if when else f'after step {step}'}: {shown}")
+        if when == "before":
+            self._monitor.message(f"held-out problems, {heldout.judged(scores)}")
+            for text in warnings(heldout.judged(scores), self._config).values():
+                self._monitor.message(f"WARNING: held-out problems: {text}")
 
     def _save(self) -> None:
         """Begin to; a checkpoint is there when `self._saver` has finished it."""
