@@ -19,7 +19,7 @@ from megatron_rapo.distributed import of_first_rank, on_first_rank
 from megatron_rapo.evaluation.sampled import HeldOut
 from megatron_rapo.evaluation.scores import EVALUATIONS, ProblemScore
 from megatron_rapo.export import export
-from megatron_rapo.gradient_share import GradientShareSchedule
+from megatron_rapo.gradient_share import BY_REWARD, WHOLE, GradientShareSchedule
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
@@ -135,9 +135,10 @@ class Trainer:
         self._stop_if_told()
         shares: dict[str, float] = {}
         with self._policy.training_state.in_place():
-            if self._config.algorithm.alpha and self._share_schedule.due(step, [len(batches) for batches in steps]):
+            due = self._share_schedule.due(step, [len(batches) for batches in steps])
+            if due and self._config.algorithm.alpha:
                 with monitor.phase("gradient_share"):
-                    shares = self._gradient_shares(steps[0])
+                    shares = self._gradient_shares(steps[0], due)
             with monitor.phase("train"):
                 trained = [self._skipped.watched(step, self._policy.train_step(b, self._loss)) for b in steps]
         with monitor.phase("diagnose"):
@@ -197,16 +198,18 @@ class Trainer:
             return self._policy.score_reference(steps)
         return self._policy.score(steps)
 
-    def _gradient_shares(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
+    def _gradient_shares(
+        self, batches: Sequence[PackedBatch], wanted: Sequence[str] = (WHOLE, *BY_REWARD)
+    ) -> dict[str, float]:
         """Which share of the gradient the divergence has: |its| / (|its| + |the rest's|), in all and by reward.
 
-        Six passes, so over one micro-batch of each rank only (as many as there are stages, which VPP needs).
+        Two passes each, so over one micro-batch of each rank only (as many as there are stages, which VPP needs).
         """
         batches = batches[: self._config.parallel.pipeline]
         only_divergence, only_rest = self._loss_with(beta=0.0), self._loss_with(alpha=0.0)
         middle = self._config.reward.middle
         shares = {}
-        for name in ("", "/low_reward", "/high_reward"):
+        for name in wanted:
             chosen = [b if not name else b.only(b.by_reward(middle)[name[1:]]) for b in batches]
             unrewarded = [replace(b, advantage_T=torch.zeros_like(b.advantage_T)) for b in chosen]
             divergence = self._policy.gradient_norm(unrewarded, only_divergence)

@@ -40,7 +40,8 @@ def test_rollout_by_hand():
         group((Outcome.CORRECT, True, 1.0, 5, False), (Outcome.CORRECT, True, 1.0, 5, False)),
         group((Outcome.TIMEOUT, True, 0.0, 7, False), (Outcome.UNPARSABLE, True, 0.0, 13, True)),
     ]
-    assert rollout_scalars(groups, AlgorithmConfig()) == {
+    others = {f"reward/{outcome.value}": 0.0 for outcome in Outcome if outcome is not Outcome.CORRECT}
+    assert rollout_scalars(groups, AlgorithmConfig()) == others | {
         "reward/term/correctness": 3 / 8,
         "reward/term/format": -1 / 8,
         "reward/mean": pytest.approx((1 + 0 - 0.5 - 0.5 + 1 + 1 + 0 + 0) / 8),

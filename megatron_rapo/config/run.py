@@ -74,7 +74,7 @@ class MonitorConfig(Section):
     """What the run is shown by, beside metrics.jsonl (docs/report.md); wandb and mlflow are to be installed."""
     gradient_share_every_steps: Annotated[Literal["auto"] | int, BeforeValidator(_how_often)] = "auto"
     """Steps between measurements of the penalty's share of the gradient, by six passes over a micro-batch; 0: never;
-    auto: ten or more, so that measuring costs about 5 % of the run at most (megatron_rapo/gradient_share.py)."""
+    auto: ten or more, so that measuring costs 5 % of the run at most by estimate (docs/profiling.md)."""
     sampled_completions: int = Field(default=3, ge=0)
     """Completions that each of the writers is given as text at each step."""
     rollouts_every_steps: int = Field(default=10, ge=0)
