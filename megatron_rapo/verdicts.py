@@ -107,8 +107,10 @@ class SignalWatch:
     def _no_signal(self, step: int, right: float) -> str:
         asked = f"batch.completions_per_prompt={self._config.batch.completions_per_prompt}"
         remedy = "easier problems, after what other warnings name is mended, or raise " + asked
+        overlong = self._config.algorithm.overlong
+        masked = "" if overlong == "keep" else f"; those that were cut off are masked, algorithm.overlong={overlong}"
         return (
-            f"no group of step {step} has different rewards ({right:.1%} of the completions are right), so all "
+            f"no group of step {step} has different rewards ({right:.1%} of the completions are right{masked}), so all "
             "advantages are 0, and only the penalty and the entropy bonus train. "
             f"Choose {'harder problems' if right > 0.5 else remedy}."
         )

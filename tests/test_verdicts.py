@@ -109,3 +109,12 @@ def test_rewards_that_are_all_equal(load, groups, right, remedy):
     _, said = look(load, (groups, 0))
     assert said.startswith(f"WARNING: no group of step 1 has different rewards ({right} of the completions are right)")
     assert f"all advantages are 0, and only the penalty and the entropy bonus train. Choose {remedy}" in said
+
+
+def test_masked_completions_are_named_where_no_group_has_signal(load):
+    said = []
+    watch = SignalWatch(load("algorithm.overlong=mask"), said.append)
+    watch.look(2, [group(R, W, truncated=1)], 0)
+    assert (
+        "(50.0% of the completions are right; those that were cut off are masked, algorithm.overlong=mask)" in said[-1]
+    )

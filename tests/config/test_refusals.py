@@ -175,6 +175,11 @@ REFUSALS = [
         "optimizer.min_lr=1e-07: does nothing with optimizer.schedule=constant; "
         "set optimizer.min_lr=0.0 or schedule=linear or cosine.",
     ),
+    (
+        ["optimizer.schedule=cosine", "optimizer.warmup_steps=6", "batch.optimizer_steps_per_rollout=2"],
+        "optimizer.schedule=cosine: does nothing with optimizer.warmup_steps=6, all optimizer steps of the run; set "
+        "warmup_steps < 6, or schedule=constant.",
+    ),
     *(
         (
             [*EVALUATION, "evaluation.samples_per_problem=4", f"evaluation.k={k}"],
