@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from megatron_rapo.config import AlgorithmConfig
 from megatron_rapo.monitor import RecordedCompletion
+from megatron_rapo.objective import groups_with_signal
 from megatron_rapo.packing import REWARD_SPLITS
 from megatron_rapo.types import Group, Outcome, TrainingSequence
 
 
-def rollout_scalars(groups: Sequence[Group]) -> dict[str, float]:
+def rollout_scalars(groups: Sequence[Group], algorithm: AlgorithmConfig) -> dict[str, float]:
     """Rewards and their terms, verdicts and lengths of a rollout."""
     rewards = [r for g in groups for r in g.rewards]
     verdicts = [v for g in groups for v in g.verdicts]
@@ -21,11 +22,12 @@ def rollout_scalars(groups: Sequence[Group]) -> dict[str, float]:
         "reward/mean": sum(rewards) / count,
         "reward/pass_rate": sum(v.outcome is Outcome.CORRECT for v in verdicts) / count,
         "reward/format_rate": sum(v.formatted for v in verdicts) / count,
-        "reward/wrong": sum(v.outcome is Outcome.WRONG for v in verdicts) / count,
-        "reward/no_answer": sum(v.outcome is Outcome.NO_ANSWER for v in verdicts) / count,
-        "reward/unparsable": sum(v.outcome is Outcome.UNPARSABLE for v in verdicts) / count,
-        "reward/timeout": sum(v.outcome is Outcome.TIMEOUT for v in verdicts) / count,
-        "reward/groups_without_signal": sum(not g.has_signal for g in groups) / len(groups),
+        **{
+            f"reward/{outcome.value}": sum(v.outcome is outcome for v in verdicts) / count
+            for outcome in Outcome
+            if outcome is not Outcome.CORRECT  # reward/pass_rate
+        },
+        "reward/groups_without_signal": groups_with_signal(groups, algorithm).count(False) / len(groups),
         "rollout/completion_tokens": sum(len(c.token_ids) for c in completions) / count,
         "rollout/truncated": sum(c.truncated for c in completions) / count,
     }

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo import LossSums, group_advantages, phi_of, rapo_loss
+from megatron_rapo.algo import LossSums, group_advantages, have_signal, phi_of, rapo_loss
 from megatron_rapo.config import AlgorithmConfig, Config, RewardConfig
 from megatron_rapo.output_head import TokenScores
 from megatron_rapo.packing import PackedBatch
@@ -22,11 +22,11 @@ from megatron_rapo.types import Group, TrainingSequence
 def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequence]:
     """The completions of one optimizer step, each with its advantage, its weight and its reference exponent."""
     settings = config.algorithm
-    rewards_PG = torch.tensor([g.rewards for g in groups], dtype=torch.float32)
-    advantages = group_advantages(rewards_PG, settings.advantage).flatten().tolist()
+    rewards_PG, trained_PG, baseline_PG = _rewards(groups, settings)
+    advantages = group_advantages(rewards_PG, settings.advantage, trained_PG, baseline_PG).flatten().tolist()
     exponents = reference_exponents(rewards_PG, settings, config.reward).flatten()
     completions = [(g, c, r) for g in groups for c, r in zip(g.completions, g.rewards, strict=True)]
-    kept = [settings.overlong == "keep" or not c.truncated for _, c, _ in completions]
+    kept = trained_PG.flatten().tolist()
     lengths = [len(c.token_ids) for _, c, _ in completions]
     mean_length = sum(n for n, k in zip(lengths, kept, strict=True) if k) / max(1, sum(kept))
     return [
@@ -46,6 +46,24 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
             completions, advantages, exponents.tolist(), lengths, kept, strict=True
         )
     ]
+
+
+def groups_with_signal(groups: Sequence[Group], settings: AlgorithmConfig) -> list[bool]:
+    """Return for each group whether some completion has an advantage other than 0, as `to_sequences` gives them.
+
+    The one definition: of what is refilled, what a step prefers, and what is counted in reward/groups_without_signal.
+    """
+    return have_signal(*_rewards(groups, settings)).tolist() if groups else []
+
+
+def _rewards(groups: Sequence[Group], settings: AlgorithmConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rewards, who is trained on, and who is of the baseline by algorithm.overlong, each [P, G]."""
+    rewards_PG = torch.tensor([g.rewards for g in groups], dtype=torch.float64)
+    everyone_PG = torch.ones_like(rewards_PG, dtype=torch.bool)
+    if settings.overlong == "keep":
+        return rewards_PG, everyone_PG, everyone_PG
+    trained_PG = torch.tensor([[not c.truncated for c in g.completions] for g in groups])
+    return rewards_PG, trained_PG, everyone_PG if settings.overlong == "mask_keep_baseline" else trained_PG
 
 
 def reference_exponents(rewards: Tensor, settings: AlgorithmConfig, reward: RewardConfig) -> Tensor:

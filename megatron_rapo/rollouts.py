@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_rapo.config import Config
+from megatron_rapo.config import AlgorithmConfig, Config
 from megatron_rapo.data import EpochOrder
 from megatron_rapo.monitor import Monitor
+from megatron_rapo.objective import groups_with_signal
 from megatron_rapo.rollout import Sampling, Work
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.types import NOTHING, Completion, Group, OpenGroup, Prompt, Span
@@ -93,15 +94,15 @@ class Rollouts:
     def next(self, step: int) -> Rollout:
         """Sample and judge batch.prompts_per_step groups for `step`.
 
-        Groups whose rewards are all equal are replaced by those of the next prompts, in at most batch.refill_rounds
-        more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded); where that is not enough they fill up. What
-        is begun in one round goes on in the next.
+        Groups without signal (`groups_with_signal`) are replaced by those of the next prompts, in at most
+        batch.refill_rounds more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded); where that is not enough
+        they fill up. What is begun in one round goes on in the next.
         """
         batch, replicas = self._config.batch, self._sampler.engine.num_replicas
         sampled: list[Group] = []
         first, self._work = 0, Work()
         for _ in range(1 + batch.refill_rounds):
-            missing = batch.prompts_per_step - sum(group.has_signal for group in sampled)
+            missing = batch.prompts_per_step - sum(groups_with_signal(sampled, self._config.algorithm))
             if missing <= 0:
                 break
             wanted = -(-missing // replicas) * replicas
@@ -109,7 +110,7 @@ class Rollouts:
             asked = len(self._begun)
             sampled += self._sample(step, first=first, wanted=wanted)
             first += asked
-        groups = with_signal_first(sampled, batch.prompts_per_step)
+        groups = with_signal_first(sampled, batch.prompts_per_step, self._config.algorithm)
         self._check_versions(groups, step)
         scalars = self._scalars(step, groups)
         if not batch.carries:
@@ -177,7 +178,8 @@ class Rollouts:
         return scalars
 
 
-def with_signal_first(groups: Sequence[Group], count: int) -> list[Group]:
+def with_signal_first(groups: Sequence[Group], count: int, settings: AlgorithmConfig) -> list[Group]:
     """The first `count` groups with signal, filled up by the first without, in the order of sampling."""
-    ranked = sorted(range(len(groups)), key=lambda i: not groups[i].has_signal)
+    signal = groups_with_signal(groups, settings)
+    ranked = sorted(range(len(groups)), key=lambda i: not signal[i])
     return [groups[i] for i in sorted(ranked[:count])]

@@ -32,6 +32,7 @@ from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine, name_ranges
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.signals import Signals, end_interrupted
+from megatron_rapo.verdicts import warnings
 from megatron_rapo.writing import explained, is_of_disk
 
 if TYPE_CHECKING:
@@ -206,6 +207,10 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     if console:
         scores = heldout.scores(done, model=str(model.path), weights=weights)
         show(console, scores)
+        judged = heldout.judged(scores)
+        console.message(str(judged))
+        for text in warnings(judged, config).values():
+            console.message(f"WARNING: {text}")
         if output:
             scores.save(output.with_suffix(".json"))
     dist.destroy_process_group()

@@ -19,13 +19,14 @@ from megatron_rapo.distributed import of_first_rank, on_first_rank
 from megatron_rapo.evaluation.sampled import HeldOut
 from megatron_rapo.evaluation.scores import EVALUATIONS, ProblemScore
 from megatron_rapo.export import export
+from megatron_rapo.gradient_share import BY_REWARD, WHOLE, GradientShareSchedule
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.mcore.step import LossFunction
 from megatron_rapo.metrics import estimator_scalars, histograms, reference_scalars, rollout_scalars, training_scalars
 from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, RecordedCompletion, Sample
-from megatron_rapo.objective import loss_function, to_sequences
+from megatron_rapo.objective import groups_with_signal, loss_function, to_sequences
 from megatron_rapo.packing import PackedBatch
 from megatron_rapo.parity import GapBudget
 from megatron_rapo.profiling import Profiler
@@ -36,6 +37,7 @@ from megatron_rapo.signals import Signals, Stopped
 from megatron_rapo.skipped_steps import SkippedSteps
 from megatron_rapo.summary import summarise
 from megatron_rapo.types import Group, Prompt, TrainingSequence
+from megatron_rapo.verdicts import SignalWatch, warnings
 from megatron_rapo.weight_sync import WeightSync
 
 EXPORTS = "exports"  # folder within run.folder: the policy as Hugging Face folders during the run
@@ -64,6 +66,10 @@ class Trainer:
         self._loss = self._loss_with()
         self._budget = GapBudget(config.precision, monitor.message)
         self._skipped = SkippedSteps(config, monitor.message)
+        self._watch = SignalWatch(config, monitor.message)
+        self._share_schedule = GradientShareSchedule(
+            config.monitor.gradient_share_every_steps, pipeline=config.parallel.pipeline
+        )
         self._saver = Saver(config.run.folder / CHECKPOINTS, policy)
         self._step = self._saved_step = 0
         self._scores: dict[str, dict[str, float]] = {}  # before and after -> {"pass@k": value, ...}
@@ -75,6 +81,8 @@ class Trainer:
         self._rollouts.load_state_dict(state["rollouts"])
         self._scores = state["scores"]
         self._skipped.load_state_dict(state["skipped_steps"])
+        if "gradient_share" in state:  # earlier versions did not have it
+            self._share_schedule.load_state_dict(state["gradient_share"])
         self._monitor.load_state_dict(state["monitor"])
 
     def run(self) -> bool:
@@ -119,6 +127,7 @@ class Trainer:
         rollout = self._rollouts.next(step)
         self._sampler.engine.sleep()
         self._stop_if_told()
+        self._watch.look(step, rollout.sampled, sum(groups_with_signal(rollout.sampled, self._config.algorithm)))
         groups = [rollout.groups[i : i + share] for i in range(0, len(rollout.groups), share)]
         sequences = [to_sequences(of_step, self._config) for of_step in groups]
         with monitor.phase("score"):
@@ -126,10 +135,10 @@ class Trainer:
         self._stop_if_told()
         shares: dict[str, float] = {}
         with self._policy.training_state.in_place():
-            every = self._config.monitor.gradient_share_every_steps
-            if every and (step - 1) % every == 0 and self._config.algorithm.alpha:
+            due = self._share_schedule.due(step, [len(batches) for batches in steps])
+            if due and self._config.algorithm.alpha:
                 with monitor.phase("gradient_share"):
-                    shares = self._gradient_shares(steps[0])
+                    shares = self._gradient_shares(steps[0], due)
             with monitor.phase("train"):
                 trained = [self._skipped.watched(step, self._policy.train_step(b, self._loss)) for b in steps]
         with monitor.phase("diagnose"):
@@ -143,7 +152,7 @@ class Trainer:
         monitor.step(
             step,
             {
-                **rollout_scalars(rollout.sampled),
+                **rollout_scalars(rollout.sampled, self._config.algorithm),
                 "rollout/groups_replaced": len(rollout.sampled) / len(rollout.groups) - 1,
                 **rollout.scalars,
                 **diagnostics,
@@ -189,16 +198,18 @@ class Trainer:
             return self._policy.score_reference(steps)
         return self._policy.score(steps)
 
-    def _gradient_shares(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
+    def _gradient_shares(
+        self, batches: Sequence[PackedBatch], wanted: Sequence[str] = (WHOLE, *BY_REWARD)
+    ) -> dict[str, float]:
         """Which share of the gradient the divergence has: |its| / (|its| + |the rest's|), in all and by reward.
 
-        Six passes, so over one micro-batch of each rank only (as many as there are stages, which VPP needs).
+        Two passes each, so over one micro-batch of each rank only (as many as there are stages, which VPP needs).
         """
         batches = batches[: self._config.parallel.pipeline]
         only_divergence, only_rest = self._loss_with(beta=0.0), self._loss_with(alpha=0.0)
         middle = self._config.reward.middle
         shares = {}
-        for name in ("", "/low_reward", "/high_reward"):
+        for name in wanted:
             chosen = [b if not name else b.only(b.by_reward(middle)[name[1:]]) for b in batches]
             unrewarded = [replace(b, advantage_T=torch.zeros_like(b.advantage_T)) for b in chosen]
             divergence = self._policy.gradient_norm(unrewarded, only_divergence)
@@ -236,6 +247,10 @@ class Trainer:
         self._monitor.evaluation(step, {f"eval/{name}": value for name, value in scores.scalars().items()})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.means("pass@").items())
         self._monitor.message(f"held-out problems {f'{when} training' if when else f'after step {step}'}: {shown}")
+        if when == "before":
+            self._monitor.message(f"held-out problems, {heldout.judged(scores)}")
+            for text in warnings(heldout.judged(scores), self._config).values():
+                self._monitor.message(f"WARNING: held-out problems: {text}")
 
     def _save(self) -> None:
         """Begin to; a checkpoint is there when `self._saver` has finished it."""
@@ -244,6 +259,7 @@ class Trainer:
             "rollouts": self._rollouts.state_dict(),
             "scores": self._scores,
             "skipped_steps": self._skipped.state_dict(),
+            "gradient_share": self._share_schedule.state_dict(),
             "monitor": of_first_rank(self._monitor.state_dict()),
         }
         with self._monitor.phase("checkpoint"):

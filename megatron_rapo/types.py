@@ -113,11 +113,6 @@ class Group:
     terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of the rewards, which are their sums
     weight_version: int | None = None  # of the engine when it was taken for whole: tokens of others are stale
 
-    @property
-    def has_signal(self) -> bool:
-        """Its rewards differ, so that its advantages are not all 0."""
-        return len(set(self.rewards)) > 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSequence:

@@ -13,10 +13,14 @@ from megatron_rapo.sampling import sampling_seed
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Span, Verdict
 
 STEP, RUN_SEED = 3, 11
+REWARDS = {"S": (0.0, 0.0, 1.0), ".": (1.0, 1.0, 1.0), "r": (0.3, 0.1 + 0.2, 0.3), "t": (0.0, 0.0, 1.0)}
 
 
 class Sampler:
-    """Engines and verifiers that only write down what they are asked; draw i has signal where signals[i] is S."""
+    """Engines and verifiers that only write down what they are asked; draw i has signal where signals[i] is S.
+
+    "r": its rewards differ by rounding. "t": by that of a completion that the length limit cut off.
+    """
 
     def __init__(self, num_engines, signals):
         self.engine = SimpleNamespace(num_replicas=num_engines)
@@ -34,33 +38,34 @@ class Sampler:
         return [
             Group(
                 prompt=prompt,
-                completions=(completion(),) * 3,
+                completions=(completion(), completion(), completion(truncated=kind == "t")),
                 verdicts=(verdict,) * 3,
-                rewards=(0.0, 0.0, 1.0) if self.signals.pop(0) == "S" else (1.0, 1.0, 1.0),
+                rewards=REWARDS[kind],
                 weight_version=STEP - 1,
             )
             for prompt in sampled.prompts
+            for kind in [self.signals.pop(0)]
         ]
 
 
-def completion():
+def completion(truncated=False):
     return Completion(
         token_ids=np.zeros(1, np.int32),
         logprobs=np.zeros(1, np.float32),
         text="",
         spans=(Span(STEP - 1, 1),),
-        truncated=False,
+        truncated=truncated,
     )
 
 
-def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100):
+def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100, overlong="keep"):
     """A step's rollout of four groups of three, the sampler that was asked for it, and where the data order stands."""
     prompts = [
         Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(i,)) for i in range(num_problems)
     ]
     config = load(
         *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", f"batch.refill_rounds={refill_rounds}"),
-        f"run.seed={RUN_SEED}",
+        *(f"run.seed={RUN_SEED}", f"algorithm.overlong={overlong}"),
     )
     sampler = Sampler(num_engines, signals)
     rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
@@ -94,11 +99,27 @@ def test_groups_without_signal_are_replaced(load, refill_rounds, num_engines, ro
     assert [i for asked in sampler.rounds for i in asked] == drawn  # the next problems, each once
     assert [group.prompt.problem.id for group in rollout.sampled] == drawn
     assert [group.prompt.problem.id for group in rollout.groups] == [drawn[i] for i in chosen]
-    assert [group.has_signal for group in rollout.groups] == [signals[i] == "S" for i in chosen]
+    assert [len(set(group.rewards)) > 1 for group in rollout.groups] == [signals[i] == "S" for i in chosen]
     assert order["position"] == len(signals)  # where the next step goes on
     # Every draw has seeds of its own: they go on counting from round to round.
     expected = [[sampling_seed(RUN_SEED, STEP, i, j) for j in range(3)] for i in range(len(signals))]
     assert sampler.seeds == expected and len({s for seeds in expected for s in seeds}) == 3 * len(signals)
+
+
+@pytest.mark.parametrize(
+    ("overlong", "rounds", "chosen"),
+    [
+        ("keep", ["tSrS", "S"], "0134"),
+        ("mask", ["tSrS", "SS"], "1345"),
+        ("mask", ["tSrS", ".."], "0123"),  # not enough: the first without signal fill up
+        ("mask_keep_baseline", ["tSrS", "S"], "0134"),
+    ],
+)
+def test_rounding_and_masked_completions_are_no_signal(load, overlong, rounds, chosen):
+    rollout, sampler, _ = roll_out(load, "".join(rounds), refill_rounds=1, overlong=overlong)
+    assert [len(asked) for asked in sampler.rounds] == [len(each) for each in rounds]
+    drawn = [str(i) for i in EpochOrder(100, RUN_SEED).take(6)]
+    assert [group.prompt.problem.id for group in rollout.groups] == [drawn[int(i)] for i in chosen]
 
 
 def test_a_problem_that_comes_again_is_sampled_anew(load):

@@ -40,7 +40,8 @@ def test_rollout_by_hand():
         group((Outcome.CORRECT, True, 1.0, 5, False), (Outcome.CORRECT, True, 1.0, 5, False)),
         group((Outcome.TIMEOUT, True, 0.0, 7, False), (Outcome.UNPARSABLE, True, 0.0, 13, True)),
     ]
-    assert rollout_scalars(groups) == {
+    others = {f"reward/{outcome.value}": 0.0 for outcome in Outcome if outcome is not Outcome.CORRECT}
+    assert rollout_scalars(groups, AlgorithmConfig()) == others | {
         "reward/term/correctness": 3 / 8,
         "reward/term/format": -1 / 8,
         "reward/mean": pytest.approx((1 + 0 - 0.5 - 0.5 + 1 + 1 + 0 + 0) / 8),
@@ -54,6 +55,15 @@ def test_rollout_by_hand():
         "rollout/completion_tokens": (10 + 20 + 30 + 30 + 5 + 5 + 7 + 13) / 8,
         "rollout/truncated": 3 / 8,
     }
+
+
+def test_a_signal_of_masked_completions_is_none():
+    groups = [group((Outcome.CORRECT, True, 1.0, 10, False), (Outcome.NO_ANSWER, False, 0.0, 20, True))]
+    found = [
+        rollout_scalars(groups, AlgorithmConfig(overlong=overlong))["reward/groups_without_signal"]
+        for overlong in ("keep", "mask", "mask_keep_baseline")
+    ]
+    assert found == [0.0, 1.0, 0.0]
 
 
 def test_reference_by_hand():
@@ -200,7 +210,7 @@ def test_every_scalar_is_declared_and_every_sum_is_the_losses():
     }
     training, estimator = training_scalars([step], ALGORITHM), estimator_scalars([step], ALGORITHM)
     assert len(estimator) == 15 and estimator["estimator/rho_ess/low_reward"] == 1.0
-    rollout = rollout_scalars([group((Outcome.WRONG, True, 0.0, 1, False))])
+    rollout = rollout_scalars([group((Outcome.WRONG, True, 0.0, 1, False))], ALGORITHM)
     reference = {"reference/phi_mean", "reference/phi_min"}
     rollout_names = {name for name in rollout if describe(name)}
     assert {"reward/term/correctness", "reward/term/format"} <= rollout_names

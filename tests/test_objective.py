@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_rapo.algo import rapo_loss
-from megatron_rapo.objective import batch_loss, loss_function, to_sequences
+from megatron_rapo.objective import batch_loss, groups_with_signal, loss_function, to_sequences
 from megatron_rapo.output_head import TokenScores
 from megatron_rapo.packing import pack
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Span, Verdict
@@ -83,6 +83,12 @@ def test_advantages_within_each_group(load, kind, expected):
     assert column("advantage", load, f"algorithm.advantage={kind}") == pytest.approx(expected, rel=1e-5)
 
 
+def test_rewards_that_differ_by_rounding_have_no_advantage(load):
+    eight = [group([5], *(([i], reward, False) for i, reward in enumerate([0.35] * 7 + [0.35000001])))]
+    assert column("advantage", load, groups=eight) == [0.0] * 8
+    assert groups_with_signal(eight, load().algorithm) == [False]
+
+
 @pytest.mark.parametrize(
     ("overrides", "shares"),
     [
@@ -111,11 +117,28 @@ def test_a_constant_exponent(load):
     ],
 )
 def test_weights_and_who_is_in_the_loss(load, overrides, weights, in_loss):
-    """Completions left out stay in their groups: advantages are the same."""
     assert column("in_loss", load, *overrides) == in_loss
     kept = [w for w, k in zip(column("weight", load, *overrides), in_loss, strict=True) if k]
     assert kept == pytest.approx(weights)
-    assert column("advantage", load, *overrides) == column("advantage", load)
+
+
+@pytest.mark.parametrize(
+    ("overlong", "advantages"),
+    [
+        ("keep", [0.5, 0.5, -0.5, -0.5]),
+        ("mask", [2 / 3, 0.0, -1 / 3, -1 / 3]),
+        ("mask_keep_baseline", [0.5, 0.0, -0.5, -0.5]),
+    ],
+)
+def test_completions_left_out_and_their_groups_baseline(load, overlong, advantages):
+    """The second was cut off. In a group of which all but one were cut off, only those that count make a signal."""
+    cut_off = [group([5], ([1], 1.0, False), ([2], 1.0, True), ([3], 0.0, False), ([4], 0.0, False))]
+    overrides = ["algorithm.advantage=mean", f"algorithm.overlong={overlong}"]
+    assert column("advantage", load, *overrides, groups=cut_off) == pytest.approx(advantages, abs=1e-15)
+    others = [group([5], ([1], 1.0, True), ([2], 1.0, True), ([3], 0.0, True), ([4], 0.0, False))]
+    found = groups_with_signal(cut_off + others, load(*overrides).algorithm)
+    assert found == [True, overlong != "mask"]
+    assert groups_with_signal([], load().algorithm) == []
 
 
 @pytest.mark.parametrize("overlong", ["keep", "mask"])

@@ -173,6 +173,10 @@ def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> Non
     assert Path(summary["checkpoint"]).name == "step-000003"
     assert "engine and trainer differ on fixed prompts by " in output
     assert "step 3/3 0:00 left " in output and "tensorboard --logdir" in output
+    assert "held-out problems, 24 completions: " in output.partition("step 1/3 ")[0]
+    first = output.partition("first rollout, ")[2].partition("step 1/3 ")[0]  # before it is trained on
+    assert " cut off by rollout.max_completion_tokens=64; " in first and " groups with different rewards\n" in first
+    assert " no_answer " in output.partition("step 1/3 ")[2] and " truncated " in output.partition("step 1/3 ")[2]
     assert "\x1b" not in output  # no terminal: no control characters
     assert json.loads((folder / "run/config.json").read_text())["optimizer"]["beta2"] == 0.999
 
@@ -299,6 +303,7 @@ def test_evaluate_goes_on_after_a_kill_and_finds_what_the_run_found(whole: tuple
     output = finish(evaluate(folder, tensor=2))
     there = kept.count(b"\n") - 1
     assert f"going on: {there} of 6 problems are there" in output
+    assert "24 completions: " in output and " cut off by evaluation.max_completion_tokens=64\n" in output
     assert samples.read_bytes().startswith(kept)
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert [line["index"] for line in lines[1:]] == list(range(6))

@@ -59,7 +59,8 @@ def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalt
 def forward_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
     """The popular k3 (Schulman; verl's low_var_kl, TRL's without use_bias_correction_kl), labelled reverse KL there.
 
-    That is its value. Differentiated as written its gradient is (1 - rho) * grad log pi, the forward KL's.
+    That is its value. Differentiated as written its gradient is (1 - rho) * grad log pi, the forward KL's. verl clamps
+    k3 to [-10, 10], so that its gradient is 0 where log rho > 2.61 or < -11.0; here it is kept.
     """
     log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
     loss_T = log_rho_T.exp() - 1 - log_rho_T

@@ -49,8 +49,9 @@ class AlgorithmConfig(Section):
     """The surrogate's probability ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, gt=0)
     """The surrogate's probability ratio is clipped above at 1 + clip_high."""
-    overlong: Literal["keep", "mask"] = "keep"
-    """Completions that the length limit cut off: trained on as wrong, or left out of the loss (not of the group)."""
+    overlong: Literal["keep", "mask", "mask_keep_baseline"] = "keep"
+    """Completions that the length limit cut off: keep trains on them; mask leaves them out of the loss and of their
+    group's mean and deviation; mask_keep_baseline leaves them out of the loss only."""
     importance_cap: float = Field(default=2.0, ge=1)
     """Truncation of the detached importance weights: old policy over engine, current policy over engine."""
     log_rho_cap: float = Field(default=10.0, gt=0)

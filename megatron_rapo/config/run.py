@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from megatron_rapo.config.section import FilePath, Section
 
@@ -58,13 +58,23 @@ class CheckpointConfig(Section):
         return self
 
 
+def _how_often(steps: Any) -> Any:
+    if steps == "auto" or (type(steps) is int and steps >= 0):
+        return steps
+    raise ValueError(
+        f"monitor.gradient_share_every_steps={steps}: not a number of steps; set it to auto, to 0 for never, or to a "
+        "number from 1 on."
+    )
+
+
 class MonitorConfig(Section):
     """What is written down while a run goes on."""
 
     writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(default=("tensorboard",), strict=False)
     """What the run is shown by, beside metrics.jsonl (docs/report.md); wandb and mlflow are to be installed."""
-    gradient_share_every_steps: int = Field(default=10, ge=0)
-    """Steps between measurements of the penalty's share of the gradient, by six passes over a micro-batch; 0: never."""
+    gradient_share_every_steps: Annotated[Literal["auto"] | int, BeforeValidator(_how_often)] = "auto"
+    """Steps between measurements of the penalty's share of the gradient, by six passes over a micro-batch; 0: never;
+    auto: ten or more, so that measuring costs 5 % of the run at most by estimate (docs/profiling.md)."""
     sampled_completions: int = Field(default=3, ge=0)
     """Completions that each of the writers is given as text at each step."""
     rollouts_every_steps: int = Field(default=10, ge=0)

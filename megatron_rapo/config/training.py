@@ -19,7 +19,7 @@ class BatchConfig(Section):
     optimizer_steps_per_rollout: int = Field(default=1, ge=1)
     """Optimizer steps taken on one rollout, each on an equal share of its prompts."""
     refill_rounds: int = Field(default=0, ge=0)
-    """Most extra rounds of sampling per step that replace groups whose rewards are all equal; 0 keeps such groups."""
+    """Most extra rounds of sampling per step that replace groups without signal (rewards all equal); 0 keeps them."""
     spare_prompts: int = Field(default=0, ge=0)
     """Prompts sampled beyond prompts_per_step, over all processes: a rollout ends when prompts_per_step groups are
     whole, and does not wait for the longest completions of the others (docs/rollout.md); 0: it waits for all."""
@@ -86,13 +86,13 @@ class OptimizerConfig(Section):
     """Megatron's AdamW and its learning-rate schedule; a step is an optimizer step."""
 
     lr: float = Field(default=5e-7, gt=0)
-    """Learning rate that the warm-up reaches and the schedule falls from."""
+    """Learning rate at the end of the warm-up, or of the first step without one; the schedule falls from it."""
     min_lr: float = Field(default=0.0, ge=0)
-    """Learning rate at the end of a linear or cosine schedule."""
+    """Learning rate of the last optimizer step under a linear or cosine schedule; at 0 that step changes nothing."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape after the warm-up."""
+    """Shape of the learning rate from lr, after the warm-up, to min_lr."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Linear warm-up from 0, optimizer steps."""
+    """Linear warm-up, optimizer steps: step n of it is taken at n / warmup_steps of lr."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     beta1: float = Field(default=0.9, ge=0, lt=1)

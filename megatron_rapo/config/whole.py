@@ -42,6 +42,12 @@ class Config(Section):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}: the run has {optimizer_steps} optimizer steps "
                 f"and would never reach optimizer.lr; set optimizer.warmup_steps <= {optimizer_steps}."
             )
+        if self.optimizer.schedule != "constant" and self.optimizer.warmup_steps == optimizer_steps:
+            raise ValueError(
+                f"optimizer.schedule={self.optimizer.schedule}: does nothing with optimizer.warmup_steps="
+                f"{optimizer_steps}, all optimizer steps of the run; set warmup_steps < {optimizer_steps}, or "
+                "schedule=constant."
+            )
         if self.checkpoint.every_steps > self.run.steps:
             raise ValueError(
                 f"checkpoint.every_steps={self.checkpoint.every_steps}: the run has {self.run.steps} steps; set it "

@@ -13,6 +13,7 @@ from megatron_rapo.evaluation.samples import ProblemSamples, SampledWith
 from megatron_rapo.evaluation.scores import ProblemScore, Scores
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
+from megatron_rapo.verdicts import Judged
 
 WAVES = 4
 """A part has as many problems as keep every engine at its `rollout.max_concurrent` completions so many times over: a
@@ -71,6 +72,14 @@ class HeldOut:
             data=str(self.settings.data),
             left_out=len(self.prompts.too_long),
             sampled_with=asdict(self.sampled_with(weights)),
+        )
+
+    def judged(self, scores: Scores) -> Judged:
+        """Return the verdicts that `scores` has, with the limit that cut completions off."""
+        return Judged(
+            verdicts=scores.verdicts,
+            truncated=sum(problem.truncated for problem in scores.problems),
+            limit=f"evaluation.max_completion_tokens={self.settings.max_completion_tokens}",
         )
 
 

@@ -50,23 +50,34 @@ def build_optimizer(
         chunks,
     )
     torch_adam.fuse_on_cpu(optimizer)
+    scheduler = make_scheduler(config, optimizer)
+    megatron.finalize_model_grads_func = finalize_model_grads
+    megatron.grad_scale_func = optimizer.scale_loss
+    return optimizer, scheduler
+
+
+def make_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+    """Build the schedule of learning rates, counted in optimizer steps.
+
+    It steps before each update, so that optimizer step n of the run has the schedule's n-th rate: lr at the end of the
+    warm-up, or at step 1 without one (as with a warm-up of one step), and min_lr at the last step.
+    """
+    settings = config.optimizer
     total_steps = config.run.steps * config.batch.optimizer_steps_per_rollout
-    scheduler = OptimizerParamScheduler(
+    warmup_steps = max(1, settings.warmup_steps)
+    return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        lr_warmup_steps=settings.warmup_steps,
-        lr_decay_steps=total_steps + 1,  # the schedule steps before the update: the last one is not yet at min_lr
+        lr_warmup_steps=warmup_steps,
+        lr_decay_steps=max(total_steps, warmup_steps + 1),  # Megatron wants a decay, after a warm-up to the end too
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
-    megatron.finalize_model_grads_func = finalize_model_grads
-    megatron.grad_scale_func = optimizer.scale_loss
-    return optimizer, scheduler
 
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:

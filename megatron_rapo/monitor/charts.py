@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from megatron_rapo.types import Outcome
+
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "Learning": {
         "Reward": ("reward/mean", "reward/pass_rate"),
@@ -13,7 +15,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Majority on held-out problems": ("eval/maj@",),
     },
     "Verifier": {
-        "Verdicts": ("reward/pass_rate", "reward/wrong", "reward/no_answer", "reward/unparsable", "reward/timeout"),
+        "Verdicts": ("reward/pass_rate", *(f"reward/{o.value}" for o in Outcome if o is not Outcome.CORRECT)),
         "Format and length": ("reward/format_rate", "rollout/truncated"),
         "Groups": ("reward/groups_without_signal", "rollout/groups_replaced"),
         "Terms of the reward": ("reward/term/",),

@@ -22,6 +22,8 @@ from megatron_rapo.monitor.text import without_controls
 HEADLINES: dict[str, tuple[str, str]] = {
     "reward/mean": ("reward", ".3f"),
     "reward/pass_rate": ("pass_rate", ".3f"),
+    "reward/no_answer": ("no_answer", ".3f"),
+    "rollout/truncated": ("truncated", ".3f"),
     "policy/kl": ("kl", ".3g"),
     "policy/entropy": ("entropy", ".3f"),
     "rollout/completion_tokens": ("tokens", ".1f"),
@@ -150,8 +152,10 @@ class Console:
         room = self._rich.width - max(len("step"), len(str(self._total_steps)))
         for name, (label, spec) in HEADLINES.items():
             numbers = [format(scalars[name], spec) for _, scalars in self._latest if name in scalars]
+            if not numbers:
+                continue
             width = max(map(len, (label, *numbers)))
-            if not numbers or (room := room - width - 2) < 0:
+            if (room := room - width - 2) < 0:
                 break
             columns[name] = width
         return columns

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import difflib
 
+from megatron_rapo.types import Outcome
+
+_OUTCOMES = {
+    "wrong": "Completions whose answer the verifier found wrong, fraction.",
+    "no_answer": "Completions without an answer to judge, fraction.",
+    "unparsable": "Completions with an answer that is not mathematics, fraction.",
+    "unevaluated": "Completions whose answer has arithmetic left to do, fraction.",
+    "timeout": "Completions that were not judged in time, by reward.timeout_s or budget_s, fraction.",
+}
+"""Verdicts but for CORRECT, which is reward/pass_rate."""
+
 SCALARS: dict[str, str] = {
     "reward/mean": "Mean reward of the step's completions.",
     "reward/pass_rate": "Completions whose answer the verifier found right, fraction.",
     "reward/format_rate": "Completions that hold a closed \\boxed{...}, fraction.",
-    "reward/wrong": "Completions whose answer the verifier found wrong, fraction.",
-    "reward/no_answer": "Completions without an answer to judge, fraction.",
-    "reward/unparsable": "Completions with an answer that is not mathematics, fraction.",
-    "reward/timeout": "Completions that were not judged in time, by reward.timeout_s or budget_s, fraction.",
-    "reward/groups_without_signal": "Groups whose rewards are all equal, so that their advantages are 0, fraction.",
+    **{f"reward/{outcome.value}": _OUTCOMES[outcome.value] for outcome in Outcome if outcome is not Outcome.CORRECT},
+    "reward/groups_without_signal": "Groups whose rewards differ by no more than rounding: advantages are 0, fraction.",
     "policy/loss": "The objective that is minimised: -policy/surrogate + policy/kl_cost - policy/entropy_bonus.",
     "policy/surrogate": "Clipped surrogate with its importance weight, mean as algorithm.aggregation says.",
     "policy/kl_cost": "Of the objective: algorithm.alpha times the divergence, mean as algorithm.aggregation says.",

@@ -242,3 +242,17 @@ def test_cap_keeps_float32_finite(name, log_rho):
     assert penalty.capped_T.all()
     assert penalty.loss_T.isfinite().all() and penalty.value_T.isfinite().all() and gradient.isfinite().all()
     assert gradient.abs() > 0
+
+
+def test_k3_keeps_the_gradient_that_a_clamp_to_10_takes():
+    """As docs/data.md says of the recipe whose k3 is clamped: the same between log rho = -10.99 and 2.61, 0 beyond."""
+    log_rho_T = torch.tensor([-12.0, -10.99, -1.0, 0.5, 2.61, 2.62, 9.0], dtype=torch.float64)
+    logp_T = torch.zeros_like(log_rho_T, requires_grad=True)
+    ours_T = forward_kl_k3(logp_T, log_rho_T, 20.0).loss_T
+    [ours_gradient_T] = torch.autograd.grad(ours_T.sum(), logp_T)
+    log_ratio_T = log_rho_T - logp_T
+    clamped_T = (log_ratio_T.exp() - log_ratio_T - 1).clamp(-10, 10)
+    [clamped_gradient_T] = torch.autograd.grad(clamped_T.sum(), logp_T)
+    torch.testing.assert_close(ours_gradient_T, 1 - log_rho_T.exp())
+    inside_T = torch.tensor([False, True, True, True, True, False, False])
+    torch.testing.assert_close(clamped_gradient_T, torch.where(inside_T, ours_gradient_T, 0.0))

@@ -175,6 +175,11 @@ REFUSALS = [
         "optimizer.min_lr=1e-07: does nothing with optimizer.schedule=constant; "
         "set optimizer.min_lr=0.0 or schedule=linear or cosine.",
     ),
+    (
+        ["optimizer.schedule=cosine", "optimizer.warmup_steps=6", "batch.optimizer_steps_per_rollout=2"],
+        "optimizer.schedule=cosine: does nothing with optimizer.warmup_steps=6, all optimizer steps of the run; set "
+        "warmup_steps < 6, or schedule=constant.",
+    ),
     *(
         (
             [*EVALUATION, "evaluation.samples_per_problem=4", f"evaluation.k={k}"],
@@ -370,7 +375,10 @@ def test_fp8_settings_that_go_together(load):
         ),
         ("algorithm.aggregation=group", "algorithm.aggregation='group': input should be 'token' or 'sequence'; change"),
         ("algorithm.ratio=group", "algorithm.ratio='group': input should be 'token' or 'sequence'; change the value."),
-        ("algorithm.overlong=drop", "algorithm.overlong='drop': input should be 'keep' or 'mask'; change the value."),
+        (
+            "algorithm.overlong=drop",
+            "algorithm.overlong='drop': input should be 'keep', 'mask' or 'mask_keep_baseline'; change the value.",
+        ),
         ("batch.refill_rounds=-1", "batch.refill_rounds=-1: input should be greater than or equal to 0; change the"),
         ("model.path=123", "model.path=123: not a string; write it in quotes."),
         ("data.answer_field=7", "data.answer_field=7: not a string; write it in quotes."),

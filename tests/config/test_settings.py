@@ -127,3 +127,18 @@ def test_other_reshardings_to_prove_are_refused(load, given):
         f"reshard.verify={given}: not a choice of which reshardings are proven; set it to every, first or a number of "
         "steps from 1 on."
     )
+
+
+@pytest.mark.parametrize(("given", "expected"), [("auto", "auto"), ("0", 0), ("1", 1), ("50", 50)])
+def test_how_often_the_gradient_share_is_measured(load, given, expected):
+    assert load().monitor.gradient_share_every_steps == "auto"
+    assert load(f"monitor.gradient_share_every_steps={given}").monitor.gradient_share_every_steps == expected
+
+
+@pytest.mark.parametrize("given", ["-1", "often", "1.5", "true"])
+def test_how_often_the_gradient_share_is_not_measured(load, given):
+    shown = {"true": "True"}.get(given, given)
+    assert refusal(load, f"monitor.gradient_share_every_steps={given}") == (
+        f"monitor.gradient_share_every_steps={shown}: not a number of steps; set it to auto, to 0 for never, or to a "
+        "number from 1 on."
+    )

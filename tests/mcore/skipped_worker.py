@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
 
 def train(folder: Path, name: str, rollout: Any, *, poisoned: tuple[int, ...]) -> tuple[Any, dict[str, torch.Tensor]]:
     """What three good steps gave, with others before some of them, and the weights at the end."""
-    schedule = {"schedule": "linear", "warmup_steps": 2, "lr": 1e-3}
+    schedule = {"schedule": "linear", "warmup_steps": 2, "lr": 1e-3, "min_lr": 1e-4}
     sections = CASES[name] | {"optimizer": CASES[name].get("optimizer", {}) | schedule}
     config = tiny_config(folder / "model", folder, **sections)
     policy = Policy(

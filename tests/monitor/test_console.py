@@ -11,6 +11,8 @@ SCALARS = {
     "reward/mean": 0.41049,
     "reward/pass_rate": 0.375,
     "reward/format_rate": 0.9,
+    "reward/no_answer": 0.0984,
+    "rollout/truncated": 0.0312,
     "policy/kl": 0.00123456,
     "policy/entropy": 0.31234,
     "rollout/completion_tokens": 54.04,
@@ -53,9 +55,12 @@ def test_without_a_terminal_each_step_is_one_plain_line(monkeypatch: pytest.Monk
         shown.step(4, {"reward/mean": float("nan"), "seconds/step": 5.6})
     assert stream.getvalue() == (
         "reading the model\n"
-        "21:12:10 step 3/30 2:31 left reward 0.410 pass_rate 0.375 kl 0.00123 entropy 0.312 tokens 54.0 tokens/s 812 "
-        "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s\n"
-        "21:12:10 step 4/30 2:26 left reward nan step 5.6s\n"
+        "21:12:10 step 3/30 2:31 left reward 0.410 pass_rate 0.375 no_answer 0.098 truncated 0.031 kl 0.00123 "
+        "entropy 0.312 tokens 54.0 tokens/s 812 "
+        "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s
+"
+        "21:12:10 step 4/30 2:26 left reward nan step 5.6s
+"
     )
 
 
@@ -74,7 +79,7 @@ def drawn(stream: Terminal, start: str = "step 3/30") -> list[str]:
 
 def test_the_latest_steps_are_a_table() -> None:
     stream = Terminal()
-    with Console(30, stream=stream, width=80) as shown:
+    with Console(30, stream=stream, width=100) as shown:
         shown.step(2, SCALARS | {"reward/mean": 0.25, "policy/kl": 1e-7})
         shown.step(3, SCALARS)
         shown.phase("rollout")
@@ -82,16 +87,16 @@ def test_the_latest_steps_are_a_table() -> None:
     assert lines[0].endswith("2:31 left")  # 27 steps of 5.6 s
     assert lines[1].split() == ["done", "0:00"]
     assert [line.rstrip() for line in lines[2:5]] == [
-        "step  reward  pass_rate       kl  entropy  tokens  tokens/s",
-        "   2   0.250      0.375    1e-07    0.312    54.0       812",
-        "   3   0.410      0.375  0.00123    0.312    54.0       812",
+        "step  reward  pass_rate  no_answer  truncated       kl  entropy  tokens  tokens/s",
+        "   2   0.250      0.375      0.098      0.031    1e-07    0.312    54.0       812",
+        "   3   0.410      0.375      0.098      0.031  0.00123    0.312    54.0       812",
     ]
     assert (
         " ".join(" ".join(lines[5:]).split()) == "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s"
     )
 
 
-@pytest.mark.parametrize(("width", "columns"), [(20, 1), (30, 2), (40, 3), (60, 6), (120, 6)])
+@pytest.mark.parametrize(("width", "columns"), [(20, 1), (30, 2), (40, 3), (60, 5), (120, 8)])
 def test_the_display_fits_the_width_and_cuts_nothing(width: int, columns: int) -> None:
     """What the table has no column for is below it."""
     stream = Terminal()
@@ -106,8 +111,8 @@ def test_the_display_fits_the_width_and_cuts_nothing(width: int, columns: int) -
     below = " ".join(" ".join(lines[4:]).split())
     pairs = " ".join(f"{label} {number}" for label, number in zip(labels[1:], numbers[1:], strict=True))
     assert f"{pairs} {below}" == (
-        "reward 0.410 pass_rate 0.375 kl 0.00123 entropy 0.312 tokens 54.0 tokens/s 812 "
-        "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s"
+        "reward 0.410 pass_rate 0.375 no_answer 0.098 truncated 0.031 kl 0.00123 entropy 0.312 "
+        "tokens 54.0 tokens/s 812 rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s"
     )
 
 
