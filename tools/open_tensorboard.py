@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_rapo.errors import InputError
+from megatron_rapo.errors import InputError, print_error
 from megatron_rapo.monitor import TENSORBOARD_FOLDER
 
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         started = command(known.run, options, Path(os.environ.get("RAPO_RUNS", "runs")))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     os.execv(started[0], started)
 
