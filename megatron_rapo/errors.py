@@ -27,5 +27,6 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """Return `text`, or its first `most` characters and how many it has."""
+    """Return `text` on one line: all of it, or its first `most` characters and how many it has."""
+    text = text.replace("\n", " ")
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"

@@ -32,7 +32,7 @@ from megatron_rapo.evaluation.sampled import HeldOut
 from megatron_rapo.evaluation.samples import ProblemSamples, SamplesFile
 from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.evaluation.tables import show
-from megatron_rapo.hf import ModelShape, check_weights, read_shape
+from megatron_rapo.hf import ModelShape, check_agreement, check_weights, read_shape
 from megatron_rapo.launcher import rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
@@ -63,6 +63,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     check_rollout(config, shape, world_size())
     check_machine(config)
     check_weights(config.model.path, hf_shapes(shape), tied=shape.tied)
+    check_agreement(config.model.path, shape)
     check_writers(config.monitor.writers)
     rewards = Rewards.load(config.reward)
     train_set = _prompts(config, config.data.train)
@@ -197,6 +198,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     shape = read_shape(model.files)
     check_rollout(config, shape, world_size())
     check_engine(config)
+    check_agreement(model.files, shape)
     if not model.is_checkpoint:
         check_weights(model.path, hf_shapes(shape), tied=shape.tied)
     heldout = HeldOut(config, settings, _prompts(config, settings.data))

@@ -24,6 +24,7 @@ def test_printable(text, expected):
 
 
 def test_shortened():
+    assert shortened("a\nb") == "a b"
     assert shortened("x" * 80) == "x" * 80
     assert shortened("x" * 81) == f"{'x' * 80}... (81 characters)"
 

@@ -35,9 +35,9 @@ class AlgorithmConfig(Section):
     """Exponent of the reference at the lowest reward; 0 makes it uniform, which drives the policy there."""
     phi_max: float = Field(default=1.0, ge=0, le=1)
     """Exponent of the reference at the highest reward; 1 leaves the reference as it is."""
-    phi_exponent: float = Field(default=2.0, gt=0, le=1e3)
+    phi_exponent: float = Field(default=2.0, ge=1e-3, le=1e3)
     """Of phi = power: phi rises as the reward's place in its range to this exponent."""
-    phi_sharpness: float = Field(default=10.0, gt=0, le=MAX_VALUE)
+    phi_sharpness: float = Field(default=10.0, ge=1e-3, le=MAX_VALUE)
     """Of phi = sigmoid: its steepness at the middle of the reward's range; a step where it is large."""
     advantage: Literal["mean_std", "mean", "leave_one_out"] = "mean_std"
     """Reward relative to its group (algo/advantages.py): mean_std is GRPO's, mean is Dr. GRPO's."""

@@ -13,6 +13,8 @@ from megatron_rapo.config.section import MAX_MIB, MAX_SECONDS, MAX_TOKENS, MAX_V
 OWN_TERMS = ("correctness", "format", "length")
 """Names of the terms that are not the user's (rewards/reward.py)."""
 _End = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]
+_LEAST_SPREAD = 1e-5
+"""Least width of the rewards' range, relative to the rewards (and absolute below 1); float32 has steps of 6e-8."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -79,6 +81,12 @@ class RewardConfig(Section):
             raise ValueError(
                 f"reward.budget_s={self.budget_s}: not enough for one answer's deadline, reward.timeout_s="
                 f"{self.timeout_s}; raise reward.budget_s or lower timeout_s."
+            )
+        lowest, highest = self.range
+        if 0 < highest - lowest < _LEAST_SPREAD * max(1.0, abs(lowest), abs(highest)):
+            raise ValueError(
+                f"reward.correct={self.correct}: all rewards are from {lowest} to {highest}, too close for float32 to "
+                "tell them apart; set values further apart, around 0."
             )
         for index, function in enumerate(self.functions):
             self._check_function(index, function)

@@ -22,6 +22,11 @@ REFUSALS = [
         "raise reward.correct.",
     ),
     (
+        ["reward.correct=1e6", "reward.wrong=999999", "reward.unformatted=999999"],
+        "reward.correct=1000000.0: all rewards are from 999999.0 to 1000000.0, too close for float32 to tell them "
+        "apart; set values further apart, around 0.",
+    ),
+    (
         ["reward.length={free_tokens=512, full_tokens=512, penalty=0.5}"],
         "reward.length.free_tokens=512: the penalty must rise from there to full_tokens=512; set free_tokens < "
         "full_tokens.",
@@ -366,8 +371,8 @@ def test_fp8_settings_that_go_together(load):
             "algorithm.phi=cubic",
             "algorithm.phi='cubic': input should be 'linear', 'power', 'sigmoid' or 'constant'; ch",
         ),
-        ("algorithm.phi_exponent=0", "algorithm.phi_exponent=0: input should be greater than 0; change the value."),
-        ("algorithm.phi_sharpness=0", "algorithm.phi_sharpness=0: input should be greater than 0; change the value."),
+        ("algorithm.phi_exponent=0", "algorithm.phi_exponent=0: input should be greater than or equal to 0.001;"),
+        ("algorithm.phi_sharpness=0", "algorithm.phi_sharpness=0: input should be greater than or equal to 0.001;"),
         (
             "algorithm.advantage=std",
             "algorithm.advantage='std': input should be 'mean_std', 'mean' or 'leave_one_out';",
