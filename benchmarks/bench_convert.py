@@ -33,7 +33,7 @@ from benchmarks.environment import child_environment, conclude, environment, fie
 from benchmarks.models import write_model
 from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf
 from megatron_rapo.hf import read_shape
-from megatron_rapo.hf.weights import WEIGHTS
+from megatron_rapo.hf.stored import WEIGHTS
 from megatron_rapo.reshard.layout import hf_shapes
 
 SIDES = ("copy", "to_megatron", "to_hf")

@@ -7,13 +7,17 @@ import math
 import shutil
 import tempfile
 
+import psutil
 import torch
 
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.config.machine import LEAST_CAPABILITY
 from megatron_rapo.hf import ModelShape
+from megatron_rapo.launcher import local_world_size
 from megatron_rapo.preflight.memory import ITEMSIZE, OPTIMIZER_BYTES
 from megatron_rapo.reshard.layout import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
+
+_TOKEN_ID_BYTES = 4  # in vLLM's table of the sequences that are being decoded (InputBatch.token_ids_cpu)
 
 
 def resolve_layers(config: Config) -> str:
@@ -128,8 +132,32 @@ def check_model(config: Config, shape: ModelShape) -> None:
 def check_machine(config: Config) -> None:
     """Refuse settings that this machine has nothing for. Raises ConfigError."""
     _check_layers(config)
-    _check_engine_fp8(config)
+    check_engine(config)
     _check_memory(config)
+
+
+def check_engine(config: Config) -> None:
+    """Refuse an engine that this machine has no kernels or no memory for. Raises ConfigError."""
+    _check_engine_fp8(config)
+    rollout, processes = config.rollout, local_world_size()
+    host_mib = psutil.virtual_memory().total // 2**20
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        most_mib, place = torch.cuda.get_device_properties(0).total_memory // 2**20, "the GPU has"
+    else:
+        most_mib, place = host_mib // processes, f"this machine has for each of its {processes} processes"
+    if rollout.kv_cache_mib >= most_mib:
+        raise ConfigError(
+            f"rollout.kv_cache_mib={rollout.kv_cache_mib}: more than the {most_mib:,} MiB of memory that {place}, and "
+            "the model needs some of it; lower it."
+        )
+    table_mib = rollout.max_concurrent * config.max_sequence_tokens * _TOKEN_ID_BYTES // 2**20
+    if table_mib >= host_mib // processes:
+        raise ConfigError(
+            f"rollout.max_concurrent={rollout.max_concurrent}: vLLM keeps a table of the tokens of so many sequences "
+            f"of up to {config.max_sequence_tokens} tokens, {table_mib:,} MiB, and this machine has "
+            f"{host_mib // processes:,} MiB for each of its {processes} processes; lower it."
+        )
 
 
 def _check_layers(config: Config) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_rapo import garbage
+from megatron_rapo.arguments import number, said, whole_number
 from megatron_rapo.config.file import load_config
-from megatron_rapo.errors import InputError
+from megatron_rapo.errors import InputError, print_error
 from megatron_rapo.launcher import adopt_srun, rank
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ TOOLS = {
     "tensorboard": ("monitor.tensorboard_command", "open TensorBoard on runs, by their folders or Slurm job numbers"),
 }
 """Commands that parse their own arguments: the module whose `main` does, and a line for --help."""
+MAX_PROFILED = 1000
+"""Steps that --profile may name."""
 FIRST_SPEAKS_S = 3.0
 """What is wrong on all processes the first one says, and the launcher ends the others meanwhile; what is wrong on one
 node alone, say a missing file, its processes say after this time."""
@@ -64,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         adopt_srun()
         return int(arguments.command(arguments))
     except InputError as error:
-        if rank() > 0:
+        place = _place()
+        if place > 0:
             time.sleep(FIRST_SPEAKS_S)
-        print(f"rank {rank()}: error: {error}" if rank() else f"error: {error}", file=sys.stderr, flush=True)
+        print_error(error, prefix=f"rank {place}: " if place else "")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -82,6 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tool(name: str, words: Sequence[str]) -> int:
     module = importlib.import_module(f"megatron_rapo.{TOOLS[name][0]}")
     return int(module.main(words))
+
+
+def _place() -> int:
+    """Return the rank, also where what the environment says of it is the error."""
+    try:
+        return rank()
+    except InputError:
+        return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -196,14 +208,24 @@ def _parser() -> argparse.ArgumentParser:
     preflight = _command(
         commands, "preflight", _preflight, "what a run needs, on any machine; exit status 1 if it does not fit"
     )
-    preflight.add_argument("--gpus", type=int, required=True, metavar="N", help="processes, one a GPU")
-    preflight.add_argument("--gpu-memory-gib", type=float, default=80.0, metavar="GIB", help="of each GPU (80)")
     preflight.add_argument(
-        "--overhead-gib", type=float, default=4.0, metavar="GIB", help="of CUDA, NCCL, workspaces, fragmentation (4)"
+        "--gpus", type=whole_number(1, 10**6), required=True, metavar="N", help="processes, one a GPU"
+    )
+    memory = number(0, 10**6, above=True)
+    preflight.add_argument("--gpu-memory-gib", type=memory, default=80.0, metavar="GIB", help="of each GPU (80)")
+    preflight.add_argument(
+        "--overhead-gib",
+        type=number(0, 10**6),
+        default=4.0,
+        metavar="GIB",
+        help="of CUDA, NCCL, workspaces, fragmentation (4)",
     )
     preflight.add_argument("--hardware", choices=("a100", "h100", "h200"), default="h100", help="for seconds (h100)")
     preflight.add_argument(
-        "--completion-tokens", type=int, metavar="N", help="mean length of a completion; half of the longest by default"
+        "--completion-tokens",
+        type=whole_number(1, 10**9),
+        metavar="N",
+        help="mean length of a completion; half of the longest by default",
     )
     preflight.add_argument("--suggest", action="store_true", help="search layouts and print the three best")
     preflight.add_argument(
@@ -257,7 +279,11 @@ def _add_report(commands: Commands) -> None:
         help="files of evaluate --output, say of the base model, besides those in the run folders",
     )
     report.add_argument(
-        "--rollouts-mib", type=float, default=8.0, metavar="MIB", help="most of the file that rollouts take (8)"
+        "--rollouts-mib",
+        type=number(0, 10**6),
+        default=8.0,
+        metavar="MIB",
+        help="most of the file that rollouts take (8)",
     )
 
 
@@ -284,7 +310,7 @@ def _k(text: str) -> list[int]:
         return [int(k) for k in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: not whole numbers with commas between; write e.g. --k 1,4,16"
+            f"{said(text)}: not whole numbers with commas between; write e.g. --k 1,4,16"
         ) from None
 
 
@@ -298,7 +324,11 @@ def _steps(text: str) -> tuple[int, ...]:
         ranges = [(1, 0)]
     if any(last < first for first, last in ranges):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: neither steps nor ranges of steps, with commas between; write e.g. --profile 2,10-12"
+            f"{said(text)}: neither steps nor ranges of steps, with commas between; write e.g. --profile 2,10-12"
+        )
+    if sum(last - first + 1 for first, last in ranges) > MAX_PROFILED:
+        raise argparse.ArgumentTypeError(
+            f"{said(text)}: more than {MAX_PROFILED:,} steps, and each writes a trace; write e.g. --profile 2,10-12"
         )
     return tuple(step for first, last in ranges for step in range(first, last + 1))
 

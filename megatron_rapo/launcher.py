@@ -5,32 +5,80 @@ from __future__ import annotations
 import os
 
 from megatron_rapo.config import ConfigError
+from megatron_rapo.errors import shortened
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_OF_LAUNCHER = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LIMITS = {
+    "RANK": (0, 10**6),
+    "WORLD_SIZE": (1, 10**6),
+    "LOCAL_RANK": (0, 10**4),
+    "LOCAL_WORLD_SIZE": (1, 10**4),
+    "MASTER_PORT": (0, 65535),
+    "SLURM_PROCID": (0, 10**6),
+    "SLURM_STEP_NUM_TASKS": (1, 10**6),
+    "SLURM_LOCALID": (0, 10**4),
+}
+"""The variables that are read, each with its least and largest value."""
 
 
 def adopt_srun() -> None:
     """Under srun by itself, set the variables that torchrun would set.
 
     SLURM_STEP_NUM_TASKS is there only for what srun starts, not in the job script around it. Raises ConfigError without
-    MASTER_ADDR and MASTER_PORT, by which the processes find each other.
+    MASTER_ADDR and MASTER_PORT, by which the processes find each other, and for a variable that is not its number.
     """
-    if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
-        return
-    os.environ.update({ours: os.environ[theirs] for ours, theirs in _SLURM.items()})
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f"{' and '.join(missing)}: not set under srun, so its processes cannot find each other; export "
-            "MASTER_ADDR (a node of the job) and MASTER_PORT (a free port) in the job script."
-        )
+    if "RANK" not in os.environ and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
+        for ours, theirs in _SLURM.items():
+            if theirs not in os.environ:
+                raise ConfigError(f"{theirs}: not set, as srun does it; start the run with torchrun or srun.")
+            os.environ[ours] = str(_number(theirs, 0))
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise ConfigError(
+                f"{' and '.join(missing)}: not set under srun, so its processes cannot find each other; export "
+                "MASTER_ADDR (a node of the job) and MASTER_PORT (a free port) in the job script."
+            )
+    for name in _LIMITS:
+        _number(name, 0)
 
 
 def rank() -> int:
-    """This process' place among all; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    """Return this process' place among all; 0 without a launcher. Raises ConfigError."""
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
-    """Processes that the launcher started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return how many processes the launcher started; 1 without one.
+
+    Raises ConfigError where it did not say all that joining them takes.
+    """
+    if "RANK" not in os.environ:
+        return 1
+    missing = [name for name in _OF_LAUNCHER if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"RANK={rank()}: is set, and {', '.join(missing)} not; unset it to run one process, or start the run with "
+            "torchrun or srun."
+        )
+    place, processes = rank(), _number("WORLD_SIZE", 1)
+    if place >= processes:
+        raise ConfigError(f"RANK={place}: not below WORLD_SIZE={processes}; start the run with torchrun or srun.")
+    return processes
+
+
+def local_world_size() -> int:
+    """Return how many of the processes run on this node; 1 where no launcher says it. Raises ConfigError."""
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def _number(name: str, default: int) -> int:
+    text, (least, largest) = os.environ.get(name), _LIMITS[name]
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= largest):
+        raise ConfigError(
+            f"{name}={shortened(text)}: not a whole number from {least} to {largest}; unset it, or start the run with "
+            "torchrun or srun."
+        )
+    return int(text)

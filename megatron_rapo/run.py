@@ -14,7 +14,15 @@ import torch.distributed as dist
 from megatron_rapo import garbage
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
-from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size, resolve_layers
+from megatron_rapo.checks import (
+    check_disk,
+    check_engine,
+    check_machine,
+    check_model,
+    check_rollout,
+    check_world_size,
+    resolve_layers,
+)
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
 from megatron_rapo.determinism import set_variables
@@ -24,10 +32,11 @@ from megatron_rapo.evaluation.sampled import HeldOut
 from megatron_rapo.evaluation.samples import ProblemSamples, SamplesFile
 from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.evaluation.tables import show
-from megatron_rapo.hf import ModelShape, read_shape
+from megatron_rapo.hf import ModelShape, check_agreement, check_weights, read_shape
 from megatron_rapo.launcher import rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
+from megatron_rapo.reshard.layout import hf_shapes
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine, name_ranges
 from megatron_rapo.sampling import Sampler
@@ -54,6 +63,8 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     check_model(config, shape)
     check_rollout(config, shape, world_size())
     check_machine(config)
+    check_weights(config.model.path, hf_shapes(shape), tied=shape.tied)
+    check_agreement(config.model.path, shape)
     check_writers(config.monitor.writers)
     rewards = Rewards.load(config.reward)
     train_set = _prompts(config, config.data.train)
@@ -185,7 +196,12 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
         raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
     model = EvaluatedModel.find(config.model.path)
     config = _with_model(config, model.files)
-    check_rollout(config, read_shape(model.files), world_size())
+    shape = read_shape(model.files)
+    check_rollout(config, shape, world_size())
+    check_engine(config)
+    check_agreement(model.files, shape)
+    if not model.is_checkpoint:
+        check_weights(model.path, hf_shapes(shape), tied=shape.tied)
     heldout = HeldOut(config, settings, _prompts(config, settings.data))
     weights = model.digest() if output and rank() == 0 else ""
     done: list[ProblemScore] = []

@@ -1,11 +1,20 @@
 import dataclasses
 import importlib.util
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_rapo import checks
-from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size, resolve_layers
+from megatron_rapo.checks import (
+    check_disk,
+    check_engine,
+    check_machine,
+    check_model,
+    check_rollout,
+    check_world_size,
+    resolve_layers,
+)
 from megatron_rapo.config import ConfigError
 from megatron_rapo.hf import ModelShape
 from tests.settings import EVALUATION, refusal
@@ -229,8 +238,40 @@ def machine(monkeypatch):
     def machine(cuda, te):
         monkeypatch.setattr(checks.torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if te else None)
+        gpu = SimpleNamespace(total_memory=80 * 2**30)
+        monkeypatch.setattr(checks.torch.cuda, "get_device_properties", lambda index: gpu)
 
     return machine
+
+
+@pytest.mark.parametrize(
+    ("cuda", "processes", "least_refused", "place"),
+    [
+        (False, 1, 24 * 1024, "this machine has for each of its 1 processes"),
+        (False, 8, 3 * 1024, "this machine has for each of its 8 processes"),
+        (True, 8, 80 * 1024, "the GPU has"),
+    ],
+)
+def test_key_value_cache_beyond_the_memory(load, machine, monkeypatch, cuda, processes, least_refused, place):
+    machine(cuda=cuda, te=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(total=24 * 2**30))
+    check_engine(load(f"rollout.kv_cache_mib={least_refused - 1}"))
+    assert refusal(check_machine, load(f"rollout.kv_cache_mib={least_refused}")) == (
+        f"rollout.kv_cache_mib={least_refused}: more than the {least_refused:,} MiB of memory that {place}, and the "
+        "model needs some of it; lower it."
+    )
+
+
+def test_more_sequences_at_a_time_than_memory_for_their_tokens(load, machine, monkeypatch):
+    machine(cuda=True, te=False)
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(total=2**28))
+    check_engine(load("rollout.max_concurrent=8192"))
+    longer = load("rollout.max_concurrent=16384", "data.max_prompt_tokens=3584", "rollout.max_completion_tokens=512")
+    assert refusal(check_engine, longer) == (
+        "rollout.max_concurrent=16384: vLLM keeps a table of the tokens of so many sequences of up to 4096 tokens, "
+        "256 MiB, and this machine has 256 MiB for each of its 1 processes; lower it."
+    )
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,17 @@ def test_the_first_process_speaks_first(config, monkeypatch, capsys, kind, rank,
     assert waited == ([] if rank == "0" else [cli.FIRST_SPEAKS_S])
 
 
+def test_what_a_file_says_does_not_steer_the_terminal(config, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise DataError("train.jsonl:1: no column 'problem'; set data.problem_field to one of \x1b[2Jtext, \ud800.")
+
+    monkeypatch.setattr(run, "train", fail)
+    assert cli.main(["train", str(config)]) == 2
+    assert capsys.readouterr().err == (
+        "error: train.jsonl:1: no column 'problem'; set data.problem_field to one of \\x1b[2Jtext, \\ud800.\n"
+    )
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, AssertionError])
 def test_what_is_no_fault_of_the_input_is_not_hidden(config, monkeypatch, kind):
     def fail(*arguments, **options):

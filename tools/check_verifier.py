@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_rapo.errors import InputError
+from megatron_rapo.arguments import whole_number
+from megatron_rapo.errors import InputError, print_error, printable
 from megatron_rapo.rewards import VerifierPool, final_answer
 from megatron_rapo.types import Outcome
 
@@ -205,7 +206,8 @@ def show(result: Mapping[str, Any]) -> None:
         equal = f", {found['equal_texts']} of them by equal texts" if "equal_texts" in found else ""
         print(f"{words}: {share} of {found['cases']}{equal}")
         for case in found["unexpected"]:
-            print(f"  {case['id']}: {case['given']!r} for {case['reference']!r}: {case['outcome']} {case['how']}")
+            place, outcome = printable(case["id"]), f"{case['outcome']} {case['how']}"
+            print(f"  {place}: {case['given']!r} for {case['reference']!r}: {outcome}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,13 +219,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--answer", required=True, metavar="FIELD", help="column of the reference answer")
     parser.add_argument("--solution", metavar="FIELD", help="column of a written-out solution; may be the same")
-    parser.add_argument("--others", type=int, default=5, metavar="N", help="other rows' answers for each row (5)")
+    parser.add_argument(
+        "--others", type=whole_number(0, 10**6), default=5, metavar="N", help="other rows' answers for each row (5)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(arguments)
     try:
         rows = read_rows(options.file, options.answer, options.solution)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     result = check(rows, with_solutions=options.solution is not None, num_others=options.others)
     if options.json:

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from megatron_rapo.arguments import number, said, whole_number
 from megatron_rapo.checkpoints.tensors import Reader
 from megatron_rapo.convert import (
     Layout,
@@ -40,7 +41,7 @@ from megatron_rapo.convert import (
     tensor_bytes,
     total_bytes,
 )
-from megatron_rapo.errors import InputError
+from megatron_rapo.errors import InputError, print_error, printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WORST = 10  # tensors that `verify` shows
@@ -100,7 +101,7 @@ def inspect(options: argparse.Namespace) -> int:
     console = output()
     facts = Table("", "", title=f"{found.kind} checkpoint {options.input}", show_header=False)
     for name, value in found.facts.items():
-        facts.add_row(name, value)
+        facts.add_row(name, printable(value))
     console.print(facts)
     tensors = tensor_table("shape", "dtype", "digest")
     for tensor in found.tensors:
@@ -143,8 +144,8 @@ def verify_logits(a: ModelSource, b: ModelSource, options: argparse.Namespace) -
 
 def output() -> Console:
     """As wide as the terminal; where there is none, as what is printed."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    console = Console(markup=False)  # names from files are no markup
+    return console if console.is_terminal else Console(width=200, markup=False)
 
 
 def tensor_table(*columns: str) -> Table:
@@ -168,15 +169,9 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def size(text: str) -> str:
     """A size as huggingface_hub takes it."""
-    if not re.fullmatch(r"\d+(KB|MB|GB|TB)", text):
-        raise argparse.ArgumentTypeError(f"{text}: not a size; write for example 500MB or 5GB")
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(KB|MB|GB|TB)", text):
+        raise argparse.ArgumentTypeError(f"{said(text)}: not a size; write for example 500MB or 5GB")
     return text
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: not a number from 1 on")
-    return int(text)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -195,7 +190,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     def converts(added: argparse.ArgumentParser) -> None:
         added.add_argument("input", type=Path, metavar="INPUT")
         added.add_argument("output", type=Path, metavar="OUTPUT")
-        added.add_argument("--processes", type=positive, default=1, help="that write files side by side")
+        added.add_argument("--processes", type=whole_number(1, 1024), default=1, help="that write files side by side")
 
     def likes(added: argparse.ArgumentParser) -> None:
         added.add_argument(
@@ -214,7 +209,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             ("--pipeline", "pipeline-parallel size"),
             ("--virtual-pipeline", "model chunks of each pipeline rank"),
         ):
-            added.add_argument(option, type=positive, default=1, metavar="N", help=f"{text} that it is cut up for")
+            added.add_argument(
+                option, type=whole_number(1, 2**14), default=1, metavar="N", help=f"{text} that it is cut up for"
+            )
 
     there = command("hf-to-megatron", to_megatron, "a Megatron checkpoint of a Hugging Face folder")
     converts(there)
@@ -236,7 +233,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     compares.add_argument("a", type=Path, metavar="A")
     compares.add_argument("b", type=Path, metavar="B")
     compares.add_argument(
-        "--tolerance", type=float, default=0.0, metavar="X", help="largest difference of a number; bit by bit without"
+        "--tolerance",
+        type=number(0, 10**9),
+        default=0.0,
+        metavar="X",
+        help="largest difference of a number; bit by bit without",
     )
     compares.add_argument(
         "--logits", action="store_true", help="also compute both models' logits (one at a time, 4 bytes a parameter)"
@@ -251,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.function(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)

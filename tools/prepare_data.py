@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.arguments import number
 from megatron_rapo.data import TEMPLATES, DataError, build_prompts, load_problems, load_tokenizer, render
 from megatron_rapo.data.preparation import CONTAMINATED, OVERLAP, UNPARSABLE, Request, prepare
 from megatron_rapo.data.prepared_file import manifest_path
 from megatron_rapo.data.sources import SOURCES
 from megatron_rapo.data.templates import template_of
-from megatron_rapo.errors import InputError
+from megatron_rapo.errors import InputError, print_error
 
 SHOWN = 5  # rows of each list that are printed; the manifest has all
 START, END_OF_LINE, END = "▶", "⏎", "◀"  # a prompt's boundaries, and each newline in it
@@ -141,7 +142,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--against", type=Path, nargs="+", default=[], metavar="FILE", help="whose problems not to have"
     )
     checks.add_argument(
-        "--overlap", type=float, default=OVERLAP, metavar="X", help="share of n-grams of one problem (%(default)s)"
+        "--overlap",
+        type=number(0, 1),
+        default=OVERLAP,
+        metavar="X",
+        help="share of n-grams of one problem (%(default)s)",
     )
     checks.add_argument(
         "--drop", nargs="+", default=[], choices=(CONTAMINATED, UNPARSABLE), help="leave these out, not only report"
@@ -160,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.function(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_rapo.config.section import Section
+from megatron_rapo.config.section import MAX_VALUE, Section
 
 Divergence = Literal[
     "forward_kl",
@@ -25,9 +25,9 @@ class AlgorithmConfig(Section):
 
     divergence: Divergence = "forward_kl"
     """The penalty, named by its gradient (algo/divergences.py lists them; the audit command measures them)."""
-    alpha: float = Field(default=1e-3, ge=0)
+    alpha: float = Field(default=1e-3, ge=0, le=MAX_VALUE)
     """Coefficient of the divergence; 0 with divergence none."""
-    beta: float = Field(default=1e-3, ge=0)
+    beta: float = Field(default=1e-3, ge=0, le=MAX_VALUE)
     """Coefficient of the policy's entropy, a bonus."""
     phi: Literal["linear", "power", "sigmoid", "constant"] = "linear"
     """How the reference's exponent rises with the reward, from phi_min to phi_max; constant is phi_max throughout."""
@@ -35,9 +35,9 @@ class AlgorithmConfig(Section):
     """Exponent of the reference at the lowest reward; 0 makes it uniform, which drives the policy there."""
     phi_max: float = Field(default=1.0, ge=0, le=1)
     """Exponent of the reference at the highest reward; 1 leaves the reference as it is."""
-    phi_exponent: float = Field(default=2.0, gt=0)
+    phi_exponent: float = Field(default=2.0, ge=1e-3, le=1e3)
     """Of phi = power: phi rises as the reward's place in its range to this exponent."""
-    phi_sharpness: float = Field(default=10.0, gt=0)
+    phi_sharpness: float = Field(default=10.0, ge=1e-3, le=MAX_VALUE)
     """Of phi = sigmoid: its steepness at the middle of the reward's range; a step where it is large."""
     advantage: Literal["mean_std", "mean", "leave_one_out"] = "mean_std"
     """Reward relative to its group (algo/advantages.py): mean_std is GRPO's, mean is Dr. GRPO's."""
@@ -47,14 +47,14 @@ class AlgorithmConfig(Section):
     """The surrogate's probability ratio: each token's (PPO, GRPO), or its sequence's geometric mean (GSPO)."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The surrogate's probability ratio is clipped below at 1 - clip_low."""
-    clip_high: float = Field(default=0.2, gt=0)
+    clip_high: float = Field(default=0.2, gt=0, le=MAX_VALUE)
     """The surrogate's probability ratio is clipped above at 1 + clip_high."""
     overlong: Literal["keep", "mask", "mask_keep_baseline"] = "keep"
     """Completions that the length limit cut off: keep trains on them; mask leaves them out of the loss and of their
     group's mean and deviation; mask_keep_baseline leaves them out of the loss only."""
-    importance_cap: float = Field(default=2.0, ge=1)
+    importance_cap: float = Field(default=2.0, ge=1, le=MAX_VALUE)
     """Truncation of the detached importance weights: old policy over engine, current policy over engine."""
-    log_rho_cap: float = Field(default=10.0, gt=0)
+    log_rho_cap: float = Field(default=10.0, gt=0, le=80)
     """Bound of |log rho| before it is exponentiated, nats; hits are counted, their gradient is kept."""
 
     @model_validator(mode="before")

@@ -6,19 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from megatron_rapo.config.section import Section
+from megatron_rapo.config.section import MAX_MIB, MAX_SIZE, MAX_STEPS, MAX_TOKENS, MAX_VALUE, Section
 
 
 class ParallelConfig(Section):
     """Megatron's layout of the trainer; data parallelism is what remains of the processes."""
 
-    tensor: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1, le=MAX_SIZE)
     """Tensor-parallel size."""
-    pipeline: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1, le=MAX_SIZE)
     """Pipeline-parallel size."""
-    virtual_pipeline: int = Field(default=1, ge=1)
+    virtual_pipeline: int = Field(default=1, ge=1, le=MAX_SIZE)
     """Model chunks per pipeline rank (interleaved schedule); 1 is none."""
-    context: int = Field(default=1, ge=1)
+    context: int = Field(default=1, ge=1, le=MAX_SIZE)
     """Context-parallel size: every sequence is split over this many ranks."""
     sequence: bool = False
     """Sequence parallelism: activations between tensor-parallel regions are split over tensor ranks."""
@@ -61,13 +61,13 @@ class PrecisionConfig(Section):
     output layer, log-probabilities, entropy and KL stay in high precision."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
     """Where FP8's scales come from: the largest magnitudes of earlier steps, of the tensor itself, or of its blocks."""
-    bf16_layers_at_start: int = Field(default=0, ge=0)
+    bf16_layers_at_start: int = Field(default=0, ge=0, le=MAX_SIZE)
     """How many of the first layers stay in bfloat16 under FP8."""
-    bf16_layers_at_end: int = Field(default=0, ge=0)
+    bf16_layers_at_end: int = Field(default=0, ge=0, le=MAX_SIZE)
     """How many of the last layers stay in bfloat16 under FP8."""
     bf16_reference: bool = False
     """The reference is scored in bfloat16 although the policy is in FP8; a KL of 0 at the start has then some noise."""
-    max_logprob_gap: float = Field(default=0.1, gt=0)
+    max_logprob_gap: float = Field(default=0.1, gt=0, le=MAX_VALUE)
     """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats."""
     on_logprob_gap: Literal["stop", "warn"] = "stop"
     """What is done above max_logprob_gap."""
@@ -96,17 +96,17 @@ class PrecisionConfig(Section):
 class RolloutConfig(Section):
     """vLLM, one engine per `tensor` processes."""
 
-    tensor: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1, le=MAX_SIZE)
     """Tensor-parallel size of each engine; the engines are replicas of each other."""
     temperature: float = Field(default=1.0, ge=0.01, le=2)  # vLLM changes or refuses others
     """Sampling temperature; the trainer's log-probabilities use the same."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; training needs 1."""
-    max_completion_tokens: int = Field(default=1024, ge=1)
+    max_completion_tokens: int = Field(default=1024, ge=1, le=MAX_TOKENS)
     """Longest completion, tokens."""
-    kv_cache_mib: int = Field(default=1024, ge=1)
+    kv_cache_mib: int = Field(default=1024, ge=1, le=MAX_MIB)
     """Key-value cache of each process, MiB."""
-    max_concurrent: int = Field(default=256, ge=1)
+    max_concurrent: int = Field(default=256, ge=1, le=MAX_SIZE)
     """Most completions that one engine decodes at a time."""
     compile: bool = False
     """vLLM's compiled mode (and CUDA graphs): faster decoding, slower start."""
@@ -145,12 +145,12 @@ def _how_often(verify: Any) -> Any:
 class ReshardConfig(Section):
     """Moving the trainer's weights into the engine after every step."""
 
-    bucket_mib: int = Field(default=512, ge=1)
+    bucket_mib: int = Field(default=512, ge=1, le=MAX_MIB)
     """Most that a process sends and receives at a time, and so the memory that resharding adds to it, MiB. An engine
     that packs its weights adds the parameters that are under way."""
     verify: Annotated[Literal["every", "first"] | int, BeforeValidator(_how_often)] = "every"
     """Which reshardings are proven by a digest of every tensor: all, the first of a start, or one of so many steps."""
-    parity_every_steps: int = Field(default=10, ge=0)
+    parity_every_steps: int = Field(default=10, ge=0, le=MAX_STEPS)
     """Steps between comparisons of engine and trainer on fixed prompts; one at the start is always made, 0: no more."""
 
 

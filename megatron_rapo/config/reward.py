@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from megatron_rapo.config.section import Section
+from megatron_rapo.config.section import MAX_MIB, MAX_SECONDS, MAX_TOKENS, MAX_VALUE, Section
 
 OWN_TERMS = ("correctness", "format", "length")
 """Names of the terms that are not the user's (rewards/reward.py)."""
+_End = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]
+_LEAST_SPREAD = 1e-5
+"""Least width of the rewards' range, relative to the rewards (and absolute below 1); float32 has steps of 6e-8."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class LengthConfig(Section):
     """A penalty on long completions that rises linearly from 0 at `free_tokens` to `penalty` at `full_tokens`."""
 
-    free_tokens: int = Field(ge=0)
+    free_tokens: int = Field(ge=0, le=MAX_TOKENS)
     """Completions of so many tokens or fewer lose nothing."""
-    full_tokens: int = Field(ge=1)
+    full_tokens: int = Field(ge=1, le=MAX_TOKENS)
     """Completions of so many tokens or more lose all of the penalty."""
-    penalty: float = Field(gt=0)
+    penalty: float = Field(gt=0, le=MAX_VALUE)
     """What is taken from the reward of a completion of full_tokens."""
 
 
@@ -32,33 +36,33 @@ class FunctionConfig(Section):
     """Of the term in metrics, as reward/term/NAME."""
     function: str
     """FILE.py:FUNCTION, MODULE:FUNCTION, or the name of an entry point in the group megatron_rapo.rewards."""
-    range: tuple[float, float] = Field(strict=False)
+    range: tuple[_End, _End] = Field(strict=False)
     """Lowest and highest value that it gives; any other stops the run, since phi depends on the reward's range."""
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=MAX_VALUE)
     """What its values are multiplied by."""
 
 
 class RewardConfig(Section):
     """What a completion is worth: what its verdict earns, less a penalty on its length, plus the user's functions."""
 
-    correct: float = 1.0
+    correct: float = Field(default=1.0, ge=-MAX_VALUE, le=MAX_VALUE)
     """Earned by a completion whose boxed answer is right."""
-    wrong: float = 0.0
+    wrong: float = Field(default=0.0, ge=-MAX_VALUE, le=MAX_VALUE)
     """Earned by a completion with a boxed answer that is not right (or not decided in time)."""
-    unformatted: float = 0.0
+    unformatted: float = Field(default=0.0, ge=-MAX_VALUE, le=MAX_VALUE)
     """Earned by a completion without a closed \\boxed{...}."""
     length: LengthConfig | None = None
     """Penalty on long completions."""
     functions: tuple[FunctionConfig, ...] = Field(default=(), strict=False)
     """The user's own terms."""
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=1024)
     """Verifier processes per training process."""
-    timeout_s: float = Field(default=5.0, gt=0)
+    timeout_s: float = Field(default=5.0, gt=0, le=MAX_SECONDS)
     """Deadline of one answer, seconds; the worker is killed when it passes."""
-    budget_s: float = Field(default=120.0, gt=0)
+    budget_s: float = Field(default=120.0, gt=0, le=MAX_SECONDS)
     """Longest time for which the answers of a rollout, or of a part of an evaluation, hold others up, seconds;
     what is not judged by then is timed out. What is judged while others are being sampled costs nothing."""
-    memory_mib: int = Field(default=1024, ge=512)
+    memory_mib: int = Field(default=1024, ge=512, le=MAX_MIB)
     """Address space of a verifier process, MiB."""
 
     @model_validator(mode="after")
@@ -77,6 +81,12 @@ class RewardConfig(Section):
             raise ValueError(
                 f"reward.budget_s={self.budget_s}: not enough for one answer's deadline, reward.timeout_s="
                 f"{self.timeout_s}; raise reward.budget_s or lower timeout_s."
+            )
+        lowest, highest = self.range
+        if 0 < highest - lowest < _LEAST_SPREAD * max(1.0, abs(lowest), abs(highest)):
+            raise ValueError(
+                f"reward.correct={self.correct}: all rewards are from {lowest} to {highest}, too close for float32 to "
+                "tell them apart; set values further apart, around 0."
             )
         for index, function in enumerate(self.functions):
             self._check_function(index, function)

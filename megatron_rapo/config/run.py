@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from megatron_rapo.config.section import FilePath, Section
+from megatron_rapo.config.section import MAX_SECONDS, MAX_SIZE, MAX_STEPS, FilePath, Section
 
 
 class RunConfig(Section):
@@ -14,31 +14,31 @@ class RunConfig(Section):
 
     folder: FilePath
     """Where everything about the run is written."""
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=MAX_STEPS)
     """Rollouts (each with batch.optimizer_steps_per_rollout optimizer steps)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the data order and of every sampled token."""
     deterministic: bool = False
     """Train on GPUs with kernels that give the same bits each time, slower; what has no such kernel is an error. On a
     CPU every run is the same."""
-    timeout_s: float = Field(default=600.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0, le=MAX_SECONDS)
     """How long a process waits for the others in a collective before it ends with an error, seconds."""
 
 
 class CheckpointConfig(Section):
     """What is kept of a run."""
 
-    every_steps: int = Field(default=0, ge=0)
+    every_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Steps between checkpoints; 0 saves at the end only."""
     async_save: bool = True
     """Write checkpoints from a copy in host memory while training goes on, which waits for the copy only."""
-    keep_last: int = Field(default=0, ge=0)
+    keep_last: int = Field(default=0, ge=0, le=MAX_STEPS)
     """How many of the newest checkpoints are kept; 0 keeps all."""
-    keep_every: int = Field(default=0, ge=0)
+    keep_every: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Checkpoints of every so many steps are kept besides them; 0: none."""
-    grace_s: float = Field(default=25.0, gt=0)
+    grace_s: float = Field(default=25.0, gt=0, le=MAX_SECONDS)
     """How long a run goes on after SIGTERM or SIGUSR1, to finish what it does and save, seconds (torchrun waits 30)."""
-    hf_every: int = Field(default=0, ge=0)
+    hf_every: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Steps between Hugging Face folders of the policy, written during the run (RUN/exports/step-...); 0: none."""
     hf_export: bool = True
     """Write the trained policy as a Hugging Face folder when the run ends."""
@@ -75,11 +75,11 @@ class MonitorConfig(Section):
     gradient_share_every_steps: Annotated[Literal["auto"] | int, BeforeValidator(_how_often)] = "auto"
     """Steps between measurements of the penalty's share of the gradient, by six passes over a micro-batch; 0: never;
     auto: ten or more, so that measuring costs 5 % of the run at most by estimate (docs/profiling.md)."""
-    sampled_completions: int = Field(default=3, ge=0)
+    sampled_completions: int = Field(default=3, ge=0, le=MAX_SIZE)
     """Completions that each of the writers is given as text at each step."""
-    rollouts_every_steps: int = Field(default=10, ge=0)
+    rollouts_every_steps: int = Field(default=10, ge=0, le=MAX_STEPS)
     """Steps between those whose completions are written, token by token, to RUN/rollouts/ (the first is); 0: none."""
-    rollouts_completions: int = Field(default=16, ge=1)
+    rollouts_completions: int = Field(default=16, ge=1, le=MAX_SIZE)
     """Completions written at each of those steps: the first four of each of the first prompts."""
 
     @model_validator(mode="after")

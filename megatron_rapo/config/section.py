@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
-from megatron_rapo.errors import InputError
+from megatron_rapo.errors import InputError, printable
 
-FilePath = Annotated[Path, Field(strict=False)]
+MAX_STEPS, MAX_SIZE, MAX_SECONDS, MAX_VALUE = 10**9, 2**14, 7 * 86400.0, 1e6
+"""Upper bounds of settings: steps and counts of them; processes, samples or completions; seconds; rewards and
+coefficients. A larger value is a slip of the pen, and some libraries fail on it long after the start."""
+MAX_TOKENS, MAX_MIB = 2**30, 2**24
+"""Tokens of a sequence or micro-batch; memory of a process, MiB (16 TiB)."""
+MAX_NUMBER = 1e12
+"""Bound of a number in any setting, above all others."""
+
+
+def _named(value: Any) -> Any:
+    """Refuse text that names no file."""
+    if value == "":
+        raise PydanticCustomError("no_path", "is empty, and a path is needed")
+    return value
+
+
+def _usable(path: Path) -> Path:
+    """Refuse a path that no file can have; the operating system would fail on it with an error of its own."""
+    text = str(path)
+    if printable(text) != text or "\n" in text or "\t" in text:
+        raise PydanticCustomError("bad_path", "has a character that cannot be shown, and no path should")
+    if len(os.fsencode(text)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise PydanticCustomError("long_path", "is longer than a path can be (a name: 255 bytes, all: 4000)")
+    return path
+
+
+FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_named), AfterValidator(_usable)]
 
 
 class ConfigError(InputError):
@@ -20,3 +48,12 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        """Refuse a number that no setting can have, also within a list."""
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, int | float) and not abs(each) <= MAX_NUMBER:
+                raise PydanticCustomError("too_large", "is beyond 1e12, which no setting can be")
+        return value

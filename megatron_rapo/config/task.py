@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from megatron_rapo.config.section import FilePath, Section
+from megatron_rapo.config.section import MAX_SIZE, MAX_STEPS, MAX_TOKENS, FilePath, Section
 
 
 class ModelConfig(Section):
@@ -31,7 +31,7 @@ class DataConfig(Section):
     """Column of the reference answer."""
     template: Literal["plain", "qwen-boxed", "abel", "chat"] = "qwen-boxed"
     """How a problem becomes a prompt (docs/data.md); chat is the tokenizer's own template."""
-    max_prompt_tokens: int = Field(default=1024, ge=1)
+    max_prompt_tokens: int = Field(default=1024, ge=1, le=MAX_TOKENS)
     """Problems with a longer prompt are left out, counted and reported; none is ever cut."""
 
 
@@ -40,9 +40,9 @@ class EvaluationConfig(Section):
 
     data: FilePath
     """JSONL or Parquet file; columns and template as in [data]."""
-    every_steps: int = Field(default=0, ge=0)
+    every_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Steps of training between evaluations; 0: before the first step and after the last one only."""
-    samples_per_problem: int = Field(default=16, ge=1)
+    samples_per_problem: int = Field(default=16, ge=1, le=MAX_SIZE)
     """Completions of each problem, n of the unbiased pass@k estimator."""
     k: tuple[int, ...] = Field(default=(1, 4, 16), strict=False)
     """The k of pass@k and, from 2 on, of maj@k."""
@@ -50,7 +50,7 @@ class EvaluationConfig(Section):
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling."""
-    max_completion_tokens: int = Field(default=1024, ge=1)
+    max_completion_tokens: int = Field(default=1024, ge=1, le=MAX_TOKENS)
     """Longest completion, tokens."""
 
     @model_validator(mode="after")

@@ -51,6 +51,11 @@ class ModelTensor:
     halves: int  # that are split over tensor ranks each by itself: 2 for gate and up
 
     @property
+    def key_of_layer(self) -> str:
+        """Return the key of this layer's tensor in a checkpoint whose layers do not share one."""
+        return self.key.replace("layers.", f"layers.{self.layer}.", 1)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of the global tensor."""
         return self.shard.shape if self.layer is None else (self.num_layers, *self.shard.shape)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_rapo.checkpoints import MODEL_FILES
+from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError
 from megatron_rapo.checkpoints.tensors import METADATA, Reader
 from megatron_rapo.convert.files import ConversionError
 from megatron_rapo.convert.model_tensors import ModelTensor, model_tensors
-from megatron_rapo.hf import ModelShape, WeightReader, read_shape
-from megatron_rapo.reshard.layout import hf_shapes, merge
+from megatron_rapo.hf import ModelShape, WeightReader, check_weights, read_shape
+from megatron_rapo.hf.stored import DTYPES
+from megatron_rapo.reshard.layout import EMBEDDING, OUTPUT, hf_shapes, merge
 
 
 class ModelSource(Protocol):
@@ -38,15 +40,18 @@ def open_source(folder: Path, like: Path | None = None) -> ModelSource:
 
 
 class HfSource:
-    """A Hugging Face folder. Raises ConfigError where it is none of a supported model."""
+    """A Hugging Face folder. Raises ConfigError where it is none of a supported model, or not its weights."""
 
     def __init__(self, folder: Path) -> None:
         self.like, self.model = folder, read_shape(folder)
-        self._reader, self._shapes = WeightReader(folder), hf_shapes(self.model)
+        self._shapes = hf_shapes(self.model)
+        self._stored = check_weights(folder, self._shapes, tied=self.model.tied)
+        self._reader = WeightReader(folder)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._reader.read(next(iter(self._shapes)), 0, 0, 1).dtype
+        """The narrowest that holds every tensor without loss; files of several number formats exist."""
+        return reduce(torch.promote_types, {DTYPES[each.dtype] for each in self._stored.values()})
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         wanted = set(names)
@@ -56,7 +61,8 @@ class HfSource:
 class MegatronSource:
     """A Megatron checkpoint; `like` is the model's Hugging Face folder where the checkpoint has no copy of it.
 
-    Raises CheckpointError where `folder` is no whole checkpoint, ConversionError where nothing says what model it is.
+    Raises CheckpointError where `folder` is no whole checkpoint of the model, ConversionError where nothing says what
+    model it is.
     """
 
     def __init__(self, folder: Path, like: Path | None = None) -> None:
@@ -68,6 +74,7 @@ class MegatronSource:
             )
         self.model = read_shape(self.like)
         self._parameters = model_tensors(self.model)
+        _check_tensors(folder, self.reader, self._parameters)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,8 +89,42 @@ class MegatronSource:
 
     def _read(self, parameter: ModelTensor) -> Tensor:
         """All of it but the vocabulary's padding, of which a checkpoint may have more."""
-        of_layer = parameter.key.replace("layers.", f"layers.{parameter.layer}.", 1)
-        if of_layer in self.reader.tensors:  # Megatron can write each layer's by itself too
-            return self.reader.read(of_layer, [0] * len(parameter.shard.shape), parameter.shard.shape)
+        if parameter.key_of_layer in self.reader.tensors:  # Megatron can write each layer's by itself too
+            return self.reader.read(parameter.key_of_layer, [0] * len(parameter.shard.shape), parameter.shard.shape)
         chunk = parameter.chunk(self.dtype)
         return self.reader.read(chunk.key, chunk.offsets, chunk.sizes).view(parameter.shard.shape)
+
+
+_MODEL = ("embedding.", "decoder.", "output_layer.")
+"""Beginnings of the keys of a model's tensors in a checkpoint; others are the optimizer's."""
+_MAX_PADDING = 128 * 64
+"""Rows of padding that a vocabulary may have: Megatron-LM pads to 128 times the tensor-parallel size."""
+
+
+def _check_tensors(folder: Path, reader: Reader, parameters: Sequence[ModelTensor]) -> None:
+    """Refuse a checkpoint of another model than config.json describes: a part of it would be read without a word.
+
+    Raises CheckpointError.
+    """
+    expected: set[str] = set()
+    for parameter in parameters:
+        alone = parameter.key_of_layer in reader.tensors
+        key, promised = (parameter.key_of_layer, parameter.shard.shape) if alone else (parameter.key, parameter.shape)
+        expected.add(key)
+        if key not in reader.tensors:
+            raise CheckpointError(f"{folder}: tensor {key} is missing; it is not a checkpoint of this model.")
+        found = tuple(reader.tensors[key].size)
+        padding = found[0] - promised[0] if key in (EMBEDDING, OUTPUT) and found[1:] == promised[1:] else 0
+        if found != promised and not 0 < padding < _MAX_PADDING:
+            raise CheckpointError(
+                f"{folder}: {key} has shape {list(found)}, and config.json promises {list(promised)}; name the folder "
+                "of the same model with --like, or take another checkpoint."
+            )
+        if reader.dtype(key) not in DTYPES.values():
+            raise CheckpointError(f"{folder}: {key} has number format {reader.dtype(key)}, which is not read.")
+    others = [key for key in reader.tensors if key.startswith(_MODEL) and key not in expected]
+    if others:
+        raise CheckpointError(
+            f"{folder}: has {others[0]}, which config.json does not promise, and leaving it out would make another "
+            "model; name the folder of the same model with --like, or take another checkpoint."
+        )

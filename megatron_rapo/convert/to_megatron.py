@@ -22,7 +22,8 @@ from megatron_rapo.convert.model_tensors import (
     model_tensors,
     stage_of,
 )
-from megatron_rapo.hf import WeightReader, read_shape
+from megatron_rapo.convert.source import HfSource
+from megatron_rapo.hf import WeightReader
 
 
 def hf_to_megatron(
@@ -30,9 +31,10 @@ def hf_to_megatron(
 ) -> None:
     """Write the checkpoint `target`, of which every rank of `layout` has its own files; any other layout can load it.
 
-    Raises ConfigError where `source` is no model that is supported, ConversionError where the layout does not fit it.
+    Raises ConfigError where `source` is no model that is supported or its weights are not those of its config.json,
+    ConversionError where the layout does not fit it.
     """
-    model = read_shape(source)
+    model = HfSource(source).model
     check_layout(model, layout)
     ranks = _by_rank(model_tensors(model, tensor=layout.tensor), layout)
     files = [

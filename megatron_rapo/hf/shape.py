@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from megatron_rapo.config import ConfigError
+from megatron_rapo.errors import shortened
+from megatron_rapo.safe_json import JSONError, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,45 +44,39 @@ class ModelShape:
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The shape in `folder`/config.json.
+    """Return the shape in `folder`/config.json.
 
-    Raises ConfigError for a missing folder or file, an architecture that is not supported, or a setting of it that
-    would change the mathematics and is not implemented.
+    Raises ConfigError for a missing folder or file, an architecture that is not supported, a value of a wrong type or
+    out of bounds, quantised weights, or a setting that would change the mathematics and is not implemented.
     """
-    config = _read_config(folder)
-    architecture = (config.get("architectures") or ["(none)"])[0]
-    if architecture not in _ARCHITECTURES:
-        raise ConfigError(
-            f"model.path={folder}: architecture {architecture} is not supported; "
-            f"supported: {', '.join(sorted(_ARCHITECTURES))}. To add one, say what it is made of in hf/shape.py and "
-            "where its parameters live in reshard/layout.py."
-        )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), {"default"})
-    _refuse(folder, "use_sliding_window", config.get("use_sliding_window", False), {False})
-    _refuse(folder, "hidden_act", config.get("hidden_act", "silu"), {"silu"})
-    if architecture != "Qwen2ForCausalLM":  # which has a bias for q, k and v, always, and no such setting
-        _refuse(folder, "attention_bias", config.get("attention_bias", False), {False})
-    _refuse(folder, "mlp_bias", config.get("mlp_bias", False), {False})
-    missing = [name for name in _REQUIRED if not isinstance(config.get(name), int)]
-    if missing:
-        raise ConfigError(
-            f"model.path={folder}: config.json has no number for {', '.join(missing)}; take the model's own file."
-        )
-    heads = config["num_attention_heads"]
+    content = _read_config(folder)
+    _check_quantisation(folder, content)
+    architecture = _architecture(folder, content)
+    config = _validated(folder, content)
+    rope = config.rope_parameters or config.rope_scaling or {}
+    _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), ["default"])
+    whole = rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0))
+    _refuse(folder, "partial_rotary_factor", whole, [1.0])
+    for name, default, allowed in _NOT_IMPLEMENTED:
+        if name != "attention_bias" or architecture != "Qwen2ForCausalLM":  # which always has a bias for q, k and v
+            _refuse(folder, name, content.get(name, default), allowed)
+    kinds = content.get("layer_types") or []
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        _refuse(folder, "layer_types", kind, ["full_attention"])
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     return ModelShape(
         architecture=architecture,
-        num_layers=config["num_hidden_layers"],
-        hidden_size=config["hidden_size"],
-        ffn_hidden_size=config["intermediate_size"],
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.intermediate_size,
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab_size=config["vocab_size"],
-        tied=config.get("tie_word_embeddings", False),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
-        max_position=config["max_position_embeddings"],
+        num_kv_heads=kv_heads,
+        head_dim=config.head_dim or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        tied=config.tie_word_embeddings,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=_rope_theta(folder, rope.get("rope_theta"), config.rope_theta),
+        max_position=config.max_position_embeddings,
         **_ARCHITECTURES[architecture],
     )
 
@@ -91,40 +88,145 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """Dense decoders with RMSNorm, rotary positions and a gated SiLU MLP differ in these; the parameter map
 (reshard/layout.py) has an entry for what each adds."""
-_REQUIRED = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "vocab_size",
-    "max_position_embeddings",
+_NOT_IMPLEMENTED: tuple[tuple[str, Any, list[Any]], ...] = (
+    ("use_sliding_window", False, [False]),
+    ("hidden_act", "silu", ["silu"]),
+    ("attention_bias", False, [False]),
+    ("mlp_bias", False, [False]),
 )
+"""Settings that change the mathematics: name, default, the values that are implemented."""
+MAX_LAYERS, MAX_HEADS, MAX_LAYER_HEADS = 1000, 1024, 2**16
+"""Limits on lists that grow with the layers and heads: layers, heads of a layer, KV heads of all layers."""
+MAX_JSON_BYTES = 2**26
+
+
+class _HfConfig(BaseModel):
+    """The numbers of a config.json that the trainer needs. Everything else in the file is ignored here."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)
+    hidden_size: int = Field(ge=1, le=2**20)
+    intermediate_size: int = Field(ge=1, le=2**24)
+    num_attention_heads: int = Field(ge=1, le=MAX_HEADS)
+    num_key_value_heads: int | None = Field(default=None, ge=1, le=MAX_HEADS)
+    head_dim: int | None = Field(default=None, ge=2, le=2**12)
+    vocab_size: int = Field(ge=1, le=2**24)
+    max_position_embeddings: int = Field(ge=1, le=2**31)
+    tie_word_embeddings: bool = False
+    rms_norm_eps: float = Field(default=1e-6, gt=0, lt=1)
+    rope_theta: float | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+
+
+def _validated(folder: Path, content: dict[str, Any]) -> _HfConfig:
+    """Return the numbers of `content`. Raises ConfigError for the first that is missing, of a wrong type or too large.
+
+    Nothing whose size depends on a number is built before all of them are within their bounds.
+    """
+    try:
+        config = _HfConfig.model_validate(content)
+    except ValidationError as error:
+        wrong = error.errors()
+        missing = [str(each["loc"][0]) for each in wrong if each["type"] in ("missing", "int_type")]
+        if missing:
+            raise ConfigError(
+                f"model.path={folder}: config.json has no number for {', '.join(missing)}; take the model's own file."
+            ) from None
+        name, value, reason = wrong[0]["loc"][0], shortened(repr(wrong[0]["input"])), wrong[0]["msg"]
+        raise ConfigError(
+            f"model.path={folder}: config.json has {name}={value}: {reason[0].lower()}{reason[1:]}; take the model's "
+            "own file."
+        ) from None
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
+    reason = ""
+    if heads % kv_heads:
+        reason = f"num_key_value_heads={kv_heads}: does not divide num_attention_heads={heads}"
+    elif config.head_dim is None and config.hidden_size % heads:
+        reason = f"num_attention_heads={heads}: does not divide hidden_size={config.hidden_size}"
+    elif (config.head_dim or config.hidden_size // heads) % 2:
+        reason = f"head_dim={config.head_dim or config.hidden_size // heads}: is odd, and rotary positions turn pairs"
+    elif config.num_hidden_layers * kv_heads > MAX_LAYER_HEADS:
+        reason = f"num_hidden_layers x num_key_value_heads={config.num_hidden_layers * kv_heads:,}: above the limit of "
+        reason += f"{MAX_LAYER_HEADS:,}"
+    if reason:
+        raise ConfigError(f"model.path={folder}: config.json has {reason}; take the model's own file.")
+    return config
+
+
+def _rope_theta(folder: Path, nested: Any, own: float | None) -> float:
+    """Return the base of the rotary positions: transformers 5 nests it in rope_parameters, 4 has it beside them."""
+    theta = nested if nested is not None else 10_000.0 if own is None else own
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 <= theta <= 1e12:
+        raise ConfigError(
+            f"model.path={folder}: config.json has rope_theta={shortened(repr(theta))}: not a number from 1 to 1e12; "
+            "take the model's own file."
+        )
+    return float(theta)
+
+
+def _architecture(folder: Path, config: dict[str, Any]) -> str:
+    named = config.get("architectures") or ["(none)"]
+    architecture = named[0] if isinstance(named, list) else named
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
+        raise ConfigError(
+            f"model.path={folder}: architecture {shortened(str(architecture))} is not supported; "
+            f"supported: {', '.join(sorted(_ARCHITECTURES))}. To add one, say what it is made of in hf/shape.py and "
+            "where its parameters live in reshard/layout.py."
+        )
+    return architecture
+
+
+def _check_quantisation(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse weights that only make sense together with their scales."""
+    for name in ("quantization_config", "compression_config"):
+        found = config.get(name)
+        if found:
+            method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+            raise ConfigError(
+                f"model.path={folder}: config.json has a {name} (quant_method {shortened(str(method))}), and quantised "
+                "weights would be read without their scales; use the model's bfloat16 weights, or dequantise them."
+            )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors.")
-    try:
-        config = read_object(folder / "config.json")
-    except FileNotFoundError:
-        raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.") from None
-    return config
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.")
+    return read_object(folder / "config.json")
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises ConfigError where it does not."""
+    """Return the content of a JSON file that holds an object. Raises ConfigError where it does not."""
     try:
-        content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid JSON ({error}); mend the file.") from None
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise JSONError(f"has {file.stat().st_size:,} bytes, and {MAX_JSON_BYTES:,} is the limit")
+        content = read_json(file)
+    except JSONError as error:
+        if is_lfs_pointer(file):
+            raise ConfigError(f"{file}: {LFS_POINTER}") from None
+        raise ConfigError(f"{file}: {error}; mend the file, or copy the model's own again.") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); copy the model's own file again.") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file}: not a JSON object; mend the file.")
+        raise ConfigError(f"{file}: not a JSON object; mend the file, or copy the model's own again.")
     return content
 
 
-def _refuse(folder: Path, name: str, value: Any, allowed: set[Any]) -> None:
+LFS_POINTER = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file."
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Return whether a file only says where Git LFS keeps the content."""
+    with file.open("rb") as stream:
+        return stream.read(64).startswith(b"version https://git-lfs.")
+
+
+def _refuse(folder: Path, name: str, value: Any, allowed: list[Any]) -> None:
     if value not in allowed:
         raise ConfigError(
-            f"model.path={folder}: {name}={value} is not implemented and would be trained wrongly; "
-            f"use a model with {name} in {sorted(allowed)}."
+            f"model.path={folder}: {name}={shortened(str(value))} is not implemented and would be trained wrongly; "
+            f"use a model with {name} in {allowed}."
         )

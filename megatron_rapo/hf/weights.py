@@ -13,15 +13,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
-from safetensors import safe_open
 from torch import Tensor
 
 from megatron_rapo.config import ConfigError
-from megatron_rapo.hf.shape import read_object
+from megatron_rapo.hf.stored import INDEX, open_file, read_headers
 from megatron_rapo.writing import NewFile, put_in_place
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 MODEL_FILES = ("config.json", "generation_config.json", "*token*", "vocab.*", "merges.txt", "*.jinja", "*.model")
 """What belongs to a model besides its weights."""
 MAX_SHARD_SIZE = "5GB"
@@ -34,37 +31,25 @@ class WeightReader:
     """Reads slices of a folder's tensors without loading the rest.
 
     What was read of a file that is open counts as this process' memory, so it is opened anew every MAPPED_BYTES.
-    Raises ConfigError where the folder has no safetensors, or not all that its index names.
+    Raises ConfigError as `read_headers` does. Whether the weights are the model's is checked by `check_weights`.
     """
 
     def __init__(self, folder: Path) -> None:
-        if (folder / INDEX).exists():
-            files = read_object(folder / INDEX).get("weight_map", {})
-            absent = sorted({name for name in files.values() if not (folder / name).exists()})
-            if absent:
-                raise ConfigError(
-                    f"model.path={folder}: {INDEX} names {', '.join(absent)}, not there; fetch the whole model."
-                )
-        elif (folder / WEIGHTS).exists():
-            with safe_open(folder / WEIGHTS, framework="pt") as handle:
-                files = dict.fromkeys(handle.keys(), WEIGHTS)
-        else:
-            raise ConfigError(f"model.path={folder}: neither {WEIGHTS} nor {INDEX} is there; give safetensors weights.")
+        self._stored = read_headers(folder)
         self._folder = folder
-        self._files: dict[str, str] = files
         self._name, self._mapped = "", 0  # of the open file, and how much of it was read
         self._handle: Any = None
 
     @property
     def names(self) -> set[str]:
         """All tensors of the folder."""
-        return set(self._files)
+        return set(self._stored)
 
     def read(self, name: str, axis: int, start: int, stop: int) -> Tensor:
         """Rows (axis 0) or columns (axis 1) start to stop of tensor `name`, in the folder's dtype; mapped."""
-        if name not in self._files:
+        if name not in self._stored:
             raise ConfigError(f"model.path={self._folder}: tensor {name} is missing; the checkpoint is not complete.")
-        tensor: Tensor = self._open(self._files[name]).get_tensor(name)
+        tensor: Tensor = self._open(self._stored[name].file).get_tensor(name)
         found = tensor[start:stop] if axis == 0 else tensor[:, start:stop]
         self._mapped += found.nbytes
         return found
@@ -72,7 +57,7 @@ class WeightReader:
     def _open(self, file: str) -> Any:
         if self._name != file or self._mapped > MAPPED_BYTES:
             self._name, self._mapped = file, 0
-            self._handle = safe_open(self._folder / file, framework="pt")
+            self._handle = open_file(self._folder / file)
         return self._handle
 
 

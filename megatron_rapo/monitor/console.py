@@ -112,6 +112,8 @@ class Console:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a closing table, which ends the live display; the first column is text, the others numbers."""
         self._end_live("done")
+        title, columns = without_controls(title), [without_controls(column) for column in columns]
+        rows = [[without_controls(cell) for cell in row] for row in rows]
         if self._is_live:
             table = Table(title=title, title_justify="left", title_style="bold")
             for i, column in enumerate(columns):

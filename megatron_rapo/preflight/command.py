@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from megatron_rapo.config import Config
+from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.preflight import report
 from megatron_rapo.preflight.fit import Machine, estimate, fits, remedies, suggestions
@@ -31,6 +31,7 @@ class Options:
 
 def preflight(config: Config, options: Options) -> int:
     """Say what a run of `config` needs; the exit status says whether it fits. Raises ConfigError."""
+    _check(config, options)
     model = read_shape(config.model.path)
     layers = "transformer_engine" if config.model.layers == "auto" else config.model.layers
     machine = Machine(
@@ -53,6 +54,21 @@ def preflight(config: Config, options: Options) -> int:
     if options.dry_run:
         _dry_run(config, model, options.gpus)
     return FITS if fitting else DOES_NOT_FIT
+
+
+def _check(config: Config, options: Options) -> None:
+    """Refuse options that contradict each other or the settings. Raises ConfigError."""
+    if options.overhead_gib >= options.gpu_memory_gib:
+        raise ConfigError(
+            f"--overhead-gib {options.overhead_gib:g}: leaves nothing of --gpu-memory-gib {options.gpu_memory_gib:g}; "
+            "lower the one, or raise the other."
+        )
+    longest = config.rollout.max_completion_tokens
+    if options.completion_tokens and options.completion_tokens > longest:
+        raise ConfigError(
+            f"--completion-tokens {options.completion_tokens}: a mean above rollout.max_completion_tokens={longest}; "
+            f"give at most {longest}."
+        )
 
 
 def _dry_run(config: Config, model: ModelShape, gpus: int) -> None:

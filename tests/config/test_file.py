@@ -16,7 +16,10 @@ from tests.settings import EVALUATION, MINIMAL, functions, refusal
         ("algorithm.phi_mim=0.5", "algorithm.phi_mim=0.5: no such setting; did you mean phi_min?"),
         ("rolout.tensor=2", "rolout={'tensor': 2}: no such setting; did you mean rollout?"),
         ("run.zzz=5", "run.zzz=5: no such setting; known names here: folder, steps, seed, deterministic, timeout_s."),
-        ("run.a.b=5", "run.a.b=5: no such setting; known names here: folder, steps, seed, deterministic, timeout_s."),
+        (
+            "run.a.b=5",
+            "run.a={'b': 5}: no such setting; known names here: folder, steps, seed, deterministic, timeout_s.",
+        ),
         (
             functions('name="own", wait=1.0'),
             "reward.functions.0.wait=1.0: no such setting; did you mean weight?",
@@ -87,6 +90,102 @@ def test_override_of_a_list(load):
     assert load(*EVALUATION, "evaluation.k=[1, 2, 8]").evaluation.k == (1, 2, 8)
 
 
+TWO_FUNCTIONS = """
+[[reward.functions]]
+name = "brief"
+function = "m:f"
+range = [0.0, 1.0]
+[[reward.functions]]
+name = "polite"
+function = "m:g"
+range = [0.0, 1.0]
+"""
+
+
+def test_override_of_an_entry_of_a_list(load):
+    text = MINIMAL + TWO_FUNCTIONS
+    functions = load("reward.functions.1.range=[-1, 0.5]", "reward.functions.0.weight=3.0", text=text).reward.functions
+    assert [each.range for each in functions] == [(0.0, 1.0), (-1.0, 0.5)]
+    assert [each.weight for each in functions] == [3.0, 1.0]
+    assert load("reward.functions.1.range.0=-2.0", text=text).reward.functions[1].range == (-2.0, 1.0)
+    length = load(
+        "reward.length.free_tokens=1", "reward.length.full_tokens=9", "reward.length.penalty=0.5"
+    ).reward.length
+    assert (length.free_tokens, length.full_tokens, length.penalty) == (1, 9, 0.5)
+
+
+def test_what_a_message_advises_can_be_followed(load):
+    text = MINIMAL + TWO_FUNCTIONS.replace("range = [0.0, 1.0]\n[[", "[[")
+    assert refusal(load, text=text) == (
+        "reward.functions.0.range: required and not set; add it to the file or pass --set reward.functions.0.range=..."
+    )
+    assert load("reward.functions.0.range=[0, 2]", text=text).reward.functions[0].range == (0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        (
+            "reward.functions.2.range=[0, 1]",
+            "reward.functions has no entry 2, it has entries 0 to 1; count from 0, or set the whole list.",
+        ),
+        (
+            "reward.functions.-1.range=[0, 1]",
+            "reward.functions has no entry -1, it has entries 0 to 1; count from 0, or set the whole list.",
+        ),
+        (
+            "reward.functions.first.range=[0, 1]",
+            "reward.functions has no entry first, it has entries 0 to 1; count from 0, or set the whole list.",
+        ),
+        ("run.steps.0=3", "run.steps is 3, which has no 0; set run.steps itself."),
+    ],
+)
+def test_an_entry_that_is_not_there(load, override, reason):
+    assert refusal(load, override, text=MINIMAL + TWO_FUNCTIONS) == f"--set {override}: {reason}"
+
+
+def test_an_entry_of_a_list_that_is_not_there(load):
+    message = refusal(load, "reward.functions=[]", "reward.functions.0.weight=1.0")
+    assert message == (
+        "--set reward.functions.0.weight=1.0: reward.functions has no entry 0, it has no entries; count from 0, or set "
+        "the whole list."
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.k=1,4", "evaluation.k='1,4': not a list; write evaluation.k=[1,4]."),
+        ("evaluation.k=4", "evaluation.k=4: not a list; write evaluation.k=[4]."),
+        (
+            "monitor.writers=wandb, mlflow",
+            """monitor.writers='wandb, mlflow': not a list; write {}["wandb", "mlflow"].""",
+        ),
+        ("monitor.writers=wandb", """monitor.writers='wandb': not a list; write {}["wandb"]."""),
+    ],
+)
+def test_a_list_without_brackets(load, override, message):
+    assert refusal(load, *EVALUATION, override) == message.format("monitor.writers=")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("7" * 5000, "a number has too many digits"), ("[" * 5000, "it is nested too deeply")]
+)
+def test_values_that_no_parser_should_take(load, tmp_path, text, reason):
+    assert refusal(load, f"run.seed={text}") == (
+        f"--set run.seed={text[:71]}... (5,009 characters): {reason}; change the value."
+    )
+    message = refusal(load, text=MINIMAL.replace("steps = 3", f"steps = {text}"))
+    assert message == f"{tmp_path / 'run.toml'}: not valid TOML ({reason}); mend that line."
+
+
+def test_a_long_value_is_cut_in_the_message(load):
+    message = refusal(load, f"run.seed={'7' * 4000}")
+    assert message == (
+        f"run.seed={'7' * 80}... (4,000 characters): input should be less than 4294967296; change the value."
+    )
+
+
 def test_the_last_override_counts(load):
     assert load("run.steps=7", "run.steps=9").run.steps == 9
 
@@ -100,7 +199,7 @@ def test_overrides_of_another_form(load, override):
 
 def test_override_in_what_is_no_section(load):
     message = refusal(load, "run.steps=3", text="run = 3")
-    assert message.startswith("--set run.steps=3: run is not a section; sections are ['model', 'data', ")
+    assert message.startswith("--set run.steps=3: run is not a section; sections are model, data, ")
 
 
 def test_no_file(tmp_path):
@@ -160,6 +259,10 @@ def test_a_file_changes_its_base(tmp_path):
         (
             {"run": 'base = "sub/one.toml"', "sub__one": 'base = "two.toml"'},
             "{folder}/sub/two.toml: no such configuration file (base of {folder}/sub/one.toml); check the path.",
+        ),
+        (
+            {"run": 'base = "a\\u0000b"'},
+            "{folder}/run.toml: base='a\\x00b': not the name of a file; write base = \"other.toml\".",
         ),
         ({"run": "base = 3"}, '{folder}/run.toml: base=3: not the name of a file; write base = "other.toml".'),
         (

@@ -1,7 +1,11 @@
 """What is refused: settings that contradict each other, values out of range. Of the first, all of what is said."""
 
-import pytest
+from typing import get_args
 
+import pytest
+from pydantic import BaseModel
+
+from megatron_rapo.config import Config
 from megatron_rapo.rollout.requests import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tests.settings import EVALUATION, functions, refusal
 
@@ -16,6 +20,11 @@ REFUSALS = [
         ["reward.correct=0", "reward.wrong=-1"],
         "reward.correct=0.0: a right answer must earn more than any other (wrong=-1.0, unformatted=0.0); "
         "raise reward.correct.",
+    ),
+    (
+        ["reward.correct=1e6", "reward.wrong=999999", "reward.unformatted=999999"],
+        "reward.correct=1000000.0: all rewards are from 999999.0 to 1000000.0, too close for float32 to tell them "
+        "apart; set values further apart, around 0.",
     ),
     (
         ["reward.length={free_tokens=512, full_tokens=512, penalty=0.5}"],
@@ -367,8 +376,8 @@ def test_fp8_settings_that_go_together(load):
             "algorithm.phi=cubic",
             "algorithm.phi='cubic': input should be 'linear', 'power', 'sigmoid' or 'constant'; ch",
         ),
-        ("algorithm.phi_exponent=0", "algorithm.phi_exponent=0: input should be greater than 0; change the value."),
-        ("algorithm.phi_sharpness=0", "algorithm.phi_sharpness=0: input should be greater than 0; change the value."),
+        ("algorithm.phi_exponent=0", "algorithm.phi_exponent=0: input should be greater than or equal to 0.001;"),
+        ("algorithm.phi_sharpness=0", "algorithm.phi_sharpness=0: input should be greater than or equal to 0.001;"),
         (
             "algorithm.advantage=std",
             "algorithm.advantage='std': input should be 'mean_std', 'mean' or 'leave_one_out';",
@@ -403,3 +412,49 @@ def test_every_bad_field_is_named_at_once(load):
         "optimizer.learning_rate=1e-06",
         "run.steps=0",
     ]
+
+
+def _numbers(model, prefix=""):
+    """Every setting that is a number, by its name for --set."""
+    for name, field in model.model_fields.items():
+        within = {field.annotation, *get_args(field.annotation)}
+        nested = [kind for kind in within if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        for kind in nested:
+            yield from _numbers(kind, f"{prefix}{name}.")
+        if within & {int, float} and "functions" not in prefix:  # a list, tested below
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("name", sorted(_numbers(Config)))
+def test_every_number_has_bounds(load, name):
+    length = "reward.length={free_tokens=1, full_tokens=2, penalty=0.5}"
+    for value in ("nan", "inf", "-inf", "1e30", "-1e30", "1e300", "9" * 20, "9" * 4000, f"-{'9' * 20}"):
+        lines = refusal(load, *EVALUATION, length, f"{name}={value}").splitlines()
+        assert [line for line in lines if line.startswith(f"{name}=")], value
+        assert max(map(len, lines)) < 300
+
+
+def test_bounds_of_reward_functions(load):
+    for value in ("nan", "inf", "1e300", "9" * 20):
+        assert refusal(load, functions(f'name="own", weight={value}')).startswith("reward.functions.0.weight=")
+        low, high = f"[-{value}, 1.0]", f"[0.0, {value}]"
+        assert refusal(load, functions(f'name="own", range={low}')).startswith("reward.functions.0.range.0=")
+        assert refusal(load, functions(f'name="own", range={high}')).startswith("reward.functions.0.range.1=")
+
+
+@pytest.mark.parametrize("name", ["model.path", "data.train", "run.folder", "evaluation.data"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('""', "is empty, and a path is needed"),
+        ('"a\\u0000b"', "has a character that cannot be shown, and no path should"),
+        ('"a\\u001b[2Jb"', "has a character that cannot be shown, and no path should"),
+        ('"a\\nb"', "has a character that cannot be shown, and no path should"),
+        ("x" * 256, "is longer than a path can be (a name: 255 bytes, all: 4000)"),
+        ("x/" * 2001, "is longer than a path can be (a name: 255 bytes, all: 4000)"),
+    ],
+)
+def test_paths_that_cannot_be(load, name, text, reason):
+    message = refusal(load, *EVALUATION, f"{name}={text}")
+    assert message.startswith(f"{name}=") and message.endswith(f": {reason}; change the value.")
+    assert "\x1b" not in message and "\0" not in message and len(message) < 250

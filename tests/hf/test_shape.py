@@ -111,9 +111,9 @@ def test_no_config(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"architectures": ', "not valid JSON (Expecting value: line 1 column 19 (char 18)); mend the file."),
-        (b"\xff\xff", "not valid JSON ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); mend"),
-        (b"[1, 2]", "not a JSON object; mend the file."),
+        (b'{"architectures": ', "not valid JSON (Expecting value, line 1, column 19); mend the file, or copy"),
+        (b"\xff\xff", "not UTF-8 (byte 0); mend the file, or copy the model's own again."),
+        (b"[1, 2]", "not a JSON object; mend the file, or copy the model's own again."),
     ],
 )
 def test_broken_config(tmp_path, content, said):
@@ -142,3 +142,78 @@ def test_config_without_a_number_that_it_needs(edited, missing):
 
 def test_config_with_text_for_a_number(edited):
     assert "config.json has no number for hidden_size; " in refusal(read_shape, edited(hidden_size="64"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads=0: input should be greater than or equal to 1"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000: input should be less than or equal to 1000"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers=-1: input should be greater than or equal to 1"),
+        ({"vocab_size": 10**3000}, f"vocab_size=1{'0' * 79}... (3,001 characters): input should be less than or equal"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3: does not divide num_attention_heads=2"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0: input should be greater than or equal to 1"),
+        ({"head_dim": 33}, "head_dim=33: is odd, and rotary positions turn pairs"),
+        ({"head_dim": None, "hidden_size": 65}, "num_attention_heads=2: does not divide hidden_size=65"),
+        (
+            {"num_hidden_layers": 1000, "num_attention_heads": 1024, "num_key_value_heads": 1024},
+            "num_hidden_layers x num_key_value_heads=1,024,000: above the limit of 65,536",
+        ),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no': input should be a valid boolean"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings=1: input should be a valid boolean"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps=0: input should be greater than 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan: input should be a finite number"),
+        ({"rope_parameters": [1]}, "rope_parameters=[1]: input should be a valid dictionary"),
+        ({"rope_parameters": {"rope_theta": "10"}}, "rope_theta='10': not a number from 1 to 1e12"),
+        ({"rope_parameters": {"rope_theta": float("inf")}}, "rope_theta=inf: not a number from 1 to 1e12"),
+        ({"rope_parameters": None, "rope_theta": 0}, "rope_theta=0.0: not a number from 1 to 1e12"),
+    ],
+)
+def test_numbers_that_no_model_has(edited, changes, said):
+    folder = edited(**changes)
+    message = refusal(read_shape, folder)
+    assert message.startswith(f"model.path={folder}: config.json has {said}")
+    assert message.endswith("; take the model's own file.")
+
+
+@pytest.mark.parametrize("value", [64.0, True, [64], {"a": 1}, "64", None])
+def test_config_with_another_type_for_a_number(edited, value):
+    assert "config.json has no number for vocab_size; " in refusal(read_shape, edited(vocab_size=value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_parameters": {"rope_type": ["default"]}}, "rope type=['default']"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"hidden_act": {"a": 1}}, "hidden_act={'a': 1}"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=sliding_attention"),
+    ],
+)
+def test_other_mathematics_of_any_type(edited, changes, said):
+    folder = edited(**changes)
+    assert refusal(read_shape, folder).startswith(f"model.path={folder}: {said} is not implemented and would be tr")
+
+
+@pytest.mark.parametrize("architectures", [["x" * 10**6], [7], "LlamaForCausalLM2", {"a": 1}, [["Qwen2ForCausalLM"]]])
+def test_architectures_of_any_type(edited, architectures):
+    message = refusal(read_shape, edited(architectures=architectures))
+    assert " is not supported; supported: LlamaForCausalLM, " in message and len(message) < 500
+
+
+@pytest.mark.parametrize("name", ["quantization_config", "compression_config"])
+def test_quantised_weights(edited, name):
+    folder = edited(**{name: {"quant_method": "fp8"}})
+    assert refusal(read_shape, folder) == (
+        f"model.path={folder}: config.json has a {name} (quant_method fp8), and quantised weights would be read "
+        "without their scales; use the model's bfloat16 weights, or dequantise them."
+    )
+
+
+def test_a_config_of_gigabytes(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**40)  # sparse
+    assert refusal(read_shape, tmp_path) == (
+        f"{tmp_path / 'config.json'}: has 1,099,511,627,776 bytes, and 67,108,864 is the limit; mend the file, or copy "
+        "the model's own again."
+    )

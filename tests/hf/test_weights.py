@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_rapo.config import ConfigError
 from megatron_rapo.hf import WeightReader, read_shape, save_folder
-from megatron_rapo.hf.weights import INDEX, WEIGHTS, FolderWriter
+from megatron_rapo.hf.stored import INDEX, WEIGHTS
+from megatron_rapo.hf.weights import FolderWriter
 from tests.models import load_reference, save_tiny_model
 
 

@@ -206,3 +206,10 @@ def test_a_table_on_a_terminal_stays_after_the_display() -> None:
     assert re.search(r"pass@1 +│ +0\.300 +│ +0\.550", text)
     assert text.index("0:00 left") < text.index("held-out problems")
     assert text.rstrip().endswith("┘")
+
+
+def test_a_table_does_not_steer_the_terminal() -> None:
+    stream = io.StringIO()
+    with Console(3, stream=stream) as shown:
+        shown.table("of \x1b[31mmine", ["", "sc\x1bore"], [["al\x1b[2Jgebra", "1\x9b"]])
+    assert stream.getvalue() == "of [31mmine\n            score\nal[2Jgebra      1\n"

@@ -123,6 +123,14 @@ def test_suggestions_fit_and_are_in_order(run_file: Path, capsys: pytest.Capture
             ("--gpus", "16", "--set", "parallel.tensor=8"),
             "error: parallel.tensor=8: does not divide the model's num_he",
         ),
+        (
+            ("--gpus", "16", "--gpu-memory-gib", "4"),
+            "error: --overhead-gib 4: leaves nothing of --gpu-memory-gib 4; lower the one, or raise the other.",
+        ),
+        (
+            ("--gpus", "16", "--completion-tokens", "3073"),
+            "error: --completion-tokens 3073: a mean above rollout.max_completion_tokens=3072; give at most 3072.",
+        ),
     ],
 )
 def test_what_cannot_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -145,3 +146,33 @@ def test_a_number_that_is_not_one(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert run("verify", tmp_path / "a", tmp_path / "b") == 0  # the same bits
     assert run("verify", tmp_path / "a", model) == 1
     assert "inf" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_model_than_config_json_describes(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part of it would be read as if it were the model. Padding of the vocabulary is no other model."""
+    like = shutil.copytree(converted / "hf", tmp_path / "like")
+    config = json.loads((like / "config.json").read_text())
+    fc1, qkv = "decoder.layers.mlp.linear_fc1.weight", "decoder.layers.self_attention.linear_qkv"
+    promises = "and config.json promises"
+    for changes, said in (
+        ({"intermediate_size": 64}, f"{fc1} has shape [2, 256, 64], {promises} [2, 128, 64]; name the folder of "),
+        ({"num_hidden_layers": 1}, f"{qkv}.layer_norm_weight has shape [2, 64], {promises} [1, 64]; name the folder"),
+        ({"vocab_size": 129}, f"embedding.word_embeddings.weight has shape [128, 64], {promises} [129, 64]; name the"),
+        ({"tie_word_embeddings": False}, "tensor output_layer.weight is missing; it is not a checkpoint of this model"),
+        ({"architectures": ["LlamaForCausalLM"]}, f"has {qkv}.bias, which config.json does not promise, and leaving"),
+    ):
+        (like / "config.json").write_text(json.dumps(config | changes))
+        for arguments in (("inspect", converted), ("megatron-to-hf", converted, tmp_path / "out")):
+            assert run(*arguments, "--like", like) == 2
+            assert capsys.readouterr().err.startswith(f"error: {converted}: {said}")
+    (like / "config.json").write_text(json.dumps(config | {"vocab_size": 127}))
+    assert run("inspect", converted, "--like", like) == 0
+    assert re.search(r"embed_tokens.weight +│ \[127, 64\]", capsys.readouterr().out)
+
+
+def test_a_name_that_is_markup(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(model, tmp_path / "[red]a[/]")
+    assert run("inspect", folder) == 0
+    assert "[red]a[/]" in "".join(capsys.readouterr().out.split())
