@@ -34,3 +34,8 @@ def rank() -> int:
 def world_size() -> int:
     """Processes that the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Processes that torchrun started on this node. 1 without it: srun gives each process cores of its own."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -7,7 +7,7 @@ import difflib
 SCALARS: dict[str, str] = {
     "reward/mean": "Mean reward of the step's completions.",
     "reward/pass_rate": "Completions whose answer the verifier found right, fraction.",
-    "reward/format_rate": "Completions that hold a closed \\boxed{...}, fraction.",
+    "reward/format_rate": "Completions that give an answer in the form of reward.answer, fraction.",
     "reward/wrong": "Completions whose answer the verifier found wrong, fraction.",
     "reward/no_answer": "Completions without an answer to judge, fraction.",
     "reward/unparsable": "Completions with an answer that is not mathematics, fraction.",
