@@ -73,6 +73,5 @@ def test_a_record_has_what_everybody_said_of_the_completion() -> None:
         "histogram/logprob_gap": [-0.5, 1.75, 0.5, 1.75],
         "histogram/log_rho": [-0.5, 0.0],
     }
-    assert (
-        recorded(7, chosen, sequences, {}, lambda ids: "", extractor("boxed")) == []
-    )  # on every process but the first
+    elsewhere = recorded(7, chosen, sequences, {}, lambda ids: "", extractor("boxed"))
+    assert elsewhere == []  # on every process but the first
