@@ -1,4 +1,4 @@
-"""The command line: `train`, `evaluate`, `compare`, `report`, `audit`, `preflight` and `doctor`.
+"""The command line: `train`, `evaluate`, `compare`, `report`, `judge`, `audit`, `preflight` and `doctor`.
 
 Heavy imports wait until the configuration is known to be good.
 """
@@ -42,6 +42,7 @@ examples:
   megatron-rapo launch --nproc-per-node 8 train run.toml --set parallel.tensor=4 --set optimizer.lr=1e-6
   megatron-rapo launch --nproc-per-node 8 train run.toml --resume
   megatron-rapo report runs/mine runs/other --output report.html
+  megatron-rapo judge completions.jsonl --answer "after:####"
   megatron-rapo audit run.toml
   megatron-rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
   megatron-rapo doctor
@@ -166,6 +167,15 @@ def _preflight(arguments: argparse.Namespace) -> int:
     )
 
 
+def _judge(arguments: argparse.Namespace) -> int:
+    from megatron_rapo.judge_command import Options, judge_file
+
+    options = Options(
+        answer=arguments.answer, workers=arguments.workers, timeout_s=arguments.timeout_s, output=arguments.output
+    )
+    return judge_file(arguments.file, options)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from megatron_rapo.doctor import doctor
 
@@ -194,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_compare(commands)
     _add_report(commands)
+    _add_judge(commands)
     audit = _command(
         commands, "audit", _audit, "what a loss optimises, measured; exit status 1 if it is not its name's"
     )
@@ -285,6 +296,24 @@ def _add_report(commands: Commands) -> None:
         metavar="MIB",
         help="most of the file that rollouts take (8)",
     )
+
+
+def _add_judge(commands: Commands) -> None:
+    what = "what the verifier says of completions in a file; exit status 0 whatever it says"
+    judge = commands.add_parser("judge", help=what, description=what)
+    judge.set_defaults(command=_judge)
+    judge.add_argument("file", type=Path, metavar="FILE.jsonl", help="rows with a completion and a (right) answer")
+    judge.add_argument(
+        "--answer",
+        default="boxed",
+        metavar="FORM",
+        help="boxed, after:MARK, last_number or tag:NAME, as reward.answer (%(default)s; docs/rewards.md)",
+    )
+    judge.add_argument("--workers", type=int, metavar="N", help="verifier processes; one for each core by default")
+    judge.add_argument(
+        "--timeout-s", type=float, default=5.0, metavar="S", help="deadline of one answer, seconds (%(default)s)"
+    )
+    judge.add_argument("--output", type=Path, metavar="FILE.jsonl", help="write the rows there, not to standard output")
 
 
 def _add_compare(commands: Commands) -> None:

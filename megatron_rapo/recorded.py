@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from megatron_rapo.config import MonitorConfig
 from megatron_rapo.mcore.tokens import Place, TokenLogProbs
 from megatron_rapo.monitor import RecordedCompletion, text_pieces
-from megatron_rapo.rewards import last_boxed
+from megatron_rapo.rewards import Extract
 from megatron_rapo.types import Group, TrainingSequence
 
 OF_A_PROMPT = 4
@@ -40,6 +40,7 @@ def recorded(
     sequences: Sequence[Sequence[TrainingSequence]],
     log_probs: Mapping[Place, TokenLogProbs],
     decode: Callable[[Sequence[int]], str],
+    extract: Extract,
 ) -> list[RecordedCompletion]:
     """Those of `chosen` that `log_probs` has: all on the first process, none elsewhere."""
     records = []
@@ -64,7 +65,7 @@ def recorded(
                 reward=sequence.reward,
                 terms={name: values[sample] for name, values in group.terms.items()},
                 verdict=group.verdicts[sample].outcome.value,
-                answer=last_boxed(completion.text),
+                answer=extract(completion.text),
                 truncated=completion.truncated,
                 in_loss=sequence.in_loss,
                 stale_tokens=sequence.num_stale,

@@ -33,11 +33,12 @@ from megatron_rapo.evaluation.samples import ProblemSamples, SamplesFile
 from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.evaluation.tables import show
 from megatron_rapo.hf import ModelShape, check_agreement, check_weights, read_shape
-from megatron_rapo.launcher import rank, world_size
+from megatron_rapo.launcher import local_world_size, rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
 from megatron_rapo.reshard.layout import hf_shapes
 from megatron_rapo.rewards import Rewards, VerifierPool
+from megatron_rapo.rewards.sizing import usable_cores, workers_for
 from megatron_rapo.rollout import Engine, name_ranges
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.signals import Signals, end_interrupted
@@ -332,8 +333,13 @@ def _why_not_delete(config: Config) -> str | None:
 
 def _verifier(config: Config) -> VerifierPool:
     reward = config.reward
+    workers = workers_for(local_world_size(), usable_cores()) if reward.workers == "auto" else reward.workers
     return VerifierPool(
-        reward.workers, reward.timeout_s, budget_s=reward.budget_s, memory_bytes=reward.memory_mib * 2**20
+        workers,
+        reward.timeout_s,
+        budget_s=reward.budget_s,
+        memory_bytes=reward.memory_mib * 2**20,
+        answer=reward.answer,
     )
 
 

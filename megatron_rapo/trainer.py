@@ -31,6 +31,7 @@ from megatron_rapo.packing import PackedBatch
 from megatron_rapo.parity import GapBudget
 from megatron_rapo.profiling import Profiler
 from megatron_rapo.recorded import choose, due, recorded
+from megatron_rapo.rewards import extractor
 from megatron_rapo.rollouts import Rollouts
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.signals import Signals, Stopped
@@ -183,7 +184,8 @@ class Trainer:
         with self._monitor.phase("record"):
             chosen = choose(groups, settings.rollouts_completions)
             log_probs = self._policy.token_log_probs(scored, {place: sequences[place[0]][place[1]] for place in chosen})
-            completions = recorded(step, chosen, sequences, log_probs, self._sampler.engine.decode)
+            extract = extractor(self._config.reward.answer)
+            completions = recorded(step, chosen, sequences, log_probs, self._sampler.engine.decode, extract)
             self._monitor.rollouts(step, completions)
         return completions
 

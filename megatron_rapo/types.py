@@ -89,8 +89,8 @@ class Outcome(str, Enum):
 
     CORRECT = "correct"
     WRONG = "wrong"
-    NO_ANSWER = "no_answer"  # no \\boxed{} to judge
-    UNPARSABLE = "unparsable"  # an answer in \\boxed{} that is not mathematics
+    NO_ANSWER = "no_answer"  # none in the form of `reward.answer`
+    UNPARSABLE = "unparsable"  # an answer that is not mathematics
     TIMEOUT = "timeout"  # the answer's deadline passed and its worker was killed, or the batch's time was over
 
 
@@ -99,7 +99,7 @@ class Verdict:
     """The verifier's answer: correctness and format, apart."""
 
     outcome: Outcome
-    formatted: bool  # the completion holds a closed \\boxed{...}; False also where there was no time to look
+    formatted: bool  # it gives an answer in the form of `reward.answer`; False also where there was no time to look
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from megatron_rapo.mcore.tokens import TokenLogProbs
 from megatron_rapo.metrics import histograms
 from megatron_rapo.objective import to_sequences
 from megatron_rapo.recorded import choose, due, recorded
+from megatron_rapo.rewards import extractor
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
 from tests.runs import tiny_config
 
@@ -58,7 +59,7 @@ def test_a_record_has_what_everybody_said_of_the_completion() -> None:
     chosen = choose(GROUPS, 6)
     policy_L, reference_L = np.array([-1.0, -2.0], np.float32), np.array([-1.5, -2.0], np.float32)
     log_probs = {(0, 1): TokenLogProbs(policy_L, reference_L), (1, 0): TokenLogProbs(policy_L, None)}
-    first, second = recorded(7, chosen, sequences, log_probs, lambda ids: "".join(map(chr, ids)))
+    first, second = recorded(7, chosen, sequences, log_probs, lambda ids: "".join(map(chr, ids)), extractor("boxed"))
     assert (first.step, first.problem, first.sample, first.prompt, first.reference_answer) == (7, "a", 1, "a?", "1")
     assert first.tokens == ["B", "B"] and first.engine_logp == [-1.5, -0.25] and first.trainer_logp == [-1.0, -2.0]
     assert (first.reward, first.phi, first.terms, first.verdict) == (1.0, 1.0, {"correctness": 1.0}, "correct")
@@ -72,4 +73,5 @@ def test_a_record_has_what_everybody_said_of_the_completion() -> None:
         "histogram/logprob_gap": [-0.5, 1.75, 0.5, 1.75],
         "histogram/log_rho": [-0.5, 0.0],
     }
-    assert recorded(7, chosen, sequences, {}, lambda ids: "") == []  # on every process but the first
+    elsewhere = recorded(7, chosen, sequences, {}, lambda ids: "", extractor("boxed"))
+    assert elsewhere == []  # on every process but the first

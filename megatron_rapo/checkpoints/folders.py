@@ -108,13 +108,25 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
         if section in _FREE_SECTIONS:
             continue
         for field, value in present.items():
-            name, before = f"{section}.{field}", saved[section].get(field)
+            default = _default(config, section, field)  # of a setting that the checkpoint is older than
+            name, before = f"{section}.{field}", saved.get(section, {}).get(field, default)
             if name not in free and value != before:
                 now, then = (v if isinstance(v, str) else json.dumps(v) for v in (value, before))  # as --set takes it
                 raise CheckpointError(
                     f"{name}={now}: {checkpoint} was written with {then}, and the run would not go on as the same one; "
                     f"resume with {name}={then}, or start a new run."
                 )
+
+
+def _default(config: Config, section: str, field: str) -> object:
+    """Return the default of a setting as it stands in a checkpoint; None where there is none."""
+    settings = getattr(config, section)
+    info = type(settings).model_fields[field]
+    if info.is_required():
+        return None
+    return settings.model_copy(update={field: info.get_default(call_default_factory=True)}).model_dump(mode="json")[
+        field
+    ]
 
 
 def point_to(folder: Path) -> None:

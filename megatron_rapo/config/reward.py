@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from megatron_rapo.config.section import MAX_MIB, MAX_SECONDS, MAX_TOKENS, MAX_VALUE, Section
 
@@ -16,6 +16,37 @@ _End = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]
 _LEAST_SPREAD = 1e-5
 """Least width of the rewards' range, relative to the rewards (and absolute below 1); float32 has steps of 6e-8."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}", re.ASCII)
+_LONGEST_MARK = 100  # characters
+
+
+def _form_of_answer(value: Any) -> Any:
+    """Check `reward.answer`; rewards/answers.py reads it."""
+    kind, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if value in ("boxed", "last_number"):
+        return value
+    if kind == "tag" and _TAG.fullmatch(name):
+        return value
+    if kind == "after" and name.strip() and len(name) <= _LONGEST_MARK and name.isprintable():
+        return value
+    if kind == "tag":
+        why = "a tag is named by up to 64 letters, digits, - and _, a letter first; write e.g. tag:answer"
+    elif kind == "after":
+        why = f"a mark is one line of 1 to {_LONGEST_MARK} characters, not blank; write e.g. after:####"
+    else:
+        why = "no such form of an answer; write boxed, after:MARK (say after:####), last_number or tag:NAME"
+    raise ValueError(f"reward.answer={value!r}: {why}.")
+
+
+def _number_of_workers(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 1 <= value <= _MOST_WORKERS):
+        return value
+    raise ValueError(
+        f"reward.workers={value!r}: not a number of processes; set auto, or a number from 1 to {_MOST_WORKERS}."
+    )
+
+
+_MOST_WORKERS = 1024
 
 
 class LengthConfig(Section):
@@ -46,17 +77,20 @@ class RewardConfig(Section):
     """What a completion is worth: what its verdict earns, less a penalty on its length, plus the user's functions."""
 
     correct: float = Field(default=1.0, ge=-MAX_VALUE, le=MAX_VALUE)
-    """Earned by a completion whose boxed answer is right."""
+    """Earned by a completion whose answer is right."""
     wrong: float = Field(default=0.0, ge=-MAX_VALUE, le=MAX_VALUE)
-    """Earned by a completion with a boxed answer that is not right (or not decided in time)."""
+    """Earned by a completion with an answer that is not right (or not decided in time)."""
     unformatted: float = Field(default=0.0, ge=-MAX_VALUE, le=MAX_VALUE)
-    """Earned by a completion without a closed \\boxed{...}."""
+    """Earned by a completion that gives no answer in the form of `answer`."""
+    answer: Annotated[str, BeforeValidator(_form_of_answer)] = "boxed"
+    """Where a completion's answer is: boxed (the last \\boxed{...}), after:MARK (the rest of the line after the last
+    MARK, say after:####), last_number, or tag:NAME (the last <NAME>...</NAME>)."""
     length: LengthConfig | None = None
     """Penalty on long completions."""
     functions: tuple[FunctionConfig, ...] = Field(default=(), strict=False)
     """The user's own terms."""
-    workers: int = Field(default=1, ge=1, le=1024)
-    """Verifier processes per training process."""
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(_number_of_workers)] = "auto"
+    """Verifier processes per training process; auto: its share of the node's cores less one, from 1 to 16."""
     timeout_s: float = Field(default=5.0, gt=0, le=MAX_SECONDS)
     """Deadline of one answer, seconds; the worker is killed when it passes."""
     budget_s: float = Field(default=120.0, gt=0, le=MAX_SECONDS)

@@ -59,7 +59,7 @@ class CheckpointConfig(Section):
 
 
 def _how_often(steps: Any) -> Any:
-    if steps == "auto" or (type(steps) is int and steps >= 0):
+    if steps == "auto" or (type(steps) is int and 0 <= steps <= MAX_STEPS):
         return steps
     raise ValueError(
         f"monitor.gradient_share_every_steps={steps}: not a number of steps; set it to auto, to 0 for never, or to a "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rapo.data.rows import DataError, answer_text, kind_of, read_rows
+from megatron_rapo.rewards import MAX_READ_CHARS
 from megatron_rapo.types import Problem
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet")
@@ -28,6 +29,11 @@ def load_problems(path: Path | str, *, problem_field: str = "problem", answer_fi
         if not isinstance(text, str):
             raise DataError(f"{place}: {problem_field!r} is {kind_of(text)}, not text; write a string there.")
         answer = answer_text(_take(row, answer_field, place, setting="data.answer_field"), answer_field, place)
+        if len(answer) > MAX_READ_CHARS:
+            raise DataError(
+                f"{place}: {answer_field!r} has {len(answer):,} characters, and the verifier reads at most "
+                f"{MAX_READ_CHARS:,}; write the answer alone."
+            )
         for field, value in ((problem_field, text), (answer_field, answer)):
             if not value.strip():
                 raise DataError(f"{place}: {field!r} is empty; fill it in or leave the row out.")

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from megatron_rapo.evaluation.samples import with_defaults
 from megatron_rapo.evaluation.scores import Bootstrap, Interval, ProblemScore, Record, Score, Scores, ScoresError
 from megatron_rapo.evaluation.statistics import mcnemar_p_value, sign_flip_p_values
 from megatron_rapo.writing import explained
@@ -79,7 +80,16 @@ class Evaluated:
 
 
 def check_comparable(base: Evaluated, other: Evaluated) -> None:
-    """Refuse other problems, other answers or another order than the base's. Raises ScoresError."""
+    """Refuse other problems, answers or another order than the base's, and verdicts on another form of answer.
+
+    Raises ScoresError.
+    """
+    form_there, form_here = (with_defaults(each.scores.sampled_with)["answer"] for each in (base, other))
+    if form_here != form_there:
+        raise ScoresError(
+            f"{other.path}: reward.answer={form_here}, and {base.path} has {form_there}: other answers were right, "
+            "so a difference says nothing of the models; evaluate both with the same reward.answer."
+        )
     ours, theirs = ([(p.problem, p.answer) for p in each.scores.problems] for each in (other, base))
     if ours == theirs:
         return
@@ -164,10 +174,11 @@ def write(path: Path, text: str, *, option: str) -> None:
 
 
 def _sampled_otherwise(base: Scores, other: Scores) -> tuple[str, ...]:
+    before, now = (with_defaults(each.sampled_with) for each in (base, other))
     return tuple(
-        f"{name}={base.sampled_with.get(name)} and {value}"
-        for name, value in other.sampled_with.items()
-        if name not in ("weights", "seed", "problems") and base.sampled_with.get(name) != value
+        f"{name}={before.get(name)} and {value}"
+        for name, value in now.items()
+        if name not in ("weights", "seed", "problems") and before.get(name) != value
     )
 
 

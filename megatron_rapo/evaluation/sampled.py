@@ -11,6 +11,7 @@ from megatron_rapo.config import Config, EvaluationConfig
 from megatron_rapo.data import PromptSet
 from megatron_rapo.evaluation.samples import ProblemSamples, SampledWith
 from megatron_rapo.evaluation.scores import ProblemScore, Scores
+from megatron_rapo.rewards import extractor
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.sampling import Sampler, sampling_seed
 from megatron_rapo.verdicts import Judged
@@ -43,6 +44,7 @@ class HeldOut:
             top_p=self.settings.top_p,
             max_completion_tokens=self.settings.max_completion_tokens,
             seed=self.config.run.seed,
+            answer=self.config.reward.answer,
         )
 
     def parts(self, sampler: Sampler, *, start: int = 0) -> Iterator[list[ProblemSamples]]:
@@ -51,13 +53,14 @@ class HeldOut:
         sampling = Sampling(
             temperature=settings.temperature, top_p=settings.top_p, max_completion_tokens=settings.max_completion_tokens
         )
+        extract = extractor(self.config.reward.answer)
         in_part = problems_in_part(self.config.rollout.max_concurrent, n, sampler.engine.num_replicas)
         for first in range(start, len(prompts), in_part):
             chosen = prompts[first : first + in_part]
             seeds = [[self._seed(first + i, j) for j in range(n)] for i in range(len(chosen))]
             sampled = sampler.complete(chosen, n, sampling, lambda i, j, of=seeds: of[i][j])  # type: ignore[misc]
             groups = sampler.verify(sampled)
-            yield [ProblemSamples.of(first + i, group, seeds[i]) for i, group in enumerate(groups)]
+            yield [ProblemSamples.of(first + i, group, seeds[i], extract) for i, group in enumerate(groups)]
 
     def _seed(self, problem: int, sample: int) -> int:
         return sampling_seed(self.config.run.seed, EVALUATION, problem, sample)

@@ -10,13 +10,13 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.rewards import last_boxed
+from megatron_rapo.rewards import Extract
 from megatron_rapo.types import Group
 from megatron_rapo.writing import explained
 
@@ -42,6 +42,7 @@ class SampledWith:
     top_p: float
     max_completion_tokens: int
     seed: int
+    answer: str = "boxed"  # the form of an answer, which decides the verdicts
 
 
 SETTINGS = {
@@ -51,8 +52,16 @@ SETTINGS = {
     "dtype": "precision.dtype",
     "fp8": "rollout.fp8",
     "seed": "run.seed",
+    "answer": "reward.answer",
 }
 """What the fields of SampledWith are set by; the others are called the same in [evaluation]."""
+
+
+def with_defaults(sampled_with: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file, with the values that held before a setting was there."""
+    return {field.name: field.default for field in fields(SampledWith) if field.default is not MISSING} | {
+        **sampled_with
+    }
 
 
 def setting_of(field: str) -> str:
@@ -65,7 +74,7 @@ class Sample:
 
     seed: int
     text: str
-    answer: str | None  # content of its last closed \\boxed{...}
+    answer: str | None  # what was judged
     verdict: str  # an Outcome
     length: int  # tokens
     truncated: bool
@@ -84,7 +93,7 @@ class ProblemSamples:
     samples: list[Sample]
 
     @classmethod
-    def of(cls, index: int, group: Group, seeds: Sequence[int]) -> ProblemSamples:
+    def of(cls, index: int, group: Group, seeds: Sequence[int], extract: Extract) -> ProblemSamples:
         problem = group.prompt.problem
         return cls(
             index=index,
@@ -96,7 +105,7 @@ class ProblemSamples:
                 Sample(
                     seed=seed,
                     text=completion.text,
-                    answer=last_boxed(completion.text),
+                    answer=extract(completion.text),
                     verdict=verdict.outcome.value,
                     length=len(completion.token_ids),
                     truncated=completion.truncated,
@@ -174,7 +183,7 @@ class SamplesFile:
         """Refuse another kind of file, or other settings, by each field that differs."""
         try:
             header = json.loads(first)
-            found, known = header["format"], header.get("sampled_with", {})
+            found, known = header["format"], with_defaults(header.get("sampled_with", {}))
         except (ValueError, KeyError, TypeError):
             raise SamplesError(
                 f"--output {self._path}: holds something else than samples; name another file."

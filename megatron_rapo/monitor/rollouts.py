@@ -36,7 +36,7 @@ class RecordedCompletion:
     reward: float
     terms: Mapping[str, float] = field(default_factory=dict)  # of the reward, which is their sum
     verdict: str  # a value of types.Outcome
-    answer: str | None  # content of the last closed \\boxed{...}
+    answer: str | None  # what was judged, in the form of `reward.answer`
     truncated: bool  # by the length limit
     in_loss: bool
     stale_tokens: int = 0  # its first tokens, so many, were sampled from weights of earlier steps

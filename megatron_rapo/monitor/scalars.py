@@ -18,7 +18,7 @@ _OUTCOMES = {
 SCALARS: dict[str, str] = {
     "reward/mean": "Mean reward of the step's completions.",
     "reward/pass_rate": "Completions whose answer the verifier found right, fraction.",
-    "reward/format_rate": "Completions that hold a closed \\boxed{...}, fraction.",
+    "reward/format_rate": "Completions that give an answer in the form of reward.answer, fraction.",
     **{f"reward/{outcome.value}": _OUTCOMES[outcome.value] for outcome in Outcome if outcome is not Outcome.CORRECT},
     "reward/groups_without_signal": "Groups whose rewards differ by no more than rounding: advantages are 0, fraction.",
     "policy/loss": "The objective that is minimised: -policy/surrogate + policy/kl_cost - policy/entropy_bonus.",

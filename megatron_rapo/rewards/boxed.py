@@ -8,6 +8,8 @@ import re
 # long run of backslashes from being tried again from each of them.
 _TOKEN = re.compile(r"(?<!\\)\\+boxed\s*\{|\\\\|\\[{}]|[{}]")
 _TOKEN_OF_SOLUTION = re.compile(r"(?<!\\)\\+(?:boxed|fbox|framebox)\s*\{|\\\\|\\[{}]|[{}]")
+END_OF_TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end▁of▁sentence)\|>")
+"""Special tokens that end a turn, as text. What stands behind one is not part of the completion."""
 _MARK = "####"  # GSM8K's solutions end in "#### 42"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
-from megatron_rapo.rewards.boxed import last_boxed
+from megatron_rapo.rewards.answers import MAX_READ_CHARS, Extract, is_balanced
+from megatron_rapo.rewards.cache import OutcomeCache
+from megatron_rapo.rewards.fair_queue import FairQueue
 from megatron_rapo.rewards.process import Job, wait_any
 from megatron_rapo.rewards.verify import judge_plainly
 from megatron_rapo.rewards.workers import DIED, Workers
@@ -16,22 +17,24 @@ from megatron_rapo.types import Outcome, Verdict
 
 _NO_ANSWER = Verdict(outcome=Outcome.NO_ANSWER, formatted=False)
 _NOT_LOOKED_AT = Verdict(outcome=Outcome.TIMEOUT, formatted=False)
+_TOO_LONG = Verdict(outcome=Outcome.UNPARSABLE, formatted=True)
 
 
 class Judging:
     """One batch of answers, from `VerifierPool.judging`, which ends the one before.
 
-    Equal answers to equal references are judged once, so they get equal verdicts. What needs no mathematics is judged
-    by `submit` and never waits for a worker; of the rest each worker has one answer at a time. The pool's `budget_s` is
-    of the time that the calls take: what is judged between them costs nothing of it.
+    Equal answers to equal references are judged once, so they get equal verdicts. What needs no mathematics, or is
+    known from an earlier batch, is judged by `submit` and never waits for a worker; of the rest each worker has one
+    answer at a time, and problems take turns. The pool's `budget_s` is of the time that the calls take: what is judged
+    between them costs nothing of it.
     """
 
-    def __init__(self, workers: Workers, budget_s: float) -> None:
-        self._workers, self._left_s = workers, budget_s
+    def __init__(self, workers: Workers, budget_s: float, extract: Extract, cache: OutcomeCache) -> None:
+        self._workers, self._left_s, self._extract, self._cache = workers, budget_s, extract, cache
         self._submitted: list[Job | Verdict] = []  # what is to be judged, or the verdict where nothing is
         self._outcomes: dict[Job, Outcome] = {}
         self._known: set[Job] = set()  # judged, at work or waiting
-        self._waiting: deque[Job] = deque()
+        self._waiting = FairQueue()
         self._crashed: set[Job] = set()  # have cost a worker
 
     def submit(self, completion: str, answer: str) -> int:
@@ -53,7 +56,7 @@ class Judging:
         """
         submitted = [self._submitted[number] for number in (range(len(self._submitted)) if chosen is None else chosen)]
         wanted = {job for job in submitted if not isinstance(job, Verdict)}
-        self._waiting = deque(job for job in self._waiting if job in wanted)
+        self._waiting.keep(wanted)
         with self._within_budget() as until:
             self._wait_for(wanted, until)
         return [
@@ -66,18 +69,27 @@ class Judging:
     def _looked_at(self, completion: str, answer: str) -> Job | Verdict:
         if self._left_s <= 0:
             return _NOT_LOOKED_AT
-        content = last_boxed(completion)
+        content = self._extract(completion)
         if content is None:
             return _NO_ANSWER
+        if len(content) > MAX_READ_CHARS or len(answer) > MAX_READ_CHARS:
+            return _TOO_LONG
         job = content, answer
         if job not in self._known:
             self._known.add(job)
-            outcome = judge_plainly(content, answer)
+            outcome = self._judge_here(job)
             if outcome is None:
                 self._waiting.append(job)
             else:
                 self._outcomes[job] = outcome
         return job
+
+    def _judge_here(self, job: Job) -> Outcome | None:
+        """Return the outcome where no worker is needed for it."""
+        content, answer = job
+        if not is_balanced(content):  # its part in front would pass for all of it
+            return Outcome.UNPARSABLE
+        return judge_plainly(content, answer) or self._cache.get(job)
 
     def _wait_for(self, wanted: set[Job], until: float) -> None:
         if self._lacks(wanted):
@@ -100,12 +112,15 @@ class Judging:
             reply = self._workers.poll(slot)
             if job is not None and reply == DIED and job not in self._crashed:
                 self._crashed.add(job)
-                self._waiting.appendleft(job)
+                self._waiting.push(job)
+            elif job is not None and reply == DIED:
+                self._outcomes[job] = Outcome.UNPARSABLE
             elif job is not None and reply is not None:
-                self._outcomes[job] = Outcome.UNPARSABLE if reply == DIED else Outcome(reply)
+                self._outcomes[job] = outcome = Outcome(reply)
+                self._cache.put(job, outcome)
             worker = self._workers.present[slot]
             if worker.idle and self._waiting:
-                worker.assign(self._waiting.popleft())
+                worker.assign(self._waiting.pop())
 
     @contextmanager
     def _within_budget(self) -> Iterator[float]:

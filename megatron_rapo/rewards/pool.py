@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from types import TracebackType
 
+from megatron_rapo.rewards.answers import extractor
+from megatron_rapo.rewards.cache import OutcomeCache
 from megatron_rapo.rewards.judging import Judging
 from megatron_rapo.rewards.workers import Workers
 from megatron_rapo.types import Verdict
@@ -20,7 +22,8 @@ class VerifierPool:
     Starting is asynchronous: the constructor returns at once, and the start-up of a worker counts
     against no answer. A worker that is late is killed, and its answer is TIMEOUT. An answer whose worker
     dies is tried once more (something else may have killed it); the second time it is UNPARSABLE. Lost
-    workers are replaced. Not thread-safe.
+    workers are replaced. `answer` is the form in which completions give their answers (`reward.answer`). What workers
+    have found is kept for later batches (cache.py). Not thread-safe.
     """
 
     def __init__(
@@ -30,13 +33,14 @@ class VerifierPool:
         *,
         budget_s: float = math.inf,
         memory_bytes: int = WORKER_MEMORY_BYTES,
+        answer: str = "boxed",
     ) -> None:
         if workers < 1 or timeout_s <= 0 or budget_s <= 0:
             raise ValueError(
                 f"workers={workers}, timeout_s={timeout_s}, budget_s={budget_s}: nothing could be judged; raise them "
                 "above 0."
             )
-        self._budget_s = budget_s
+        self._budget_s, self._extract, self._cache = budget_s, extractor(answer), OutcomeCache()
         self._workers = Workers(workers, timeout_s, memory_bytes)
 
     def judge_all(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
@@ -57,7 +61,7 @@ class VerifierPool:
         if not self._workers.present:
             raise RuntimeError("the verifier pool is closed; make a new one.")
         self._workers.release()
-        return Judging(self._workers, self._budget_s)
+        return Judging(self._workers, self._budget_s, self._extract, self._cache)
 
     def close(self) -> None:
         """Kill and reap the workers; a second call does nothing."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import lru_cache
 
 from math_verify import LatexExtractionConfig, parse, verify
 
 from megatron_rapo.rewards.boxed import final_answer, last_boxed
+from megatron_rapo.rewards.exact import compare_exact
 from megatron_rapo.types import Outcome, Verdict
 
 MAX_ANSWER_CHARS = 1000
@@ -24,7 +26,6 @@ MAX_WRAPPERS = 8
 # Only LaTeX in the box: the plain-expression extractor would pick a number out of any prose there.
 _EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0)]
 
-_INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _THOUSANDS = re.compile(  # but "1, 234" is a list
     r"(?:[a-zA-Z] *= *)?-?(?:\\?\$)?-?[0-9]{1,3}(?:(?:,?(?:\\[,;:! ] *|~)+|\{,\}|,| )[0-9]{3})+"
 )
@@ -60,8 +61,8 @@ def judge_boxed(content: str, answer: str) -> Outcome:
 def judge_plainly(content: str, answer: str) -> Outcome | None:
     """The outcome where no mathematics is needed for it, else None. Linear in the lengths, a few microseconds mostly.
 
-    Equal texts are CORRECT; two whole numbers are compared as such (a parser takes a thousand times as long to say the
-    same); what is too long is UNPARSABLE.
+    Equal texts are CORRECT; two numbers are compared as such (a parser takes a thousand times as long to say the same);
+    what is too long is UNPARSABLE.
     """
     given, reference = content.strip(), _reference(answer)
     if len(given) > MAX_ANSWER_CHARS:
@@ -69,9 +70,7 @@ def judge_plainly(content: str, answer: str) -> Outcome | None:
     given, reference = _bare(given), _bare(reference)
     if given and given == reference:
         return Outcome.CORRECT
-    if _INTEGER.fullmatch(given) and _INTEGER.fullmatch(reference):
-        return Outcome.CORRECT if int(given) == int(reference) else Outcome.WRONG
-    return None
+    return compare_exact(given, reference)
 
 
 def judge_parsed(content: str, answer: str) -> Outcome:
@@ -80,8 +79,13 @@ def judge_parsed(content: str, answer: str) -> Outcome:
     if not parsed:
         return Outcome.UNPARSABLE
     # Not symmetric: the reference comes first, so that "x = 5" passes for "5".
-    right = verify(_parse(_bare(_reference(answer))), parsed, timeout_seconds=None)
+    right = verify(_parsed_reference(answer), parsed, timeout_seconds=None)
     return Outcome.CORRECT if right else Outcome.WRONG
+
+
+@lru_cache(maxsize=10_000)  # of the problems that a worker sees again
+def _parsed_reference(answer: str) -> list:
+    return _parse(_bare(_reference(answer)))
 
 
 def _reference(answer: str) -> str:

@@ -46,6 +46,27 @@ REFUSALS = [
         "reward.budget_s=600.0: while a process judges so long the others give it up, after run.timeout_s=600.0; "
         "lower it, or raise run.timeout_s.",
     ),
+    *(
+        (
+            [f"reward.answer={value}"],
+            f"reward.answer={value!r}: {why}.",
+        )
+        for value, why in (
+            ("box", "no such form of an answer; write boxed, after:MARK (say after:####), last_number or tag:NAME"),
+            ("after:", "a mark is one line of 1 to 100 characters, not blank; write e.g. after:####"),
+            (
+                "tag:<answer>",
+                "a tag is named by up to 64 letters, digits, - and _, a letter first; write e.g. tag:answer",
+            ),
+        )
+    ),
+    *(
+        (
+            [f"reward.workers={value}"],
+            f"reward.workers={value}: not a number of processes; set auto, or a number from 1 to 1024.",
+        )
+        for value in (0, 1025, 1.5)
+    ),
     (
         [functions('name="Bad one"')],
         "reward.functions.0.name='Bad one': names a metric; write lower-case letters, digits and _, a letter first.",

@@ -12,6 +12,7 @@ import numpy as np
 from megatron_rapo.evaluation.comparison import Evaluated
 from megatron_rapo.evaluation.samples import ProblemSamples, SampledWith
 from megatron_rapo.evaluation.scores import ProblemScore, Scores
+from megatron_rapo.rewards import extractor
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
 
 C, W, N, U, T = Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.UNPARSABLE, Outcome.TIMEOUT
@@ -57,7 +58,7 @@ GROUPS = [
 
 
 def sampled(groups: Sequence[Group] = GROUPS) -> list[ProblemSamples]:
-    return [ProblemSamples.of(i, g, seeds=[10 * i + j for j in range(4)]) for i, g in enumerate(groups)]
+    return [ProblemSamples.of(i, g, [10 * i + j for j in range(4)], extractor("boxed")) for i, g in enumerate(groups)]
 
 
 def scores_of(problems: Sequence[ProblemScore], n: int, k: Sequence[int], **about: Any) -> Scores:
@@ -69,7 +70,9 @@ def right_of(n: int, *correct: int, k: Sequence[int] = (1,), **about: Any) -> Sc
     """Scores on problems p0, p1, ... with these numbers of right answers among `n`, the others without any answer."""
     problems = [
         ProblemScore.of(
-            ProblemSamples.of(i, group(f"p{i}", ["2"] * c + [None] * (n - c), [C] * c + [N] * (n - c)), seeds=range(n))
+            ProblemSamples.of(
+                i, group(f"p{i}", ["2"] * c + [None] * (n - c), [C] * c + [N] * (n - c)), range(n), extractor("boxed")
+            )
         ).model_copy(update={"problem": f"{i}+{i}=", "answer": str(2 * i)})
         for i, c in enumerate(correct)
     ]

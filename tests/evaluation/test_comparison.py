@@ -83,6 +83,21 @@ def test_a_part_without_problems(counts, missing):
     assert getattr(compared(right_of(2, *counts), right_of(2, *counts)), missing) is None
 
 
+def judged_by(form, scores):
+    return scores.model_copy(update={"sampled_with": {**scores.sampled_with, "answer": form}})
+
+
+def test_other_forms_of_answers_are_not_compared():
+    base, other = right_of(2, 1), judged_by("last_number", right_of(2, 2))
+    assert refusal(check_comparable, evaluated(base), evaluated(other, "mine.json")) == (
+        "mine.json: reward.answer=last_number, and base.json has boxed: other answers were right, so a difference says "
+        "nothing of the models; evaluate both with the same reward.answer."
+    )
+    older = base.model_copy(update={"sampled_with": {k: v for k, v in base.sampled_with.items() if k != "answer"}})
+    check_comparable(evaluated(base), evaluated(older))  # of before there were others
+    assert compared(older, base).sampled_otherwise == compared(base, older).sampled_otherwise == ()
+
+
 def test_what_was_sampled_otherwise():
     other = {"temperature": 0.6, "template": "chat", "seed": 8, "weights": "00", "problems": "00"}
     with_other = right_of(4, 1).model_copy(update={"sampled_with": {**vars(SAMPLED_WITH), **other}})

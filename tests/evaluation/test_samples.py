@@ -4,7 +4,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from megatron_rapo.evaluation.samples import FORMAT, ProblemSamples, SampledWith, SamplesError, SamplesFile
-from tests.evaluation.known import SAMPLED_WITH, sampled
+from megatron_rapo.rewards import extractor
+from tests.evaluation.known import SAMPLED_WITH, W, group, sampled
 
 ABOUT = {"model": "models/base", "data": "held.jsonl", "left_out": 2}
 
@@ -94,6 +95,7 @@ CHANGES = {
     "top_p": (1.0, "evaluation.top_p was 0.9 and is 1.0"),
     "max_completion_tokens": (97, "evaluation.max_completion_tokens was 96 and is 97"),
     "seed": (4, "run.seed was 3 and is 4"),
+    "answer": ("last_number", 'reward.answer was "boxed" and is "last_number"'),
 }
 
 
@@ -110,6 +112,22 @@ def test_other_settings_are_refused_by_name(path, field):
         "the former, or name another file."
     )
     assert path.read_bytes() == before
+
+
+def test_a_file_from_before_there_were_forms_of_answers_has_boxes(path):
+    first, rest = path.read_text().split("\n", 1)
+    header = json.loads(first)
+    del header["sampled_with"]["answer"]
+    path.write_text(json.dumps(header) + "\n" + rest)
+    assert read(path) == sampled()
+    said = refusal(opened, path, replace(SAMPLED_WITH, answer="after:####"))
+    assert 'of two kinds: reward.answer was "boxed" and is "after:####". Go on' in said
+
+
+def test_the_answer_is_what_was_judged():
+    found = ProblemSamples.of(0, group("a", ["2"], [W]), [0], extractor("last_number"))
+    assert found.samples[0].text == r"so \boxed{2}" and found.samples[0].answer == "2"
+    assert ProblemSamples.of(0, group("a", ["2"], [W]), [0], extractor("tag:answer")).samples[0].answer is None
 
 
 def test_all_that_differs_is_named(path):

@@ -74,10 +74,8 @@ def test_nothing_to_judge(pool):
 def test_texts_larger_than_a_pipe_and_not_ascii(pool):
     assert pool.judge_all([("x" * 300_000 + r"\boxed{2/2}", "1")]) == [CORRECT]
     long = "½\ud800\n" * 100_000
-    assert pool.judge_all([(rf"\boxed{{{long}}}", long), (rf"\boxed{{{long}}}", "1")]) == [
-        CORRECT,
-        Verdict(outcome=Outcome.UNPARSABLE, formatted=True),
-    ]
+    unparsable = Verdict(outcome=Outcome.UNPARSABLE, formatted=True)
+    assert pool.judge_all([(rf"\boxed{{{long}}}", long), (rf"\boxed{{{long}}}", "1")]) == [unparsable] * 2
 
 
 def test_a_hang_costs_one_deadline_and_no_other_verdict():
@@ -136,6 +134,7 @@ def test_an_answer_that_costs_two_workers_is_unparsable():
             CORRECT,
         ]
         thread.join()
+        assert len(pool._cache) == 0  # another time it may do better
 
 
 def test_memory_is_limited():
@@ -230,6 +229,71 @@ def test_a_worker_that_has_taken_much_memory_is_replaced():
         wait_until(lambda: gone(pid))
         assert pool.judge_all([(r"\boxed{6/2}", "3")]) == [CORRECT]
         assert pool.pids[0] != pid
+
+
+# --- what is known, bounded and shared out ---
+
+
+def test_what_a_worker_has_found_is_known_in_later_batches(monkeypatch):
+    with VerifierPool(1, 1.0) as pool:
+        assert pool.judge_all([RIGHT, (r"\boxed{4/2}", "3"), (HANG, "1")]) == [CORRECT, WRONG, TIMEOUT]
+        monkeypatch.setattr("megatron_rapo.rewards.judging.wait_any", lambda *_: pytest.fail("it waited"))
+        assert pool.judge_all([(r"\boxed{4/2}", "3"), RIGHT, RIGHT]) == [WRONG, CORRECT, CORRECT]
+        judging = pool.judging()
+        judging.submit(HANG, "1")  # a time-out is tried again
+        assert list(judging._waiting) == [("9^{9^{9^{9}}}", "1")]
+
+
+def test_fractions_need_no_worker(monkeypatch):
+    """20,000 of them were more than the budget."""
+    items = [(rf"\boxed{{\frac{{{n}}}{{8}}}}", str((n + n % 4 // 2) / 8)) for n in range(1, 1000, 2)]
+    with VerifierPool(1, 30.0) as pool:
+        monkeypatch.setattr("megatron_rapo.rewards.judging.wait_any", lambda *_: pytest.fail("it waited"))
+        verdicts = pool.judge_all(items)
+    assert verdicts == [WRONG if n % 4 // 2 else CORRECT for n in range(1, 1000, 2)]
+
+
+def test_a_problem_of_slow_answers_does_not_use_up_the_time_of_others():
+    """Its answers came first, and those of the other problems wait for one of them at most."""
+    hangs = [(rf"\boxed{{{n}^{{9^{{9^{{9}}}}}}}}", "2") for n in range(2, 12)]
+    with VerifierPool(1, 1.0) as pool:
+        judging = pool.judging()
+        for item in (*hangs, (r"\boxed{4/2}", "3"), (r"\boxed{6/2}", "4")):
+            judging.submit(*item)
+        assert [judging._waiting.pop() for _ in range(4)] == [
+            ("2^{9^{9^{9}}}", "2"),
+            ("4/2", "3"),
+            ("6/2", "4"),
+            ("3^{9^{9^{9}}}", "2"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("form", "completion", "outcome", "formatted"),
+    [
+        ("after:####", "5 + 5 = 10\n#### 10", Outcome.CORRECT, True),
+        ("after:####", "#### $10", Outcome.CORRECT, True),
+        ("after:####", r"\boxed{10}", Outcome.NO_ANSWER, False),
+        ("after:####", r"#### 10} and {7", Outcome.UNPARSABLE, True),  # \boxed{10} would be read of it
+        ("tag:answer", r"<answer>\frac{20}{2}</answer>", Outcome.CORRECT, True),
+        ("tag:answer", "<answer>11</answer>", Outcome.WRONG, True),
+        ("last_number", "It is 10.", Outcome.CORRECT, True),
+        ("last_number", "It is ten.", Outcome.NO_ANSWER, False),
+    ],
+)
+def test_forms_of_answers(form, completion, outcome, formatted):
+    with VerifierPool(1, 30.0, answer=form) as pool:
+        assert pool.judge_all([(completion, "10")]) == [Verdict(outcome=outcome, formatted=formatted)]
+
+
+@pytest.mark.parametrize("unit", ["{", "}", "{}", "\\", r"\boxed{", r"\frac{", "1+", "#### ", "$", r"\text{"])
+def test_long_texts_are_unparsable_and_not_read(unit, monkeypatch):
+    long = unit * (200_000 // len(unit))
+    monkeypatch.setattr("megatron_rapo.rewards.judging.judge_plainly", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("megatron_rapo.rewards.judging.is_balanced", lambda _: pytest.fail("it was read"))
+    with VerifierPool(1, 30.0, answer="after:!") as pool:
+        verdicts = pool.judge_all([(f"!{long}", "5"), ("!5", long)])
+    assert verdicts == [Verdict(outcome=Outcome.UNPARSABLE, formatted=True)] * 2
 
 
 # --- answers that come one by one ---
