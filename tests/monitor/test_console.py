@@ -57,10 +57,8 @@ def test_without_a_terminal_each_step_is_one_plain_line(monkeypatch: pytest.Monk
         "reading the model\n"
         "21:12:10 step 3/30 2:31 left reward 0.410 pass_rate 0.375 no_answer 0.098 truncated 0.031 kl 0.00123 "
         "entropy 0.312 tokens 54.0 tokens/s 812 "
-        "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s
-"
-        "21:12:10 step 4/30 2:26 left reward nan step 5.6s
-"
+        "rollout 3.1s verify 0.3s score 0.4s train 1.9s reshard 0.1s step 5.6s\n"
+        "21:12:10 step 4/30 2:26 left reward nan step 5.6s\n"
     )
 
 
