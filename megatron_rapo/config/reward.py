@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from megatron_rapo.config.section import MAX_MIB, MAX_SECONDS, MAX_TOKENS, MAX_VALUE, Section
+from megatron_rapo.errors import shortened
 
 OWN_TERMS = ("correctness", "format", "length")
 """Names of the terms that are not the user's (rewards/reward.py)."""
@@ -35,14 +36,15 @@ def _form_of_answer(value: Any) -> Any:
         why = f"a mark is one line of 1 to {_LONGEST_MARK} characters, not blank; write e.g. after:####"
     else:
         why = "no such form of an answer; write boxed, after:MARK (say after:####), last_number or tag:NAME"
-    raise ValueError(f"reward.answer={value!r}: {why}.")
+    raise ValueError(f"reward.answer={shortened(repr(value))}: {why}.")
 
 
 def _number_of_workers(value: Any) -> Any:
     if value == "auto" or (type(value) is int and 1 <= value <= _MOST_WORKERS):
         return value
     raise ValueError(
-        f"reward.workers={value!r}: not a number of processes; set auto, or a number from 1 to {_MOST_WORKERS}."
+        f"reward.workers={shortened(repr(value))}: not a number of processes; set auto, or a number from 1 to "
+        f"{_MOST_WORKERS}."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from megatron_rapo.config.section import MAX_SECONDS, MAX_SIZE, MAX_STEPS, FilePath, Section
+from megatron_rapo.errors import shortened
 
 
 class RunConfig(Section):
@@ -62,8 +63,8 @@ def _how_often(steps: Any) -> Any:
     if steps == "auto" or (type(steps) is int and 0 <= steps <= MAX_STEPS):
         return steps
     raise ValueError(
-        f"monitor.gradient_share_every_steps={steps}: not a number of steps; set it to auto, to 0 for never, or to a "
-        "number from 1 on."
+        f"monitor.gradient_share_every_steps={shortened(str(steps))}: not a number of steps; set it to auto, to 0 for "
+        f"never, or to a number up to {MAX_STEPS:,}."
     )
 
 

@@ -139,6 +139,6 @@ def test_how_often_the_gradient_share_is_measured(load, given, expected):
 def test_how_often_the_gradient_share_is_not_measured(load, given):
     shown = {"true": "True"}.get(given, given)
     assert refusal(load, f"monitor.gradient_share_every_steps={given}") == (
-        f"monitor.gradient_share_every_steps={shown}: not a number of steps; set it to auto, to 0 for never, or to a "
-        "number from 1 on."
+        f"monitor.gradient_share_every_steps={shown}: not a number of steps; set it to auto, to 0 for "
+        "never, or to a number up to 1,000,000,000."
     )
