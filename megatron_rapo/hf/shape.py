@@ -191,21 +191,26 @@ def _check_quantisation(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise ConfigError(f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors.")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.")
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors.")
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.")
+    except OSError as error:
+        raise ConfigError(f"model.path={folder}: cannot be read ({error.strerror}); see to its permissions.") from None
     return read_object(folder / "config.json")
 
 
 def read_object(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file that holds an object. Raises ConfigError where it does not."""
     try:
+        if not file.is_file():  # reading a pipe would wait for ever
+            raise JSONError("is not a file")
         if file.stat().st_size > MAX_JSON_BYTES:
             raise JSONError(f"has {file.stat().st_size:,} bytes, and {MAX_JSON_BYTES:,} is the limit")
         content = read_json(file)
     except JSONError as error:
-        if is_lfs_pointer(file):
+        if file.is_file() and is_lfs_pointer(file):
             raise ConfigError(f"{file}: {LFS_POINTER}") from None
         raise ConfigError(f"{file}: {error}; mend the file, or copy the model's own again.") from None
     except OSError as error:
