@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from datetime import date, time
@@ -22,6 +23,7 @@ else:  # Python 3.10
     import tomli as tomllib
 
 
+_LONG_WORD = re.compile(r"\S{200,}")
 BASE = "base"  # top-level key of a configuration file: another file, whose settings this one changes
 
 
@@ -134,8 +136,8 @@ def _explain(error: Any) -> str:
     """One pydantic error as `field=value: reason; fix`."""
     location = tuple(str(part) for part in error["loc"])
     name, kind = ".".join(location), error["type"]
-    if kind == "value_error":  # our own checks say it all
-        return str(error["ctx"]["error"])
+    if kind == "value_error":  # our own checks say it all, with values of any length
+        return _LONG_WORD.sub(lambda word: shortened(word[0]), str(error["ctx"]["error"]))
     if kind == "missing" and len(location) == 1:
         return f"{name}: required section and not there; add [{name}] to the file."
     if kind == "missing":

@@ -55,11 +55,12 @@ def read_shape(folder: Path) -> ModelShape:
     config = _validated(folder, content)
     rope = config.rope_parameters or config.rope_scaling or {}
     _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), ["default"])
-    whole = rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0))
-    _refuse(folder, "partial_rotary_factor", whole, [1.0])
+    part = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
+    _refuse(folder, "partial_rotary_factor", 1.0 if part is None else part, [1.0])
     for name, default, allowed in _NOT_IMPLEMENTED:
         if name != "attention_bias" or architecture != "Qwen2ForCausalLM":  # which always has a bias for q, k and v
-            _refuse(folder, name, content.get(name, default), allowed)
+            found = content.get(name)
+            _refuse(folder, name, default if found is None else found, allowed)
     kinds = content.get("layer_types") or []
     for kind in kinds if isinstance(kinds, list) else [kinds]:
         _refuse(folder, "layer_types", kind, ["full_attention"])
