@@ -93,7 +93,8 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         )
     inner: Any = settings
     for depth, part in enumerate(parts):
-        place = part if isinstance(inner, dict) else _index(inner, parts, depth, override)
+        is_table = isinstance(inner, dict) and not part.isdecimal()  # no setting is called by a number
+        place = part if is_table else _index([] if inner == {} else inner, parts, depth, override)
         if depth == len(parts) - 1:
             inner[place] = _value(text, override)
         else:
@@ -105,7 +106,7 @@ def _index(inner: Any, parts: Sequence[str], depth: int, override: str) -> int:
     name, part, said = ".".join(parts[:depth]), shortened(parts[depth]), f"--set {shortened(override)}"
     if not isinstance(inner, list):
         raise ConfigError(f"{said}: {name} is {shortened(repr(inner))}, which has no {part}; set {name} itself.")
-    if not (part.isascii() and part.isdecimal() and int(part) < len(inner)):
+    if not (part.isascii() and part.isdecimal() and len(part) < 10 and int(part) < len(inner)):
         there = f"entries 0 to {len(inner) - 1}" if len(inner) > 1 else "entry 0 only" if inner else "no entries"
         raise ConfigError(f"{said}: {name} has no entry {part}, it has {there}; count from 0, or set the whole list.")
     return int(part)
