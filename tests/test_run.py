@@ -246,6 +246,43 @@ def test_both_commands_check_the_engines(
     assert str(refused.value).startswith(words)
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        (
+            "model",
+            {"intermediate_size": 64},
+            "{model}/model.safetensors: model.layers.0.mlp.gate_proj.weight has shape ",
+        ),
+        ("model", {"quantization_config": {"quant_method": "fp8"}}, "model.path={model}: config.json has a quantizat"),
+        (
+            "model",
+            {"model_type": "none"},
+            "model.path={model}: transformers, with which the engine reads config.json, ",
+        ),
+        ("rollout", {"kv_cache_mib": 2**24}, "rollout.kv_cache_mib=16777216: more than the "),
+    ],
+)
+def test_both_commands_check_the_weights_and_the_memory(
+    tmp_path: Path, model: Path, command: str, section: str, changes: dict[str, Any], words: str
+) -> None:
+    copy = shutil.copytree(model, tmp_path / "model")
+    if section == "model":
+        config_json = copy / "config.json"
+        config_json.write_text(json.dumps(json.loads(config_json.read_text()) | changes))
+    settings = {section: changes} if section == "rollout" else {}
+    held = {"data": problems(tmp_path / "held.jsonl", 2), "max_completion_tokens": 48}
+    config = tiny_config(copy, tmp_path / "run", evaluation=held, **settings)
+    with pytest.raises(ConfigError) as refused:
+        if command == "train":
+            run.train(config, resume=False, overwrite=False)
+        else:
+            run.evaluate_model(config, output=None)
+    assert str(refused.value).startswith(words.format(model=copy))
+
+
 # --- evaluate_model(): refusals before any process group, and what it does without an engine ---
 
 

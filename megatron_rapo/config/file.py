@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from datetime import date, time
@@ -22,6 +23,7 @@ else:  # Python 3.10
     import tomli as tomllib
 
 
+_LONG_WORD = re.compile(r"\S{200,}")
 BASE = "base"  # top-level key of a configuration file: another file, whose settings this one changes
 
 
@@ -91,7 +93,8 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         )
     inner: Any = settings
     for depth, part in enumerate(parts):
-        place = part if isinstance(inner, dict) else _index(inner, parts, depth, override)
+        is_table = isinstance(inner, dict) and not part.isdecimal()  # no setting is called by a number
+        place = part if is_table else _index([] if inner == {} else inner, parts, depth, override)
         if depth == len(parts) - 1:
             inner[place] = _value(text, override)
         else:
@@ -103,7 +106,7 @@ def _index(inner: Any, parts: Sequence[str], depth: int, override: str) -> int:
     name, part, said = ".".join(parts[:depth]), shortened(parts[depth]), f"--set {shortened(override)}"
     if not isinstance(inner, list):
         raise ConfigError(f"{said}: {name} is {shortened(repr(inner))}, which has no {part}; set {name} itself.")
-    if not (part.isascii() and part.isdecimal() and int(part) < len(inner)):
+    if not (part.isascii() and part.isdecimal() and len(part) < 10 and int(part) < len(inner)):
         there = f"entries 0 to {len(inner) - 1}" if len(inner) > 1 else "entry 0 only" if inner else "no entries"
         raise ConfigError(f"{said}: {name} has no entry {part}, it has {there}; count from 0, or set the whole list.")
     return int(part)
@@ -134,8 +137,8 @@ def _explain(error: Any) -> str:
     """One pydantic error as `field=value: reason; fix`."""
     location = tuple(str(part) for part in error["loc"])
     name, kind = ".".join(location), error["type"]
-    if kind == "value_error":  # our own checks say it all
-        return str(error["ctx"]["error"])
+    if kind == "value_error":  # our own checks say it all, with values of any length
+        return _LONG_WORD.sub(lambda word: shortened(word[0]), str(error["ctx"]["error"]))
     if kind == "missing" and len(location) == 1:
         return f"{name}: required section and not there; add [{name}] to the file."
     if kind == "missing":

@@ -54,15 +54,7 @@ def read_shape(folder: Path) -> ModelShape:
     architecture = _architecture(folder, content)
     config = _validated(folder, content)
     rope = config.rope_parameters or config.rope_scaling or {}
-    _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), ["default"])
-    whole = rope.get("partial_rotary_factor", content.get("partial_rotary_factor", 1.0))
-    _refuse(folder, "partial_rotary_factor", whole, [1.0])
-    for name, default, allowed in _NOT_IMPLEMENTED:
-        if name != "attention_bias" or architecture != "Qwen2ForCausalLM":  # which always has a bias for q, k and v
-            _refuse(folder, name, content.get(name, default), allowed)
-    kinds = content.get("layer_types") or []
-    for kind in kinds if isinstance(kinds, list) else [kinds]:
-        _refuse(folder, "layer_types", kind, ["full_attention"])
+    _check_mathematics(folder, content, rope, architecture)
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     return ModelShape(
         architecture=architecture,
@@ -100,6 +92,20 @@ MAX_LAYERS, MAX_HEADS, MAX_LAYER_HEADS = 1000, 1024, 2**16
 MAX_JSON_BYTES = 2**26
 
 
+def _check_mathematics(folder: Path, content: dict[str, Any], rope: dict[str, Any], architecture: str) -> None:
+    """Refuse settings under which the model computes something that is not implemented. Raises ConfigError."""
+    _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), ["default"])
+    part = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
+    _refuse(folder, "partial_rotary_factor", 1.0 if part is None else part, [1.0])
+    for name, default, allowed in _NOT_IMPLEMENTED:
+        if name != "attention_bias" or architecture != "Qwen2ForCausalLM":  # which always has a bias for q, k and v
+            found = content.get(name)
+            _refuse(folder, name, default if found is None else found, allowed)
+    kinds = content.get("layer_types") or []
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        _refuse(folder, "layer_types", kind, ["full_attention"])
+
+
 class _HfConfig(BaseModel):
     """The numbers of a config.json that the trainer needs. Everything else in the file is ignored here."""
 
@@ -128,31 +134,38 @@ def _validated(folder: Path, content: dict[str, Any]) -> _HfConfig:
     try:
         config = _HfConfig.model_validate(content)
     except ValidationError as error:
-        wrong = error.errors()
-        missing = [str(each["loc"][0]) for each in wrong if each["type"] in ("missing", "int_type")]
-        if missing:
-            raise ConfigError(
-                f"model.path={folder}: config.json has no number for {', '.join(missing)}; take the model's own file."
-            ) from None
-        name, value, reason = wrong[0]["loc"][0], shortened(repr(wrong[0]["input"])), wrong[0]["msg"]
-        raise ConfigError(
-            f"model.path={folder}: config.json has {name}={value}: {reason[0].lower()}{reason[1:]}; take the model's "
-            "own file."
-        ) from None
+        reason: str | None = _first_fault(error)
+    else:
+        reason = _contradiction(config)
+        if reason is None:
+            return config
+    raise ConfigError(f"model.path={folder}: config.json has {reason}; take the model's own file.")
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Return what config.json has instead of numbers."""
+    wrong = error.errors()
+    missing = [str(each["loc"][0]) for each in wrong if each["type"] in ("missing", "int_type")]
+    if missing:
+        return f"no number for {', '.join(missing)}"
+    name, value, reason = wrong[0]["loc"][0], shortened(repr(wrong[0]["input"])), wrong[0]["msg"]
+    return f"{name}={value}: {reason[0].lower()}{reason[1:]}"
+
+
+def _contradiction(config: _HfConfig) -> str | None:
+    """Return which numbers cannot be those of one model; None where all can."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
-    reason = ""
+    head_dim = config.head_dim or config.hidden_size // heads
     if heads % kv_heads:
-        reason = f"num_key_value_heads={kv_heads}: does not divide num_attention_heads={heads}"
-    elif config.head_dim is None and config.hidden_size % heads:
-        reason = f"num_attention_heads={heads}: does not divide hidden_size={config.hidden_size}"
-    elif (config.head_dim or config.hidden_size // heads) % 2:
-        reason = f"head_dim={config.head_dim or config.hidden_size // heads}: is odd, and rotary positions turn pairs"
-    elif config.num_hidden_layers * kv_heads > MAX_LAYER_HEADS:
-        reason = f"num_hidden_layers x num_key_value_heads={config.num_hidden_layers * kv_heads:,}: above the limit of "
-        reason += f"{MAX_LAYER_HEADS:,}"
-    if reason:
-        raise ConfigError(f"model.path={folder}: config.json has {reason}; take the model's own file.")
-    return config
+        return f"num_key_value_heads={kv_heads}: does not divide num_attention_heads={heads}"
+    if config.head_dim is None and config.hidden_size % heads:
+        return f"num_attention_heads={heads}: does not divide hidden_size={config.hidden_size}"
+    if head_dim % 2:
+        return f"head_dim={head_dim}: is odd, and rotary positions turn pairs"
+    if config.num_hidden_layers * kv_heads > MAX_LAYER_HEADS:
+        product = config.num_hidden_layers * kv_heads
+        return f"num_hidden_layers x num_key_value_heads={product:,}: above the limit of {MAX_LAYER_HEADS:,}"
+    return None
 
 
 def _rope_theta(folder: Path, nested: Any, own: float | None) -> float:
@@ -191,21 +204,26 @@ def _check_quantisation(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise ConfigError(f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors.")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.")
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors.")
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.")
+    except OSError as error:
+        raise ConfigError(f"model.path={folder}: cannot be read ({error.strerror}); see to its permissions.") from None
     return read_object(folder / "config.json")
 
 
 def read_object(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file that holds an object. Raises ConfigError where it does not."""
     try:
+        if not file.is_file():  # reading a pipe would wait for ever
+            raise JSONError("is not a file")
         if file.stat().st_size > MAX_JSON_BYTES:
             raise JSONError(f"has {file.stat().st_size:,} bytes, and {MAX_JSON_BYTES:,} is the limit")
         content = read_json(file)
     except JSONError as error:
-        if is_lfs_pointer(file):
+        if file.is_file() and is_lfs_pointer(file):
             raise ConfigError(f"{file}: {LFS_POINTER}") from None
         raise ConfigError(f"{file}: {error}; mend the file, or copy the model's own again.") from None
     except OSError as error:

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from megatron_rapo import garbage
 from megatron_rapo.checkpoints import checkpoint_folder
 from megatron_rapo.config import ConfigError
+from megatron_rapo.errors import shortened
 from megatron_rapo.profiling.operators import largest_operators
 from megatron_rapo.signals import interrupts_wait
 
@@ -82,6 +83,5 @@ def check_profiled(steps: Collection[int], *, first: int, last: int) -> None:
     """Raises ConfigError for a step that the run, which takes `first` to `last`, does not take."""
     missing = sorted(step for step in steps if not first <= step <= last)
     if missing:
-        raise ConfigError(
-            f"--profile {','.join(map(str, missing))}: this run takes steps {first} to {last}; name some of those."
-        )
+        named = shortened(",".join(map(str, missing)))
+        raise ConfigError(f"--profile {named}: this run takes steps {first} to {last}; name some of those.")

@@ -138,18 +138,26 @@ def test_what_a_message_advises_can_be_followed(load):
             "reward.functions has no entry first, it has entries 0 to 1; count from 0, or set the whole list.",
         ),
         ("run.steps.0=3", "run.steps is 3, which has no 0; set run.steps itself."),
+        ("run.seed.x=3", "run.seed is 0, which has no x; set run.seed itself."),
+        ("run.steps.x=3", "run.steps is 3, which has no x; set run.steps itself."),
+        ("run.0=3", "run is {'folder': 'runs/one', 'steps': 3, 'seed': 0}, which has no 0; set run itself."),
     ],
 )
 def test_an_entry_that_is_not_there(load, override, reason):
-    assert refusal(load, override, text=MINIMAL + TWO_FUNCTIONS) == f"--set {override}: {reason}"
+    assert refusal(load, "run.seed=0", override, text=MINIMAL + TWO_FUNCTIONS) == f"--set {override}: {reason}"
+
+
+def test_an_index_of_5000_digits(load):
+    message = refusal(load, f"reward.functions.{'7' * 5000}.weight=2.0", text=MINIMAL + TWO_FUNCTIONS)
+    assert f": reward.functions has no entry {'7' * 80}... (5,000 characters), it has entries 0 to 1; " in message
 
 
 def test_an_entry_of_a_list_that_is_not_there(load):
-    message = refusal(load, "reward.functions=[]", "reward.functions.0.weight=1.0")
-    assert message == (
-        "--set reward.functions.0.weight=1.0: reward.functions has no entry 0, it has no entries; count from 0, or set "
-        "the whole list."
-    )
+    for overrides in (["reward.functions=[]"], []):
+        assert refusal(load, *overrides, "reward.functions.0.weight=1.0") == (
+            "--set reward.functions.0.weight=1.0: reward.functions has no entry 0, it has no entries; count from 0, or "
+            "set the whole list."
+        )
 
 
 @pytest.mark.parametrize(

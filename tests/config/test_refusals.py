@@ -479,3 +479,8 @@ def test_paths_that_cannot_be(load, name, text, reason):
     message = refusal(load, *EVALUATION, f"{name}={text}")
     assert message.startswith(f"{name}=") and message.endswith(f": {reason}; change the value.")
     assert "\x1b" not in message and "\0" not in message and len(message) < 250
+
+
+def test_a_long_value_in_a_message_of_our_own(load):
+    message = refusal(load, f"reshard.verify={'x' * 5000}")
+    assert message.startswith(f"reshard.verify={'x' * 65}... (5,016 characters) not a choice of which reshardings are ")

@@ -13,6 +13,19 @@ def test_families_agree(tmp_path, family):
     check_agreement(folder, read_shape(folder))
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_a_file_as_transformers_4_wrote_it(tmp_path, family):
+    folder = save_tiny_model(tmp_path, tied=True, family=family)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("rope_parameters", "layer_types", "dtype", "pad_token_id"):
+        config.pop(name, None)
+    config |= {"rope_theta": 1000000, "rope_scaling": None, "torch_dtype": "bfloat16", "rms_norm_eps": 1e-05}
+    (folder / "config.json").write_text(json.dumps(config))
+    shape = read_shape(folder)
+    assert (shape.rope_theta, shape.norm_eps) == (1e6, 1e-5)
+    check_agreement(folder, shape)
+
+
 def refusal(folder):
     with pytest.raises(ConfigError) as refused:
         check_agreement(folder, read_shape(folder))

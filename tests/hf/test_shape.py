@@ -49,6 +49,7 @@ def test_shape_of_a_saved_model(tmp_path, tied):
         ({"rms_norm_eps": 1e-5}, "norm_eps", 1e-5),
         ({"num_key_value_heads": None}, "num_kv_heads", 2),  # as many as heads
         ({"head_dim": 48}, "head_dim", 48),
+        ({"rope_parameters": {"partial_rotary_factor": None, "rope_theta": 1e5}}, "rope_theta", 1e5),
         ({"tie_word_embeddings": None}, "tied", False),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_theta", 1e6),
         ({"rope_parameters": None, "rope_theta": 1000000}, "rope_theta", 1e6),  # as transformers 4 wrote it

@@ -1,6 +1,7 @@
 """What the safetensors files of a folder hold must be the model of its config.json, and nothing else."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -217,6 +218,16 @@ def test_a_folder_for_a_file(folder):
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).mkdir()
     assert refusal(folder) == f"{folder / WEIGHTS}: is not a file; fetch the whole model."
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX, WEIGHTS])
+def test_a_pipe_for_a_file(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    said = {"config.json": f"model.path={folder}: holds no config.json; "}.get(
+        name, f"{folder / name}: is not a file; "
+    )
+    assert refusal(folder).startswith(said)
 
 
 # --- the index of several files ---
