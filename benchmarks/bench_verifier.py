@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_verifier [--check] [--answers N] [--workers N ...] [--repeats N] > result.json
 
-Answers that need mathematics are all different; half of them are right. Pools take turns on the same ones, and their
-fastest turns are compared, which on a machine with other work are those that it disturbed least. Whole numbers need no
-worker.
+Answers that need mathematics are all different, in every turn others; half of them are right. Pools take turns on the
+same ones, and their fastest turns are compared, which on a machine with other work are those that it disturbed least.
+The slowest pool then judges its last turn again, from its cache. Whole numbers and fractions need no worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from fractions import Fraction
 from typing import Any
 
 from benchmarks.environment import environment
@@ -26,22 +25,22 @@ from megatron_rapo.types import Outcome
 
 TARGET_RATIO = 1.7  # of two workers to one, where there are two cores
 HANG = r"\boxed{9^{9^{9^{9}}}}"
+FRACTIONS, BUDGET_S = 20_000, 60.0
 FORMS = (
-    (r"\frac{{{n}}}{{{d}}}", "{decimal}"),
+    (r"\frac{{{n}x}}{{{d}}}", r"\frac{{{n}}}{{{d}}}x"),
     (r"{n}\sqrt{{{d}}}", r"\sqrt{{{n2d}}}"),
     ("({n}, {d})", r"\left({n}, \frac{{{d2}}}{{2}}\right)"),
     (r"x^2 + {n}x + {d}", r"{d} + x(x + {n})"),
 )
 
 
-def mathematics(count: int) -> list[tuple[str, str]]:
+def mathematics(count: int, turn: int = 0) -> list[tuple[str, str]]:
     """Completions and references, every second pair right."""
     pairs = []
     for i in range(count):
-        n, d = 2 * (i // len(FORMS)) + 1, 8
+        n, d = 2 * ((i + turn * count) // len(FORMS)) + 1, 8
         given, reference = FORMS[i % len(FORMS)]
-        decimal = float(Fraction(n, d))
-        words = {"n": n, "d": d if i % 2 else d + 1, "n2d": n * n * d, "d2": 2 * d, "decimal": decimal}
+        words = {"n": n, "d": d if i % 2 else d + 1, "n2d": n * n * d, "d2": 2 * d}
         pairs.append((rf"\boxed{{{given.format(**words)}}}", reference.format(**{**words, "d": d})))
     return pairs
 
@@ -57,16 +56,17 @@ def rate(pool: VerifierPool, items: Sequence[tuple[str, str]], right: int) -> fl
 
 
 def measure(workers: Sequence[int], answers: int, repeats: int) -> dict[str, Any]:
-    items = mathematics(answers)
     numbers = [(rf"\boxed{{{i}}}", str(i + i % 2)) for i in range(20 * answers)]
     rates: dict[int, list[float]] = {count: [] for count in workers}
     with ExitStack() as stack:
         pools = {count: stack.enter_context(VerifierPool(count, 60.0)) for count in workers}
         for pool in pools.values():
-            pool.judge_all(items[: 4 * len(FORMS)])
-        for _ in range(repeats):
+            pool.judge_all(mathematics(4 * len(FORMS), turn=repeats * answers))
+        for turn in range(repeats):
+            items = mathematics(answers, turn)
             for count, pool in pools.items():
                 rates[count].append(rate(pool, items, answers // 2))
+        known = rate(pools[workers[0]], items, answers // 2)
         plain = [rate(pools[workers[0]], numbers, 10 * answers) for _ in range(repeats)]
     base = workers[0]
     return {
@@ -81,9 +81,25 @@ def measure(workers: Sequence[int], answers: int, repeats: int) -> dict[str, Any
             }
             for count, each in rates.items()
         ],
+        "known_per_s": round(known),
         "whole_numbers_per_s": round(max(plain)),
+        "fractions": fractions(max(workers)),
         "hang": hang(repeats),
     }
+
+
+def fractions(workers: int) -> dict[str, float]:
+    r"""How long as many \frac{n}{8} as a large step has take, every second one right, and how many get no verdict."""
+    numerators = range(1, 2 * FRACTIONS, 2)
+    items = [(rf"\boxed{{\frac{{{n}}}{{8}}}}", str((n + n % 4 // 2) / 8)) for n in numerators]
+    with VerifierPool(workers, 5.0, budget_s=BUDGET_S) as pool:
+        pool.judge_all(mathematics(len(FORMS)))
+        started = time.perf_counter()
+        outcomes = [verdict.outcome for verdict in pool.judge_all(items)]
+        seconds = time.perf_counter() - started
+    late = outcomes.count(Outcome.TIMEOUT)
+    assert late or outcomes == [Outcome.WRONG if n % 4 // 2 else Outcome.CORRECT for n in numerators]
+    return {"answers": FRACTIONS, "budget_s": BUDGET_S, "seconds": round(seconds, 2), "timed_out": late}
 
 
 def hang(repeats: int, timeout_s: float = 1.0) -> dict[str, float]:

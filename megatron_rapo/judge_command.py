@@ -51,7 +51,7 @@ def judge_file(path: Path, options: Options) -> int:
     if options.output and options.output.exists() and options.output.samefile(path):
         raise InputError(f"--output {options.output}: is the file that is judged; name another one.")
     rows = list(_rows(path))
-    workers = options.workers or usable_cores()
+    workers = options.workers or max(1, min(len(rows), usable_cores()))
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         output = _open(options.output, stack)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.rewards.sizing import MAX_WORKERS, usable_cores
 from megatron_rapo.types import Outcome
 
 TIMEOUT_S = 5.0
 """Deadline of one answer, seconds; reward.timeout_s by default."""
-_WORKERS = 4
 
 
 def unparsable(answers: Sequence[str]) -> dict[str, Outcome]:
@@ -21,7 +20,7 @@ def unparsable(answers: Sequence[str]) -> dict[str, Outcome]:
     doubtful = [answer for answer in dict.fromkeys(answers) if not answer.isdecimal()]
     if not doubtful:
         return {}
-    with VerifierPool(min(_WORKERS, os.cpu_count() or 1), TIMEOUT_S) as pool:
+    with VerifierPool(min(MAX_WORKERS, usable_cores()), TIMEOUT_S) as pool:
         verdicts = pool.judge_all([(rf"\boxed{{{answer}}}", "0") for answer in doubtful])
     read = (Outcome.CORRECT, Outcome.WRONG)
     return {a: verdict.outcome for a, verdict in zip(doubtful, verdicts, strict=True) if verdict.outcome not in read}

@@ -13,6 +13,7 @@ import numpy as np
 SUBSETS = 1000
 """Random subsets of the samples that maj@k is the mean over: a standard error of 0.016 at most for one problem, less by
 the square root of their number for the mean over problems. At k = N there is one subset, and no error."""
+_BLOCK = 100  # subsets at a time: with 1,000 samples they fit in a cache, and all together would not
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -25,8 +26,18 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 def problems_pass_at_k(num_samples: int, num_correct: Sequence[int], k: Sequence[int]) -> np.ndarray:
     """[P, K] float64: `pass_at_k` of each problem, with `num_correct[p]` of `num_samples` samples right, at each k."""
-    rows = {c: [pass_at_k(num_samples, c, each) for each in k] for c in set(num_correct)}
-    return np.array([rows[c] for c in num_correct], dtype=np.float64).reshape(len(num_correct), len(k))
+    columns = [_pass_by_correct(num_samples, each, max(num_correct, default=0)) for each in k]
+    return np.array([[column[c] for column in columns] for c in num_correct]).reshape(len(num_correct), len(k))
+
+
+def _pass_by_correct(num_samples: int, k: int, most: int) -> list[float]:
+    """Return `pass_at_k` for 0, 1, ..., `most` right samples: each binomial from the one before, not from factors."""
+    all_of_them = without = comb(num_samples, k)
+    chances = [0.0]
+    for left in range(num_samples, num_samples - most, -1):
+        without = without * (left - k) // left  # C(left - 1, k) of C(left, k)
+        chances.append(1.0 - without / all_of_them)
+    return chances
 
 
 def majority_at_k(
@@ -45,19 +56,28 @@ def majority_at_k(
         answered, some = sum(counts), float(right_A.any())
         return np.array([some * pass_at_k(num_samples, answered, each) for each in k])
     none = len(votes)
-    answer_N = np.repeat(np.arange(none + 1), [*counts, num_samples - sum(counts)])
-    answer_RN = rng.permuted(np.tile(answer_N, (SUBSETS, 1)), axis=1)
-    place_RN = answer_RN + (none + 1) * np.arange(SUBSETS)[:, None]
-    return np.array([_chance_right(place_RN[: 1 if each == num_samples else SUBSETS, :each], right_A) for each in k])
+    answer_N = np.repeat(np.arange(none + 1, dtype=np.int32), [*counts, num_samples - sum(counts)])
+    chance_K = np.zeros(len(k))
+    for _ in range(SUBSETS // _BLOCK):
+        answer_RN = rng.permuted(np.tile(answer_N, (_BLOCK, 1)), axis=1)
+        chance_K += _chances_right(answer_RN, right_A, k)
+    return np.where(
+        np.equal(k, num_samples), _chances_right(answer_N[None], right_A, [num_samples]), chance_K / SUBSETS
+    )
 
 
-def _chance_right(place_RK: np.ndarray, right_A: np.ndarray) -> float:
-    """Mean over R subsets of the share of right ones among the most frequent answers."""
-    subsets, columns = len(place_RK), len(right_A) + 1
-    votes_RA = np.bincount(place_RK.ravel(), minlength=subsets * columns).reshape(subsets, columns)[:, :-1]
-    most_R = votes_RA.max(axis=1)
-    first_RA = (votes_RA == most_R[:, None]) & (most_R > 0)[:, None]
-    return float((first_RA[:, right_A].sum(axis=1) / np.maximum(first_RA.sum(axis=1), 1)).mean())
+def _chances_right(answer_RN: np.ndarray, right_A: np.ndarray, k: Sequence[int]) -> np.ndarray:
+    """[K] float64: sum over R orders of the samples of the share of right ones among the first k's most frequent."""
+    subsets, columns = len(answer_RN), len(right_A) + 1
+    row_R1, votes = columns * np.arange(subsets)[:, None], np.zeros(subsets * columns, np.int64)
+    chances, counted = {}, 0
+    for each in sorted(set(k)):
+        votes += np.bincount((answer_RN[:, counted:each] + row_R1).ravel(), minlength=len(votes))
+        votes_RA, counted = votes.reshape(subsets, columns)[:, :-1], each
+        most_R = votes_RA.max(axis=1)
+        first_RA = (votes_RA == most_R[:, None]) & (most_R > 0)[:, None]
+        chances[each] = float((first_RA[:, right_A].sum(axis=1) / np.maximum(first_RA.sum(axis=1), 1)).sum())
+    return np.array([chances[each] for each in k])
 
 
 def problems_majority_at_k(

@@ -162,3 +162,13 @@ def test_reads_without_a_network_a_cache_or_a_word(tmp_path):
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     assert [str(file) for file in home.rglob("*") if file.is_file()] == []
+
+
+def test_a_reference_that_the_verifier_would_not_read_is_refused(tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"problem": "1+1=", "answer": "{" * 10_001}) + "\n")
+    with pytest.raises(DataError) as refused:
+        load_problems(path)
+    assert str(refused.value) == (
+        f"{path}:1: 'answer' has 10,001 characters, and the verifier reads at most 10,000; write the answer alone."
+    )

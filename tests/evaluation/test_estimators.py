@@ -108,3 +108,18 @@ def test_problems_are_drawn_each_by_itself():
     found = problems_majority_at_k(8, votes, (2, 8), seed=0)
     np.testing.assert_array_equal(found, problems_majority_at_k(8, votes, (2, 8), seed=0))
     assert found.shape == (2, 2) and found[0, 0] != found[1, 0] and found[:, 1].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("n", [1, 5, 40, 1000])
+def test_pass_at_k_of_every_number_of_right_samples_is_that_of_one(n):
+    """To the last bit, though each comes from the one before."""
+    k = sorted({1, max(1, n // 3), max(1, n // 2), n})
+    correct = list(range(0, n + 1, max(1, n // 50)))
+    expected = [[pass_at_k(n, c, each) for each in k] for c in correct]
+    assert problems_pass_at_k(n, correct, k).tolist() == expected
+
+
+def test_the_order_of_k_does_not_matter():
+    votes = [[(3, True), (4, False), (1, False)]]
+    up, down = (problems_majority_at_k(10, votes, k, seed=0)[0].tolist() for k in ([2, 5, 10], [10, 5, 2]))
+    assert up == down[::-1] and up[-1] == 0.0

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megatron_rapo.rewards import VerifierPool, last_boxed
+from megatron_rapo.rewards import MAX_READ_CHARS, VerifierPool, extractor
 from megatron_rapo.rewards.verify import judge_plainly
 from megatron_rapo.types import Outcome
 from tests.rewards.hostile import MEGABYTE, Hostile, hostile
@@ -63,8 +63,8 @@ def memory_mib(pid: str, name: str) -> float:
 def reading_s(item: Hostile) -> float:
     """How long the trainer's own process needs for one completion, which nobody cuts short."""
     begun = time.monotonic()
-    content = last_boxed(item.completion)
-    if content is not None:
+    content = extractor("boxed")(item.completion)
+    if content is not None and len(content) <= MAX_READ_CHARS:
         judge_plainly(content, item.reference)
     return time.monotonic() - begun
 
