@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from megatron_rapo import garbage
 from megatron_rapo.config.file import load_config
+from megatron_rapo.ending import only_by_returning
 from megatron_rapo.errors import InputError
 from megatron_rapo.launcher import adopt_srun, rank
 
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         adopt_srun()
-        return int(arguments.command(arguments))
+        with only_by_returning():
+            return int(arguments.command(arguments))
     except InputError as error:
         if rank() > 0:
             time.sleep(FIRST_SPEAKS_S)
