@@ -34,3 +34,8 @@ def rank() -> int:
 def world_size() -> int:
     """Processes that the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_of_node() -> bool:
+    """Whether no other process of this machine comes before this one; true without a launcher."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
