@@ -47,7 +47,8 @@ Every setting is described in megatron_rapo/config/; each run writes the ones it
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0, 1 for a lost process, 2 for input that cannot work, 75 for a run that was told to stop and can go on.
+    0, 1 for a failure or a lost process, 2 for input that cannot work, 75 for a run that was told to stop and can go
+    on.
     """
     arguments = _parser().parse_args(argv)
     try:

@@ -90,10 +90,11 @@ def is_of_disk(error: OSError) -> bool:
 def explained(error: OSError, folder: Path) -> str:
     """Say why `folder` could not be written, and what to do.
 
-    Where the error names another path than one within `folder`, say that path: the fault is there.
+    Where the error names a path that does not belong to `folder`, say that path: the fault is there.
     """
     failed = _failed_path(error) or folder
-    elsewhere = "" if failed.is_relative_to(folder) else f"{failed}: "
+    partial = str(failed).startswith(f"{folder}.")  # written beside it, and then renamed
+    elsewhere = "" if partial or failed.is_relative_to(folder) or folder.is_relative_to(failed) else f"{failed}: "
     if error.errno in _FULL:
         there = next(path for path in (failed, *failed.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
