@@ -10,6 +10,7 @@ import tempfile
 import psutil
 import torch
 
+from megatron_rapo.checkpoints import CHECKPOINTS, has_checkpoint
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.config.machine import LEAST_CAPABILITY
 from megatron_rapo.hf import ModelShape
@@ -214,7 +215,10 @@ def _check_memory(config: Config) -> None:
 
 
 def check_disk(config: Config, shape: ModelShape) -> None:
-    """Refuse a run folder whose disk has no room for one checkpoint and the export. Raises ConfigError or OSError."""
+    """Refuse a run folder whose disk has no room for a checkpoint, one before it and the export.
+
+    Raises ConfigError or OSError.
+    """
     folder = config.run.folder
     with tempfile.TemporaryFile(dir=folder):  # it can be written to
         pass
@@ -222,10 +226,13 @@ def check_disk(config: Config, shape: ModelShape) -> None:
     of_weights = numel * ITEMSIZE[config.precision.dtype]
     checkpoint = of_weights + numel * OPTIMIZER_BYTES[config.precision.dtype]
     export = of_weights if config.checkpoint.hf_export else 0
+    several = bool(config.checkpoint.every_steps or config.checkpoint.every_minutes)
+    missing = 2 if several and not has_checkpoint(folder / CHECKPOINTS) else 1  # a newer one is written beside it
     free = shutil.disk_usage(folder).free
-    if free < checkpoint + export:
+    if free < missing * checkpoint + export:
+        what = "a checkpoint of this model takes" if missing == 1 else "two checkpoints of this model take"
         raise ConfigError(
-            f"run.folder={folder}: its disk has {free / 1e9:.2f} GB free, and a checkpoint of this model takes "
-            f"{checkpoint / 1e9:.2f} GB, its export as a Hugging Face folder {export / 1e9:.2f}; make room, or name a "
-            "folder on another disk."
+            f"run.folder={folder}: its disk has {free / 1e9:.2f} GB free, and {what} "
+            f"{missing * checkpoint / 1e9:.2f} GB, its export as a Hugging Face folder {export / 1e9:.2f}; make room, "
+            "or name a folder on another disk."
         )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from megatron_rapo import garbage
 from megatron_rapo.arguments import number, said, whole_number
 from megatron_rapo.config.file import load_config
+from megatron_rapo.ending import only_by_returning
 from megatron_rapo.errors import InputError, print_error
 from megatron_rapo.launcher import adopt_srun, rank
 
@@ -57,7 +58,8 @@ Every setting is described in megatron_rapo/config/; each run writes the ones it
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0, 1 for a lost process, 2 for input that cannot work, 75 for a run that was told to stop and can go on.
+    0, 1 for a failure or a lost process, 2 for input that cannot work, 75 for a run that was told to stop and can go
+    on.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is there: vLLM on a CPU warns of NUMA binding
@@ -66,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _tool(words[0], words[1:])
         arguments = _parser().parse_args(words)
         adopt_srun()
-        return int(arguments.command(arguments))
+        with only_by_returning():
+            return int(arguments.command(arguments))
     except InputError as error:
         place = _place()
         if place > 0:

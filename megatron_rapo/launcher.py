@@ -72,6 +72,11 @@ def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
+def is_first_of_node() -> bool:
+    """Return whether no other process of this machine comes before this one; true without a launcher."""
+    return _number("LOCAL_RANK", 0) == 0
+
+
 def _number(name: str, default: int) -> int:
     text, (least, largest) = os.environ.get(name), _LIMITS[name]
     if text is None:

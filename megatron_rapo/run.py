@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from megatron_rapo import garbage
-from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
+from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, has_checkpoint, latest_checkpoint
+from megatron_rapo.checkpoints.inputs import InputReader, check_same_inputs
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.checks import (
-    check_disk,
     check_engine,
     check_machine,
     check_model,
@@ -40,27 +40,90 @@ from megatron_rapo.reshard.layout import hf_shapes
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rewards.sizing import usable_cores, workers_for
 from megatron_rapo.rollout import Engine, name_ranges
+from megatron_rapo.run_folder import check_room, claim, usable
 from megatron_rapo.sampling import Sampler
+from megatron_rapo.settings_history import record_settings
 from megatron_rapo.signals import Signals, end_interrupted
 from megatron_rapo.verdicts import warnings
-from megatron_rapo.writing import explained, is_of_disk
 
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
 
 Keep = Callable[[Sequence[ProblemSamples]], None]
 Say = Callable[[str], None]
-RUN_SETTINGS = "config.json"  # in the run folder: every setting of the run
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a process reads before it meets the others."""
+
+    shape: ModelShape
+    rewards: Rewards
+    train_set: PromptSet
+    heldout: HeldOut | None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run starts: from a checkpoint, or from the beginning."""
+
+    checkpoint: Path | None
+    inputs: InputReader
+    damaged: Sequence[str] = ()  # newer checkpoints, each with what is wrong
+    warnings: Sequence[str] = ()
 
 
 def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[int] = ()) -> bool:
     """Run `train` on this process; the launcher started the others. Returns whether it came to its end.
 
-    The steps in `profile` are traced.
+    With `resume`, a run that has no checkpoint yet begins again at step 1. The steps in `profile` are traced.
     Raises ConfigError, RewardError, DataError and CheckpointError before anything expensive is built.
     """
+    read = _read(config)
+    folder = config.run.folder
+    checkpoint = _newest_checkpoint(folder) if resume else None
+    check_profiled(profile, first=1 + (checkpoint_step(checkpoint) if checkpoint else 0), last=config.run.steps)
+    profiler = Profiler(folder, profile, rank=rank())
+    signals = Signals(config.checkpoint.grace_s, closing_s=CLOSING_S if profile else 0.0)
+    if config.run.deterministic:
+        set_variables()
+    if profile:
+        name_ranges()
+    init_process_group(config.run.timeout_s)
+    with ExitStack() as stack:
+        stack.enter_context(claim(config, resume=resume, overwrite=overwrite))
+        start = _start(config, read, checkpoint)
+        check_room(config, read.shape)
+        stack.enter_context(usable(folder))
+        step = checkpoint_step(start.checkpoint) if start.checkpoint else 0
+        monitor = stack.enter_context(_monitor(config, profiler, resume_step=step if resume else None))
+        verifier = stack.enter_context(_verifier(config))
+        monitor.launched()
+        _report_left_out(monitor.message, config.data.train, read.train_set, config)
+        if read.heldout:
+            _report_left_out(monitor.message, read.heldout.settings.data, read.heldout.prompts, config)
+        monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
+        trainer, engine = _build(config, read, start, verifier, monitor, profiler, signals)
+        stack.callback(engine.close)
+        for problem in (*start.damaged, *start.warnings):
+            monitor.message(f"WARNING: {problem}")
+        if start.checkpoint:
+            monitor.message(f"resuming from {start.checkpoint}{', the newest sound one' if start.damaged else ''}")
+            with monitor.phase("restore"):
+                trainer.restore(start.checkpoint)
+        elif resume:
+            monitor.message(f"{folder}: has no checkpoint yet, so the run begins again at step 1")
+        with _profile_kept(profiler, monitor):
+            finished = trainer.run()
+    dist.destroy_process_group()
+    return finished
+
+
+def _read(config: Config) -> _Read:
+    """Check the settings against the model, the machine and the problems, and read what is needed of them."""
     check_world_size(config, world_size())
     shape = read_shape(config.model.path)
+    model_files(config.model.path)  # which every checkpoint has a copy of
     check_model(config, shape)
     check_rollout(config, shape, world_size())
     check_machine(config)
@@ -79,48 +142,34 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
             f"problems, and with batch.refill_rounds={batch.refill_rounds} and batch.spare_prompts="
             f"{batch.spare_prompts} one could be in a step twice; lower one of them."
         )
-    folder = config.run.folder
-    checkpoint = latest_checkpoint(folder / CHECKPOINTS) if resume else None
-    check_profiled(profile, first=1 + (checkpoint_step(checkpoint) if checkpoint else 0), last=config.run.steps)
-    profiler = Profiler(folder, profile, rank=rank())
-    signals = Signals(config.checkpoint.grace_s, closing_s=CLOSING_S if profile else 0.0)
-    if config.run.deterministic:
-        set_variables()
-    if profile:
-        name_ranges()
-    init_process_group(config.run.timeout_s)
-    damaged: list[str] = []
-    if checkpoint is None:
-        _claim(config, overwrite=overwrite)
-    else:
+    return _Read(shape, rewards, train_set, heldout)
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    """Return what --resume goes on from; None for a run that was ended before its first checkpoint.
+
+    Raises CheckpointError where there is no run, or no checkpoint of it can be used.
+    """
+    if (folder / METRICS_FILE).is_file() and not has_checkpoint(folder / CHECKPOINTS):
+        return None
+    return latest_checkpoint(folder / CHECKPOINTS)
+
+
+def _start(config: Config, read: _Read, checkpoint: Path | None) -> _Start:
+    """Refuse to go on from `checkpoint` as another run, and begin to digest what is read. Collective."""
+    damaged, warnings = list[str](), list[str]()
+    if checkpoint:
         checkpoint, damaged = sound_checkpoint(checkpoint)
         check_resumable(checkpoint, config)
-        check_same_model(checkpoint, shape)
-    _check_disk(config, shape)
-
-    with (
-        _usable(folder),
-        _monitor(config, checkpoint, profiler) as monitor,
-        _verifier(config) as verifier,
-        ExitStack() as stack,
-    ):
-        monitor.launched()
-        _report_left_out(monitor.message, config.data.train, train_set, config)
-        if heldout:
-            _report_left_out(monitor.message, heldout.settings.data, heldout.prompts, config)
-        monitor.message(f"starting Megatron and vLLM on {_count(dist.get_world_size(), 'process', 'processes')}")
-        trainer, engine = _build(config, shape, verifier, rewards, monitor, profiler, signals, train_set, heldout)
-        stack.callback(engine.close)
-        for problem in damaged:
-            monitor.message(f"WARNING: {problem}")
-        if checkpoint:
-            monitor.message(f"resuming from {checkpoint}{', the newest sound one' if damaged else ''}")
-            with monitor.phase("restore"):
-                trainer.restore(checkpoint)
-        with _profile_kept(profiler, monitor):
-            finished = trainer.run()
-    dist.destroy_process_group()
-    return finished
+        check_same_model(checkpoint, read.shape)
+    problems = [prompt.problem for prompt in read.train_set.prompts]
+    heldout = [prompt.problem for prompt in read.heldout.prompts.prompts] if read.heldout else []
+    inputs = InputReader(config.model.path, problems, heldout)
+    if checkpoint:
+        warnings = check_same_inputs(
+            checkpoint, inputs.inputs(), model=config.model.path, data=config.data.train, problems=problems
+        )
+    return _Start(checkpoint, inputs, damaged, warnings)
 
 
 @contextmanager
@@ -137,14 +186,12 @@ def _profile_kept(profiler: Profiler, monitor: Monitor) -> Iterator[None]:
 
 def _build(
     config: Config,
-    shape: ModelShape,
+    read: _Read,
+    start: _Start,
     verifier: VerifierPool,
-    rewards: Rewards,
     monitor: Monitor,
     profiler: Profiler,
     signals: Signals,
-    train_set: PromptSet,
-    heldout: HeldOut | None,
 ) -> tuple[Trainer, Engine]:
     """The expensive part: the trainer with its policy, and the engine that it samples with."""
     with monitor.phase("build_trainer"):
@@ -160,17 +207,17 @@ def _build(
             monitor.message(line)
         parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
         record_machine(config.run.folder, parallel.device)
-        policy = Policy(config, shape, parallel)
+        policy = Policy(config, read.shape, parallel)
     with monitor.phase("build_engine"):
         engine = _engine(config, sleeps=config.memory.engine_sleep)
-    sampler = Sampler(engine, verifier, rewards)
+    sampler = Sampler(engine, verifier, read.rewards)
     weight_sync = WeightSync(
         config,
         policy=policy,
-        resharder=make_resharder(config, shape, policy.norms, policy.parameters),
+        resharder=make_resharder(config, read.shape, policy.norms, policy.parameters),
         sampler=sampler,
         monitor=monitor,
-        prompts=train_set.prompts,
+        prompts=read.train_set.prompts,
     )
     trainer = Trainer(
         config,
@@ -180,8 +227,9 @@ def _build(
         monitor=monitor,
         profiler=profiler,
         signals=signals,
-        train_prompts=train_set.prompts,
-        heldout=heldout,
+        train_prompts=read.train_set.prompts,
+        heldout=read.heldout,
+        inputs=start.inputs.inputs(),
     )
     return trainer, engine
 
@@ -277,60 +325,6 @@ def _report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -
         )
 
 
-def _claim(config: Config, *, overwrite: bool) -> None:
-    """Take the run folder for a new run, empty. Collective: every process learns of a refusal."""
-    with _usable(config.run.folder):
-        on_first_rank(lambda: _empty(config, overwrite=overwrite))
-
-
-def _check_disk(config: Config, shape: ModelShape) -> None:
-    """Refuse a run folder that cannot be written to, or has no room for a checkpoint. Collective."""
-    with _usable(config.run.folder):
-        on_first_rank(lambda: check_disk(config, shape))
-
-
-@contextmanager
-def _usable(folder: Path) -> Iterator[None]:
-    """Within it, that the disk does not take what is written is the input's fault."""
-    try:
-        yield
-    except OSError as error:
-        if not is_of_disk(error):
-            raise
-        raise ConfigError(f"run.folder={folder}: {explained(error, folder)}") from None
-
-
-def _empty(config: Config, *, overwrite: bool) -> None:
-    """Make the run folder. Raises ConfigError where that would lose something."""
-    folder = config.run.folder
-    if folder.exists() and any(folder.iterdir()):
-        refusal = _why_not_delete(config) if overwrite else _EARLIER_RUN.format(folder=folder)
-        if refusal:
-            raise ConfigError(refusal)
-        shutil.rmtree(folder.resolve())
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-_EARLIER_RUN = (
-    "run.folder={folder}: holds an earlier run, which would be lost; pass --resume to go on with it, --overwrite to "
-    "delete it, or name another folder."
-)
-
-
-def _why_not_delete(config: Config) -> str | None:
-    """Whether --overwrite would delete something else than an earlier run."""
-    folder = config.run.folder.resolve()
-    if not (folder / METRICS_FILE).is_file():
-        return f"run.folder={folder}: has no {METRICS_FILE}, so no run made it; it is not deleted, name another folder."
-    needed = {"model.path": config.model.path, "data.train": config.data.train, "the current folder": Path.cwd()}
-    if config.evaluation:
-        needed["evaluation.data"] = config.evaluation.data
-    for name, path in needed.items():
-        if path.resolve().is_relative_to(folder):
-            return f"run.folder={folder}: holds {name}, which --overwrite would delete; name another folder."
-    return None
-
-
 def _verifier(config: Config) -> VerifierPool:
     reward = config.reward
     workers = workers_for(local_world_size(), usable_cores()) if reward.workers == "auto" else reward.workers
@@ -354,7 +348,7 @@ def _engine(config: Config, *, sleeps: bool) -> Engine:
     )
 
 
-def _monitor(config: Config, checkpoint: Path | None, profiler: Profiler) -> Monitor:
+def _monitor(config: Config, profiler: Profiler, *, resume_step: int | None) -> Monitor:
     """Writing on the first process, timing only on the others."""
     if dist.get_rank() != 0:
         return Monitor(annotate=profiler.phase)
@@ -364,8 +358,8 @@ def _monitor(config: Config, checkpoint: Path | None, profiler: Profiler) -> Mon
         folder,
         writers=config.monitor.writers,
         settings=config.model_dump(mode="json"),
-        resume_step=checkpoint_step(checkpoint) if checkpoint else None,
+        resume_step=resume_step,
         warn=console.message,
     )
-    (folder / RUN_SETTINGS).write_text(config.to_json() + "\n")
+    record_settings(folder, config, step=resume_step or 0)
     return Monitor(recorder, console, annotate=profiler.phase)

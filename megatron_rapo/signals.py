@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-_NOW = {signal.SIGINT: "interrupted; --resume goes on from the latest checkpoint, if one was saved."}
+_NOW = {signal.SIGINT: "interrupted; --resume goes on from the latest checkpoint, or begins again where there is none."}
 _SOON = {
     signal.SIGTERM: "told to end (SIGTERM), by the scheduler or because another process of this run has failed",
     signal.SIGUSR1: "told to end soon (SIGUSR1)",

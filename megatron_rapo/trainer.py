@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
+from megatron_rapo.checkpoints.inputs import Inputs
+from megatron_rapo.checkpoints.schedule import Due, SaveSchedule
 from megatron_rapo.config import Config
 from megatron_rapo.distributed import of_first_rank, on_first_rank
 from megatron_rapo.evaluation.sampled import HeldOut
@@ -59,6 +61,7 @@ class Trainer:
         signals: Signals,
         train_prompts: Sequence[Prompt],
         heldout: HeldOut | None = None,
+        inputs: Inputs,
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
         self._weight_sync, self._signals, self._profiler = weight_sync, signals, profiler
@@ -71,7 +74,7 @@ class Trainer:
         self._share_schedule = GradientShareSchedule(
             config.monitor.gradient_share_every_steps, pipeline=config.parallel.pipeline
         )
-        self._saver = Saver(config.run.folder / CHECKPOINTS, policy)
+        self._saver = Saver(config.run.folder / CHECKPOINTS, policy, inputs)
         self._step = self._saved_step = 0
         self._scores: dict[str, dict[str, float]] = {}  # before and after -> {"pass@k": value, ...}
 
@@ -92,7 +95,7 @@ class Trainer:
         Returns False where a signal asked it to stop before; the last finished step is saved.
         """
         total = self._config.run.steps
-        every = self._config.checkpoint.every_steps
+        schedule = SaveSchedule(self._config.checkpoint, total)
         while True:
             rollouts = self._rollouts.state_dict()
             try:
@@ -100,7 +103,7 @@ class Trainer:
                 with self._monitor.phase("checkpoint"):
                     self._saver.poll()
                 self._evaluate()  # what a checkpoint was saved after, too: a run that stops here evaluates again
-                if self._step == total:
+                if self._step >= total:
                     break
                 with self._profiler.step(self._step + 1):
                     self._train_one_step()
@@ -108,8 +111,9 @@ class Trainer:
                 self._rollouts.load_state_dict(rollouts)
                 self._stop()
                 return False
-            if self._step == total or (every and self._step % every == 0):
-                self._save()
+            if due := schedule.due(self._step):
+                self._save(due)
+                schedule.saved()
             hf_every = self._config.checkpoint.hf_every
             if hf_every and self._step % hf_every == 0:
                 with self._monitor.phase("checkpoint"):
@@ -231,7 +235,7 @@ class Trainer:
         Training goes on as it would have without: every sample has a seed of its own, and an engine keeps nothing.
         """
         heldout, step = self._heldout, self._step
-        when = {0: "before", self._config.run.steps: "after"}.get(step)
+        when = "after" if step >= self._config.run.steps else "before" if step == 0 else None
         every = heldout.settings.every_steps if heldout else 0
         if heldout is None or not (when or (every and step % every == 0)):
             return
@@ -254,7 +258,7 @@ class Trainer:
             for text in warnings(heldout.judged(scores), self._config).values():
                 self._monitor.message(f"WARNING: held-out problems: {text}")
 
-    def _save(self) -> None:
+    def _save(self, due: Due = Due.STEPS) -> None:
         """Begin to; a checkpoint is there when `self._saver` has finished it."""
         state = {
             "step": self._step,
@@ -265,15 +269,20 @@ class Trainer:
             "monitor": of_first_rank(self._monitor.state_dict()),
         }
         with self._monitor.phase("checkpoint"):
-            self._saver.save(self._step, state)
+            self._saver.save(self._step, state, by_time=due is Due.TIME)
         self._saved_step = self._step
+        if due is Due.TIME:
+            self._monitor.message(f"saving step {self._step} ({due.value})")
 
     def _stop(self) -> None:
         """Keep what was trained so far, where that is not kept already; the step under way is lost."""
         if self._step and self._saved_step != self._step:
             self._save()
         self._saver.finish()
-        self._monitor.message(f"stopped after step {self._step}; --resume goes on")
+        if self._step:
+            self._monitor.message(f"stopped after step {self._step}; --resume goes on")
+        else:
+            self._monitor.message("stopped before the end of step 1, so nothing is saved; --resume begins it again")
 
     def _finish(self) -> None:
         """Keep what was trained and say where it is."""

@@ -88,11 +88,25 @@ def is_of_disk(error: OSError) -> bool:
 
 
 def explained(error: OSError, folder: Path) -> str:
-    """Why `folder` could not be written to, and what to do."""
+    """Say why `folder` could not be written, and what to do.
+
+    Where the error names a path that does not belong to `folder`, say that path: the fault is there.
+    """
+    failed = _failed_path(error) or folder
+    partial = str(failed).startswith(f"{folder}.")  # written beside it, and then renamed
+    elsewhere = "" if partial or failed.is_relative_to(folder) or folder.is_relative_to(failed) else f"{failed}: "
     if error.errno in _FULL:
-        there = next(path for path in (folder, *folder.parents) if path.exists())
+        there = next(path for path in (failed, *failed.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
-        return f"the disk is full ({os.strerror(error.errno)}; {free / 1e9:.2f} GB free); make room on it."
+        return f"{elsewhere}the disk is full ({os.strerror(error.errno)}; {free / 1e9:.2f} GB free); make room on it."
+    if elsewhere:
+        return f"{failed} cannot be read or written ({error.strerror}); see to it."
     if error.errno in _READ_ONLY:
         return f"it cannot be written to ({os.strerror(error.errno)}); name a folder that can."
     return f"{error}; see to the disk."
+
+
+def _failed_path(error: OSError) -> Path | None:
+    """Return the path that an error is about: of a copy onto a full disk the target, which comes second."""
+    name = error.filename2 if error.errno in _FULL and error.filename2 else error.filename
+    return Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else None

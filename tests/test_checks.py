@@ -364,11 +364,14 @@ def test_a_disk_without_room_for_a_checkpoint(load, tmp_path):
     with pytest.raises(ConfigError) as refused:
         check_disk(config, dataclasses.replace(SHAPE, ffn_hidden_size=10**15))
     message = (
-        rf"run\.folder={tmp_path}: its disk has [0-9.]+ GB free, and a checkpoint of this model takes (\d+)\.\d\d GB, "
-        r"its export as a Hugging Face folder (\d+)\.\d\d; make room, or name a folder on another disk\."
+        rf"run\.folder={tmp_path}: its disk has [0-9.]+ GB free, and two checkpoints of this model take (\d+)\.\d\d "
+        r"GB, its export as a Hugging Face folder (\d+)\.\d\d; make room, or name a folder on another disk\."
     )
     found = re.fullmatch(message, str(refused.value))
-    assert found and int(found[1]) == pytest.approx(7 * int(found[2]))
+    assert found and int(found[1]) == pytest.approx(14 * int(found[2]))
+    (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"GB free, and a checkpoint of this model takes \d+\.\d\d GB, its export"):
+        check_disk(config, dataclasses.replace(SHAPE, ffn_hidden_size=10**15))
     check_disk(config, SHAPE)
 
 

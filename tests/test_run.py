@@ -1,17 +1,15 @@
-"""What `train` refuses before it builds anything, and which folders it takes. In a world of one process."""
+"""What `train` and `evaluate` refuse before they build anything. In a world of one process."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
 from megatron_rapo import run
+from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.evaluation.samples import ProblemSamples, Sample, SamplesError, SamplesFile
 from megatron_rapo.evaluation.scores import Scores
@@ -23,135 +21,6 @@ from tests.runs import tiny_config
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "model", tied=True)
-
-
-@pytest.fixture
-def world_of_one() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def earlier_run(folder: Path) -> Path:
-    """What `_monitor` and a few steps leave."""
-    config = tiny_config(Path("model"), folder)
-    folder.mkdir(parents=True)
-    (folder / run.RUN_SETTINGS).write_text(config.to_json() + "\n")
-    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
-    (folder / "checkpoints").mkdir()
-    return folder
-
-
-def config_for(folder: Path, **sections: dict[str, Any]) -> Config:
-    """Everything but the run folder elsewhere."""
-    elsewhere = folder.parent / "elsewhere"
-    return tiny_config(elsewhere / "model", elsewhere, run={"folder": folder}, **sections)
-
-
-def refusal(config: Config, *, overwrite: bool) -> str:
-    with pytest.raises(ConfigError) as refused:
-        run._claim(config, overwrite=overwrite)
-    return str(refused.value)
-
-
-@pytest.mark.usefixtures("world_of_one")
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("exists", [False, True])
-def test_an_empty_folder_is_taken(tmp_path: Path, overwrite: bool, exists: bool) -> None:
-    folder = tmp_path / "deep" / "run"
-    if exists:
-        folder.mkdir(parents=True)
-    run._claim(config_for(folder), overwrite=overwrite)
-    assert folder.is_dir() and not any(folder.iterdir())
-
-
-@pytest.mark.usefixtures("world_of_one")
-def test_a_folder_that_cannot_be_written(model: Path) -> None:
-    config = config_for(Path("/sys/run"))
-    said = r"^run.folder=/sys/run: it cannot be written to \(.*(permitted|denied|Read-only).*\); name a folder that can"
-    with pytest.raises(ConfigError, match=said):
-        run._claim(config, overwrite=False)
-
-
-@pytest.mark.usefixtures("world_of_one")
-def test_an_earlier_run_is_kept(tmp_path: Path) -> None:
-    folder = earlier_run(tmp_path / "run")
-    before = set(folder.rglob("*"))
-    assert refusal(config_for(folder), overwrite=False) == (
-        f"run.folder={folder}: holds an earlier run, which would be lost; pass --resume to go on with it, --overwrite "
-        "to delete it, or name another folder."
-    )
-    assert set(folder.rglob("*")) == before
-
-
-@pytest.mark.usefixtures("world_of_one")
-def test_an_earlier_run_is_deleted(tmp_path: Path) -> None:
-    folder = earlier_run(tmp_path / "run")
-    (tmp_path / "beside").touch()
-    run._claim(config_for(folder), overwrite=True)
-    assert folder.is_dir() and not any(folder.iterdir())
-    assert (tmp_path / "beside").exists()
-
-
-@pytest.mark.usefixtures("world_of_one")
-def test_what_no_run_made_is_not_deleted(tmp_path: Path) -> None:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    (folder / "thesis.tex").touch()
-    words = f"run.folder={folder}: has no metrics.jsonl, so no run made it; it is not deleted, name another folder."
-    assert run._why_not_delete(config_for(folder)) == words.replace(str(folder), str(folder.resolve()))
-    assert refusal(config_for(folder), overwrite=True) == words
-    assert (folder / "thesis.tex").exists()
-
-
-@pytest.mark.usefixtures("world_of_one")
-def test_a_model_folder_is_not_an_earlier_run(tmp_path: Path, model: Path) -> None:
-    """A Hugging Face folder has a config.json too; this one is not the run's own model.path."""
-    folder = tmp_path / "another"
-    shutil.copytree(model, folder)
-    assert "not deleted, name another folder" in refusal(config_for(folder), overwrite=True)
-    assert (folder / "model.safetensors").exists()
-
-
-@pytest.mark.usefixtures("world_of_one")
-@pytest.mark.parametrize(
-    ("setting", "sections"),
-    [
-        ("model.path", {"model": {"path": "hf"}}),
-        ("data.train", {"data": {"train": "data/train.jsonl"}}),
-        ("evaluation.data", {"evaluation": {"data": "held.jsonl"}}),
-    ],
-)
-def test_what_the_run_needs_is_not_deleted(tmp_path: Path, setting: str, sections: dict[str, dict[str, str]]) -> None:
-    folder = earlier_run(tmp_path / "run")
-    inside = {name: {key: folder / path for key, path in fields.items()} for name, fields in sections.items()}
-    message = f"run.folder={folder}: holds {setting}, which --overwrite would delete; name another folder."
-    assert refusal(config_for(folder, **inside), overwrite=True) == message
-    assert (folder / "metrics.jsonl").exists()
-
-
-@pytest.mark.usefixtures("world_of_one")
-@pytest.mark.parametrize("inside", [".", "checkpoints"])
-def test_the_current_folder_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
-    folder = earlier_run(tmp_path / "run")
-    monkeypatch.chdir(folder / inside)
-    assert "holds the current folder, which --overwrite would delete" in refusal(config_for(folder), overwrite=True)
-    assert (folder / "metrics.jsonl").exists()
-
-
-@pytest.mark.usefixtures("world_of_one")
-def test_a_path_through_a_link_is_seen_through(tmp_path: Path) -> None:
-    folder = earlier_run(tmp_path / "run")
-    (tmp_path / "link").symlink_to(folder)
-    config = config_for(folder, data={"train": tmp_path / "link" / "train.jsonl"})
-    assert "holds data.train, which --overwrite would delete" in refusal(config, overwrite=True)
-
-
-@pytest.mark.usefixtures("world_of_one")
-def test_a_neighbour_with_a_longer_name_is_not_inside(tmp_path: Path) -> None:
-    folder = earlier_run(tmp_path / "run")
-    run._claim(config_for(folder, data={"train": tmp_path / "run2" / "train.jsonl"}), overwrite=True)
-    assert not any(folder.iterdir())
 
 
 # --- train(): refusals before any process group ---
@@ -181,6 +50,32 @@ def test_a_reward_function_that_does_not_load(tmp_path: Path, model: Path) -> No
     config = tiny_config(model, tmp_path / "run", reward={"functions": [function]})
     with pytest.raises(RewardError, match=r"^reward\.functions\.0\.function='nowhere\.py:f': no such file "):
         run.train(config, resume=False, overwrite=False)
+
+
+def test_a_run_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
+    """But where there is no run nothing begins, and where there are checkpoints one of them must be good."""
+    with pytest.raises(CheckpointError, match=r"no checkpoint to resume from; start without --resume\.$"):
+        run._newest_checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints/step-000001.partial").mkdir(parents=True)
+    assert run._newest_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoints/latest").write_text("step-000001\n")
+    with pytest.raises(CheckpointError):
+        run._newest_checkpoint(tmp_path)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_model_folder_with_a_link_to_nothing(tmp_path: Path) -> None:
+    """Which the first save would trip over."""
+    model = save_tiny_model(tmp_path / "model", tied=True)
+    (model / "token_cache").mkdir()
+    (model / "added_tokens.json").symlink_to("../blobs/1234")
+    with pytest.raises(ConfigError) as refused:
+        run.train(tiny_config(model, tmp_path / "run"), resume=False, overwrite=False)
+    assert str(refused.value) == (
+        f"model.path={model}: added_tokens.json is a link to ../blobs/1234, which cannot be read (No such file or "
+        "directory), and every checkpoint has a copy of it; restore or remove it."
+    )
 
 
 @pytest.mark.usefixtures("alone")

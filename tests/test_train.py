@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.monitor import SCALARS, read_lines, read_rollouts
 from megatron_rapo.monitor.events import tag
+from megatron_rapo.settings_history import changes, read_history
 from tests.patience import COLLECTIVE_S, HANG_S
 from tests.training import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
 
@@ -36,10 +38,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Two steps, then the third by another start with --resume; evaluated after every step and profiled at the second,
-    which changes nothing."""
+    which changes nothing. The first start goes on with a run that was ended before its first checkpoint and saves by
+    time, the second finds the same problems at another path."""
     folder, evaluated = tmp_path_factory.mktemp("resumed"), ("--set", "evaluation.every_steps=1")
-    finish(start(folder, *evaluated, "--profile", "2", steps=2))
-    return folder, finish(start(folder, *evaluated, "--resume"))
+    (folder / "run").mkdir()
+    (folder / "run/metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
+    by_time = ("--set", "checkpoint.every_steps=0", "--set", "checkpoint.every_minutes=1e-9")
+    output = finish(start(folder, *evaluated, *by_time, "--profile", "2", "--resume", steps=2))
+    assert f"{folder}/run: has no checkpoint yet, so the run begins again at step 1" in output
+    assert "saving step 1 (checkpoint.every_minutes)" in output
+    assert {path.name for path in (folder / "run/checkpoints").iterdir()} == {"latest", "step-000002"}
+    moved = shutil.copy(ROOT / "examples/tiny/train.jsonl", folder / "moved.jsonl")
+    return folder, finish(start(folder, *evaluated, "--resume", "--set", f"data.train={moved}"))
+
+
+def test_settings_are_kept_from_step_to_step(resumed: tuple[Path, str]) -> None:
+    changed = {each["name"]: each for each in changes(read_history(resumed[0] / "run"))}
+    assert changed.keys() == {"checkpoint.every_steps", "checkpoint.every_minutes", "data.train", "run.steps"}
+    assert changed["run.steps"] == {"step": 3, "name": "run.steps", "before": 2, "after": 3}
 
 
 def test_metrics_are_complete_and_mean_something(whole: tuple[Path, str]) -> None:

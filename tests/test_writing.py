@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from megatron_rapo import writing
-from megatron_rapo.writing import BLOCK_BYTES, NewFile, put_in_place
+from megatron_rapo.writing import BLOCK_BYTES, NewFile, explained, put_in_place
 
 
 def folder_with(path: Path, text: str) -> Path:
@@ -94,3 +95,23 @@ def test_what_the_disk_did_not_take_is_said_later(tmp_path: Path, monkeypatch: p
 def test_a_full_disk() -> None:
     with NewFile(Path("/dev/full")) as file, pytest.raises(OSError, match="No space left on device"):
         file.write(memoryview(bytes(10)))
+
+
+def test_a_fault_is_explained_where_it_is(tmp_path: Path) -> None:
+    """Within the folder it is the folder's; elsewhere the path is named, of a copy to a full disk the copy's."""
+    folder, model = tmp_path / "run", tmp_path / "model/tokenizer.json"
+
+    def said(number: int, *names: object) -> str:
+        first, *second = [str(name) for name in names] or [None]
+        return explained(OSError(number, os.strerror(number), first, None, *second), folder)
+
+    full = r"the disk is full \(No space left on device; [0-9.]+ GB free\); make room on it\."
+    assert re.fullmatch(full, said(errno.ENOSPC))
+    assert re.fullmatch(full, said(errno.ENOSPC, folder / "a"))
+    assert re.fullmatch(full, said(errno.ENOSPC, model, folder / "a"))
+    assert re.fullmatch(f"{tmp_path / 'other'}: {full}", said(errno.ENOSPC, tmp_path / "other"))
+    for path in (folder, folder / "a/b", tmp_path / "run.partial/a", tmp_path):
+        assert said(errno.EACCES, path) == "it cannot be written to (Permission denied); name a folder that can."
+    assert said(errno.EACCES, model) == f"{model} cannot be read or written (Permission denied); see to it."
+    assert said(errno.EISDIR, model) == f"{model} cannot be read or written (Is a directory); see to it."
+    assert said(errno.EIO) == "[Errno 5] Input/output error; see to the disk."

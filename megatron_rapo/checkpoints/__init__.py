@@ -4,7 +4,9 @@ What goes into one is written and read by `mcore/checkpoint.py`.
 """
 
 from megatron_rapo.checkpoints.folders import (
+    BY_TIME,
     CHECKPOINTS,
+    INPUTS,
     MODEL_FILES,
     PARTIAL,
     SETTINGS,
@@ -12,6 +14,7 @@ from megatron_rapo.checkpoints.folders import (
     check_resumable,
     checkpoint_folder,
     checkpoint_step,
+    has_checkpoint,
     latest_checkpoint,
     point_to,
     prune,
@@ -19,7 +22,9 @@ from megatron_rapo.checkpoints.folders import (
 )
 
 __all__ = [
+    "BY_TIME",
     "CHECKPOINTS",
+    "INPUTS",
     "MODEL_FILES",
     "PARTIAL",
     "SETTINGS",
@@ -27,6 +32,7 @@ __all__ = [
     "check_resumable",
     "checkpoint_folder",
     "checkpoint_step",
+    "has_checkpoint",
     "latest_checkpoint",
     "point_to",
     "prune",

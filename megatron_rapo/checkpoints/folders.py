@@ -16,6 +16,8 @@ from megatron_rapo.errors import InputError
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
 MODEL_FILES = "hf"  # folder within a checkpoint, of what belongs to a model besides its weights
 SETTINGS = "settings.json"  # in a checkpoint: what the run was set to
+INPUTS = "inputs.json"  # in a checkpoint: digests of the model's files and of the problems (inputs.py)
+BY_TIME = "saved_by_time"  # empty file in a checkpoint that goes when a newer one is there
 PARTIAL = ".partial"  # ending of the folder that a checkpoint is written into
 _LATEST, _PREFIX, _REMOVED = "latest", "step-", ".removed"
 _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}
@@ -40,6 +42,7 @@ _FREE = {
     "run.deterministic",
     "run.timeout_s",
 }
+_INPUTS = {"model.path", "data.train"}  # free where the checkpoint has digests of what they name
 
 
 class CheckpointError(InputError):
@@ -67,6 +70,12 @@ def latest_checkpoint(root: Path) -> Path:
     return folder
 
 
+def has_checkpoint(root: Path) -> bool:
+    """Whether a save under `root` ever came to its end."""
+    names = (path.name.removeprefix(_PREFIX) for path in root.glob(f"{_PREFIX}*"))
+    return (root / _LATEST).exists() or any(name.isdecimal() for name in names)
+
+
 def earlier_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints beside `folder` of steps before it, newest first."""
     found = [path for path in folder.parent.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
@@ -77,15 +86,16 @@ def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
     """Remove the checkpoints before `newest`, but for the last ones (`newest` among them) and every so many steps.
 
     What is removed loses its name first, so that no rest of one can be taken for a checkpoint. 0 keeps all, or none.
+    Checkpoints that were saved for the time's sake are removed in any case.
     """
     for ending in (_REMOVED, PARTIAL):  # of a removal and of a save that were interrupted
         for rest in newest.parent.glob(f"{_PREFIX}*{ending}"):
             shutil.rmtree(rest)
-    if not keep_last:
-        return
-    for folder in earlier_checkpoints(newest)[keep_last - 1 :]:
-        if not keep_every or checkpoint_step(folder) % keep_every:
-            shutil.rmtree(folder.rename(folder.with_name(folder.name + _REMOVED)))
+    earlier = earlier_checkpoints(newest)
+    by_time = [folder for folder in earlier if (folder / BY_TIME).exists()]
+    others = [folder for folder in earlier if folder not in by_time][keep_last - 1 :] if keep_last else []
+    for folder in by_time + [each for each in others if not keep_every or checkpoint_step(each) % keep_every]:
+        shutil.rmtree(folder.rename(folder.with_name(folder.name + _REMOVED)))
 
 
 def save_settings(folder: Path, config: Config) -> None:
@@ -97,13 +107,21 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
     """Refuse to go on from `checkpoint` with settings under which it would be another run. Raises CheckpointError.
 
     Free to change are where and how fast things run (layout, memory, workers, folders), what is watched, and the number
-    of steps where the learning rate does not depend on it.
+    of steps where the learning rate does not depend on it, but not to fewer than `checkpoint` has. Model and training
+    data may lie elsewhere: `check_same_inputs` compares what they hold.
     """
     try:
         saved = json.loads((checkpoint / SETTINGS).read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint}: holds no {SETTINGS}, so it is not whole; resume from another.") from None
+    if checkpoint_step(checkpoint) > config.run.steps:
+        raise CheckpointError(
+            f"run.steps={config.run.steps}: {checkpoint} was written after step {checkpoint_step(checkpoint)}, and a "
+            f"run does not go back; set run.steps to {checkpoint_step(checkpoint)} or more, or start a new run."
+        )
     free = _FREE | ({"run.steps"} if config.optimizer.schedule == "constant" else set())
+    if (checkpoint / INPUTS).exists():
+        free |= _INPUTS
     for section, present in config.model_dump(mode="json").items():
         if section in _FREE_SECTIONS:
             continue

@@ -30,7 +30,9 @@ class CheckpointConfig(Section):
     """What is kept of a run."""
 
     every_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Steps between checkpoints; 0 saves at the end only."""
+    """Steps between checkpoints; 0: none by steps."""
+    every_minutes: float = Field(default=30.0, ge=0, le=MAX_SECONDS)
+    """Minutes after which a step is saved if none was meanwhile; only the newest such checkpoint stays; 0: never."""
     async_save: bool = True
     """Write checkpoints from a copy in host memory while training goes on, which waits for the copy only."""
     keep_last: int = Field(default=0, ge=0, le=MAX_STEPS)

@@ -51,7 +51,7 @@ class Config(Section):
         if self.checkpoint.every_steps > self.run.steps:
             raise ValueError(
                 f"checkpoint.every_steps={self.checkpoint.every_steps}: the run has {self.run.steps} steps; set it "
-                f"to at most {self.run.steps}, or to 0 to save at the end only."
+                f"to at most {self.run.steps}, or to 0."
             )
         if self.checkpoint.hf_every > self.run.steps:
             raise ValueError(

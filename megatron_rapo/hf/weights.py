@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -88,12 +89,40 @@ def save_folder(
     put_in_place(partial, folder)
 
 
+def model_files(folder: Path) -> list[Path]:
+    """List the files of `folder` that belong to a model besides its weights; sub-folders are none of them.
+
+    Raises ConfigError for one that cannot be read, a link to nothing for example.
+    """
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if not path.is_dir()})
+    for path in files:
+        try:
+            with open(path, "rb") as file:
+                file.read(1)
+        except OSError as error:
+            what = f"a link to {os.readlink(path)}, which" if path.is_symlink() else "a file that"
+            raise ConfigError(
+                f"model.path={folder}: {path.name} is {what} cannot be read ({error.strerror}), and every checkpoint "
+                "has a copy of it; restore or remove it."
+            ) from None
+    return files
+
+
 def copy_model_files(source: Path, target: Path) -> None:
     """Copy what belongs to a model besides its weights into a folder, which is made where it is not there."""
+    write_model_files(read_model_files(source), target)
+
+
+def read_model_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of `model_files` by name."""
+    return {path.name: path.read_bytes() for path in model_files(folder)}
+
+
+def write_model_files(files: Mapping[str, bytes], target: Path) -> None:
+    """Write what `read_model_files` has returned into a folder, which is made where it is not there."""
     target.mkdir(exist_ok=True)
-    for pattern in MODEL_FILES:
-        for file in source.glob(pattern):
-            shutil.copy2(file, target / file.name)
+    for name, content in files.items():
+        (target / name).write_bytes(content)
 
 
 class FolderWriter:

@@ -17,6 +17,8 @@ from megatron.core.dist_checkpointing.serialization import get_default_save_shar
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 from megatron_rapo.checkpoints import (
+    BY_TIME,
+    INPUTS,
     MODEL_FILES,
     PARTIAL,
     CheckpointError,
@@ -25,9 +27,10 @@ from megatron_rapo.checkpoints import (
     prune,
     save_settings,
 )
+from megatron_rapo.checkpoints.inputs import Inputs
 from megatron_rapo.checkpoints.manifest import Range, whole, write_manifest
 from megatron_rapo.distributed import everywhere, on_first_rank
-from megatron_rapo.hf.weights import copy_model_files
+from megatron_rapo.hf.weights import read_model_files, write_model_files
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import content
 from megatron_rapo.mcore.policy import Policy
@@ -40,6 +43,7 @@ class _Pending:
 
     folder: Path
     partial: Path
+    by_time: bool
     request: AsyncRequest
     writing: Future[checkpoint_writer.Outcome]
 
@@ -50,15 +54,22 @@ class Saver:
     With checkpoint.async_save a thread of each process writes from copies in host memory, and the checkpoint gets its
     name at the next `poll` or `finish` after all have written. Raises CheckpointError on every process where one could
     not write; what was saved before is untouched.
+
+    Saving needs nothing from outside `root`: the model's configuration and tokenizer are read here, once.
     """
 
-    def __init__(self, root: Path, policy: Policy) -> None:
-        self._root, self._policy = root, policy
+    def __init__(self, root: Path, policy: Policy, inputs: Inputs | None = None) -> None:
+        """`inputs` are kept in each checkpoint, for `check_same_inputs`."""
+        self._root, self._policy, self._inputs = root, policy, inputs
+        self._model_files = read_model_files(policy.config.model.path) if dist.get_rank() == 0 else {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
 
-    def save(self, step: int, trainer: dict[str, Any]) -> Path:
-        """Begin to save what the policy is after `step`, `trainer` with it. Returns the folder that it will be in."""
+    def save(self, step: int, trainer: dict[str, Any], *, by_time: bool = False) -> Path:
+        """Begin to save what the policy is after `step`, `trainer` with it. Returns the folder that it will be in.
+
+        A checkpoint `by_time` is removed when a newer one is there.
+        """
         self.finish()
         folder = checkpoint_folder(self._root, step)
         partial = folder.with_suffix(PARTIAL)
@@ -74,7 +85,8 @@ class Saver:
                     async_sharded_save=True,
                 )
                 files = checkpoint_writer.content_of(request, copied=asynchronous)
-        self._pending = _Pending(folder, partial, request, self._thread.submit(checkpoint_writer.write, files))
+        writing = self._thread.submit(checkpoint_writer.write, files)
+        self._pending = _Pending(folder, partial, by_time, request, writing)
         if not asynchronous:
             self.finish()
         return folder
@@ -101,7 +113,11 @@ class Saver:
         """Add what belongs to every checkpoint, and make it one."""
         config, partial, folder = self._policy.config, pending.partial, pending.folder
         save_settings(partial, config)
-        copy_model_files(config.model.path, partial / MODEL_FILES)
+        write_model_files(self._model_files, partial / MODEL_FILES)
+        if self._inputs:
+            (partial / INPUTS).write_text(self._inputs.to_json() + "\n")
+        if pending.by_time:
+            (partial / BY_TIME).touch()
         others = [str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()]
         write_manifest(partial, digests | {name: whole(partial / name) for name in others if name not in digests})
         put_in_place(partial, folder)

@@ -5,9 +5,14 @@ torch.utils.tensorboard wraps the same writer but cannot say what a scalar means
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -18,7 +23,7 @@ from tensorboard.plugins.custom_scalar.metadata import create_summary_metadata a
 from tensorboard.plugins.histogram.metadata import create_summary_metadata as histogram_metadata
 from tensorboard.plugins.scalar.metadata import create_summary_metadata as scalar_metadata
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from megatron_rapo.monitor.charts import CHARTS, GROUPS, OPEN_ENDS
@@ -33,11 +38,15 @@ class EventFile:
 
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
         """TensorBoard forgets what the older files of the folder say of `first_step` and later."""
-        self._writer = EventFileWriter(str(folder))
+        # Not by tensorboard's EventFileWriter: its thread prints a traceback where the disk is full.
+        self._file = _new_file(folder)
+        self._records = RecordWriter(self._file)
+        self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # In the first file too: TensorBoard takes a run's second START for its first restart.
         start = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+        self._add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
         self._add(first_step, [_layout()])
+        self._file.flush()
 
     def write(
         self,
@@ -46,18 +55,35 @@ class EventFile:
         samples: Sequence[Sample],
         histograms: Mapping[str, Sequence[float]],
     ) -> None:
-        """Write scalars under `tag` of their names, histograms under theirs, samples as samples/0, ...; flushed."""
+        """Write scalars under `tag` of their names, histograms under theirs, samples as samples/0, ...; flushed.
+
+        Raises OSError.
+        """
         values = [_scalar(name, value) for name, value in scalars.items()]
         values += [_text(f"samples/{i}", sample.markdown()) for i, sample in enumerate(samples)]
         values += [_histogram(name, each) for name, each in histograms.items() if len(each)]
         self._add(step, values)
-        self._writer.flush()
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # of what the disk did not take `write` has said so
+            self._file.close()
 
     def _add(self, step: int, values: Sequence[Summary.Value]) -> None:
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _add_event(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
+
+
+def _new_file(folder: Path) -> BinaryIO:
+    """Open a new file, named as TensorBoard expects it and after those that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+    for number in count():
+        with suppress(FileExistsError):
+            return open(folder / f"{name}.{number}", "xb")
+    raise AssertionError("numbers do not end")
 
 
 def tag(name: str) -> str:

@@ -61,6 +61,7 @@ def _run(run: Run, most_bytes: int) -> dict[str, Any]:
         "curves": run.curves,
         "stacks": run.stacks,
         "settings": run.settings,
+        "changes": run.changes,
         "summary": run.summary,
         "machine": run.machine,
         "completions": completions,

@@ -12,6 +12,7 @@ from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import CHARTS, METRICS_FILE, read_rows
 from megatron_rapo.report.curves import curves, stacks
+from megatron_rapo.settings_history import changes, read_history
 
 STACKED = {
     "Verdicts": CHARTS["Verifier"]["Verdicts"],
@@ -30,6 +31,7 @@ class Run:
     curves: dict[str, dict[str, list[Any]]]  # as curves.py has them, by scalar
     stacks: dict[str, dict[str, Any]]  # by the title of the chart
     settings: dict[str, Any]  # section.field -> value
+    changes: list[dict[str, Any]]  # of settings on the way, as settings_history.py has them, values as texts
     summary: dict[str, Any]
     machine: dict[str, Any]
 
@@ -55,6 +57,10 @@ def _read(folder: Path, name: str) -> Run:
         curves=curves(rows),
         stacks={title: stacks(rows, names) for title, names in STACKED.items()},
         settings=dict(_flat(_json(folder / "config.json"))),
+        changes=[
+            change | {name: _text(change, name) for name in ("before", "after")}
+            for change in changes(read_history(folder))
+        ],
         summary=_json(folder / "summary.json"),
         machine=_json(folder / "machine.json"),
     )

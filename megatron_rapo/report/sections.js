@@ -177,9 +177,19 @@ function settings(data) {
     { class: "card" },
     el("p", { class: "meaning" }, words),
     changed,
+    ...changesOnTheWay(data),
     el("details", {}, el("summary", {}, `All ${names.length} settings`), all),
     ...made,
   );
+}
+
+function changesOnTheWay(data) {
+  const rows = data.runs.flatMap((run) => run.changes.map((c) => [run.name, c.step, c.name, c.before, c.after]));
+  if (!rows.length) return [];
+  return [
+    el("p", { class: "meaning" }, "Settings that a resumed run changed, with the first step under the new value."),
+    table(["run", "from step", "setting", "before", "after"], rows),
+  ];
 }
 
 function table(columns, rows) {

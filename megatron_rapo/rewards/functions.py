@@ -5,9 +5,9 @@ A function is called with a problem, a completion of it and the verifier's verdi
     def brevity(problem: Problem, completion: Completion, verdict: Verdict) -> float:
         return -min(1.0, len(completion.token_ids) / 1000)
 
-It runs in the training process: it may import and keep what it likes, what it raises ends the run with its traceback,
-and nobody cuts it short. Each completion is shown to it once, on one of the processes, and all train on what it said
-there; so it may draw random numbers or ask a server without the processes falling out of step.
+It runs in the training process: it may import and keep what it likes, what it raises (SystemExit too) ends the run
+with its traceback, and nobody cuts it short. Each completion is shown to it once, on one of the processes, and all
+train on what it said there; so it may draw random numbers or ask a server without the processes falling out of step.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class RewardFunction:
         who = f"{self.settings.name} ({self.settings.function})"
         try:
             value = self.function(problem, completion, verdict)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit(0) too would end the run, as if it were finished
             raise RuntimeError(
                 f"reward.functions: {who} failed on problem {problem.id!r}: {type(error).__name__}: {error}"
             ) from error
@@ -86,9 +88,9 @@ def _load(reference: str, field: str) -> Callable[[Problem, Completion, Verdict]
         else:
             module = _module_of_file(Path(where), field) if where.endswith(".py") else importlib.import_module(where)
             function = _attribute(module, name, field)
-    except RewardError:
+    except (RewardError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever the user's code does when it is imported
+    except BaseException as error:  # whatever the user's code does when it is imported, sys.exit(0) too
         raise RewardError(f"{field}: does not load ({type(error).__name__}: {error}); mend it.") from error
     if not callable(function):
         raise RewardError(f"{field}: is {function!r}, which cannot be called; name a function.")

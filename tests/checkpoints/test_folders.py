@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from megatron_rapo.checkpoints import (
+    BY_TIME,
+    INPUTS,
     CheckpointError,
     check_resumable,
     checkpoint_folder,
+    has_checkpoint,
     latest_checkpoint,
     point_to,
     prune,
@@ -30,7 +33,7 @@ FREE = [
     *("memory.engine_sleep", "memory.offload_optimizer", "memory.reference_on_device"),
     *("precision.dtype", "precision.fp8", "precision.bf16_reference"),
     *("precision.max_logprob_gap", "precision.on_logprob_gap", "rollout.fp8"),
-    *("checkpoint.every_steps", "checkpoint.hf_export"),
+    *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.hf_export"),
     *("checkpoint.async_save", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.hf_every"),
     *("monitor.writers", "monitor.sampled_completions", "monitor.gradient_share_every_steps"),
     *("monitor.rollouts_every_steps", "monitor.rollouts_completions"),
@@ -49,8 +52,10 @@ def config(**sections: dict[str, object]) -> Config:
     return tiny_config(Path("model"), Path("run"), **sections)
 
 
-def saved(folder: Path, config: Config, field: str | None = None) -> tuple[Path, object]:
+def saved(root: Path, config: Config, field: str | None = None) -> tuple[Path, object]:
     """A checkpoint of `config`, with another value of `field`; and the present one."""
+    folder = checkpoint_folder(root, 2)
+    folder.mkdir()
     save_settings(folder, config)
     settings = json.loads((folder / "settings.json").read_text())
     if field is None:
@@ -106,9 +111,9 @@ def test_each_field(tmp_path: Path, field: str, schedule: str) -> None:
     ],
 )
 def test_values_are_named(tmp_path: Path, before: dict, after: dict, words: str) -> None:
-    save_settings(tmp_path, config(**before))
+    checkpoint, _ = saved(tmp_path, config(**before))
     with pytest.raises(CheckpointError) as refused:
-        check_resumable(tmp_path, config(**after))
+        check_resumable(checkpoint, config(**after))
     for part in words.split("|"):
         assert part in str(refused.value)
 
@@ -128,14 +133,34 @@ def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default(tmp_path: P
 
 def test_evaluation_may_change(tmp_path: Path) -> None:
     evaluation = {"evaluation": {"data": "held.jsonl", "samples_per_problem": 16}}
+    checkpoint, _ = saved(tmp_path, config())
     for before, after in (({}, evaluation), (evaluation, {})):
-        save_settings(tmp_path, config(**before))
-        check_resumable(tmp_path, config(**after))
+        save_settings(checkpoint, config(**before))
+        check_resumable(checkpoint, config(**after))
 
 
 def test_a_longer_run_at_a_constant_rate(tmp_path: Path) -> None:
-    save_settings(tmp_path, config(run={"steps": 4}))
-    check_resumable(tmp_path, config(run={"steps": 400, "folder": "elsewhere"}, parallel={"tensor": 2}))
+    checkpoint, _ = saved(tmp_path, config(run={"steps": 4}))
+    check_resumable(checkpoint, config(run={"steps": 400, "folder": "elsewhere"}, parallel={"tensor": 2}))
+
+
+def test_a_run_does_not_go_back(tmp_path: Path) -> None:
+    """With as many steps as it has it goes on to its end at once."""
+    checkpoint, _ = saved(tmp_path, config(run={"steps": 4}))
+    check_resumable(checkpoint, config(run={"steps": 2}))
+    with pytest.raises(CheckpointError) as refused:
+        check_resumable(checkpoint, config(run={"steps": 1}))
+    assert str(refused.value) == (
+        f"run.steps=1: {checkpoint} was written after step 2, and a run does not go back; set run.steps to 2 or more, "
+        "or start a new run."
+    )
+
+
+@pytest.mark.parametrize("field", ["model.path", "data.train"])
+def test_what_there_are_digests_of_may_lie_elsewhere(tmp_path: Path, field: str) -> None:
+    checkpoint, _ = saved(tmp_path, config(), field)
+    (checkpoint / INPUTS).touch()
+    check_resumable(checkpoint, config())
 
 
 # --- folders ---
@@ -152,6 +177,13 @@ def test_the_latest_checkpoint(tmp_path: Path) -> None:
     folder.rmdir()
     with pytest.raises(CheckpointError, match=r"latest: names step-000012, which is not there; write the name of one"):
         latest_checkpoint(tmp_path)
+
+
+def test_whether_there_is_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "step-000001.partial").mkdir()
+    assert not has_checkpoint(tmp_path) and not has_checkpoint(tmp_path / "none")
+    (tmp_path / "step-000001").mkdir()  # of a save that was ended before it moved `latest`
+    assert has_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -172,3 +204,13 @@ def test_old_checkpoints_are_removed(tmp_path: Path, keep_last: int, keep_every:
     prune(checkpoint_folder(tmp_path, 50), keep_last=keep_last, keep_every=keep_every)
     expected = {checkpoint_folder(tmp_path, step).name for step in [*kept, 60]}
     assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+@pytest.mark.parametrize(("keep_last", "kept"), [(0, [10, 30, 50]), (2, [30, 50])])
+def test_what_was_saved_by_time_goes_when_there_is_a_newer_one(tmp_path: Path, keep_last: int, kept: list[int]) -> None:
+    for step in (10, 20, 30, 40, 50):
+        checkpoint_folder(tmp_path, step).mkdir()
+    for step in (20, 40, 50):
+        (checkpoint_folder(tmp_path, step) / BY_TIME).touch()
+    prune(checkpoint_folder(tmp_path, 50), keep_last=keep_last, keep_every=0)
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint_folder(tmp_path, step).name for step in kept}

@@ -251,7 +251,7 @@ REFUSALS = [
     ),
     (
         ["checkpoint.every_steps=4"],
-        "checkpoint.every_steps=4: the run has 3 steps; set it to at most 3, or to 0 to save at the end only.",
+        "checkpoint.every_steps=4: the run has 3 steps; set it to at most 3, or to 0.",
     ),
     (
         ["monitor.writers=[]", "monitor.sampled_completions=2"],

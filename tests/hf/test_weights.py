@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_rapo.config import ConfigError
 from megatron_rapo.hf import WeightReader, read_shape, save_folder
 from megatron_rapo.hf.stored import INDEX, WEIGHTS
-from megatron_rapo.hf.weights import FolderWriter
+from megatron_rapo.hf.weights import FolderWriter, copy_model_files, model_files
 from tests.models import load_reference, save_tiny_model
 
 
@@ -212,3 +212,28 @@ def test_saving_over_the_model_itself(model, tmp_path):
     save(folder, expected, like=folder)
     assert same(contents(folder), expected)
     assert read_shape(folder) == read_shape(model)
+
+
+def test_what_belongs_to_a_model_is_files(tmp_path):
+    """Sub-folders are passed over; links are followed; what cannot be read is refused by name."""
+    source = tmp_path / "model"
+    (source / "token_cache").mkdir(parents=True)
+    (tmp_path / "blob").write_text("{}")
+    (source / "tokenizer.json").symlink_to("../blob")
+    (source / "config.json").write_text("[]")
+    (source / "config.json").chmod(0o444)
+    (source / "README.md").touch()
+    copy_model_files(source, tmp_path / "copy")
+    assert {path.name: path.read_text() for path in (tmp_path / "copy").iterdir()} == {
+        "tokenizer.json": "{}",
+        "config.json": "[]",
+    }
+    assert not (tmp_path / "copy/tokenizer.json").is_symlink()
+    (tmp_path / "copy/config.json").write_text("{}")  # a copy can be written to
+    (tmp_path / "blob").unlink()
+    with pytest.raises(ConfigError) as refused:
+        model_files(source)
+    assert str(refused.value) == (
+        f"model.path={source}: tokenizer.json is a link to ../blob, which cannot be read (No such file or directory), "
+        "and every checkpoint has a copy of it; restore or remove it."
+    )

@@ -12,6 +12,7 @@ import pytest
 
 from megatron_rapo.monitor import RecordedCompletion, Recorder
 from megatron_rapo.report.command import Options, report
+from megatron_rapo.settings_history import record_settings
 from tests.evaluation.known import right_of
 from tests.report.browser import Page, browser, program
 from tests.runs import tiny_config
@@ -102,7 +103,10 @@ def write_run(folder: Path, *, steps: int, lr: float) -> Path:
                 completions = [replace(COMPLETION, step=step, sample=i, problem=f"sum-{i}") for i in range(3)]
                 recorder.rollouts(step, [*completions, hostile(step)])
     config = tiny_config(Path("model"), folder, optimizer={"lr": lr}, run={"steps": steps})
-    (folder / "config.json").write_text(config.to_json())
+    record_settings(
+        folder, config.model_copy(update={"run": config.run.model_copy(update={"timeout_s": 600.0})}), step=0
+    )
+    record_settings(folder, config, step=2)
     passed = {f"pass@{k}": {"before": 0.25, "after": 0.75} for k in (1, 4)}
     (folder / "summary.json").write_text(json.dumps(passed | {"seconds": {"train": 1.0}}))
     (folder / "machine.json").write_text(json.dumps({"copy_gb_per_s": 8.0, "device": "CPU", "processes": 2}))

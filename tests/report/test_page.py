@@ -219,6 +219,11 @@ def colour_by_gap(page: Page) -> None:
     )
 
 
+def test_settings_that_were_changed_on_the_way_are_a_table(page: Page) -> None:
+    found = texts(page, "#settings .scroll:nth-of-type(2) td")
+    assert found == ["one", "3", "run.timeout_s", "600.0", "60.0", "two", "3", "run.timeout_s", "600.0", "60.0"]
+
+
 def test_tokens_are_coloured_by_what_is_chosen_and_read_out(page: Page) -> None:
     assert texts(page, ".tokens span") == ["It", " is ", "\\boxed", "{2}", "<eos>"]
     assert coloured(page) == [True, False, True, False, False]  # KL, where log rho is -1 and 0.5

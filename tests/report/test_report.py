@@ -118,6 +118,12 @@ def test_settings_that_differ_are_shown(runs: list[Path]) -> None:
     assert "optimizer.beta1" not in of_one and "monitor.writers" not in of_one
 
 
+def test_settings_that_were_changed_on_the_way_are_shown(runs: list[Path]) -> None:
+    [run] = read_runs(runs[:1])
+    assert run.changes == [{"step": 3, "name": "run.timeout_s", "before": "600.0", "after": "60.0"}]
+    assert run.settings["run.timeout_s"] == 60.0
+
+
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name / "run", steps=1, lr=1e-3) for name in ("a", "b")]
     assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
@@ -125,7 +131,7 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_run_that_is_under_way_can_be_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=3, lr=1e-3)
-    for name in ("summary.json", "machine.json", "config.json"):
+    for name in ("summary.json", "machine.json", "config.json", "settings_history.jsonl"):
         (folder / name).unlink()
     shutil.rmtree(folder / "evaluations")
     with (folder / "metrics.jsonl").open("a") as file:

@@ -104,11 +104,13 @@ def test_of_an_entry_point(file, monkeypatch):
         ),
         ("{folder}/mine.py:later", "is asynchronous, and nothing would wait for it; write a plain function."),
         ("{folder}/torn.py:f", "does not load (ZeroDivisionError: division by zero); mend it."),
+        ("{folder}/ends.py:f", "does not load (SystemExit: 0); mend it."),
         ("no_such_module:f", "does not load (ModuleNotFoundError: No module named 'no_such_module'); mend it."),
     ],
 )
 def test_what_does_not_load_is_refused(file, reference, said):
     (file.parent / "torn.py").write_text("1 / 0\n")
+    (file.parent / "ends.py").write_text("import sys\nsys.exit(0)\n")
     places = {"folder": file.parent, "here": Path.cwd()}
     reference = reference.format(**places)
     with pytest.raises(RewardError) as refused:
@@ -157,6 +159,16 @@ def test_what_it_raises_is_told_with_the_problem(tmp_path):
         own_term(loaded)
     assert str(raised.value) == f"reward.functions: own ({path}:f) failed on problem 'train-3': KeyError: 'weight'"
     assert isinstance(raised.value.__cause__, KeyError)
+
+
+def test_one_that_ends_the_program_has_failed(tmp_path):
+    """As if the run were finished, with status 0."""
+    path = tmp_path / "mine.py"
+    path.write_text("import sys\ndef f(problem, completion, verdict): sys.exit(0)\n")
+    loaded = rewards(f"{path}:f")
+    with pytest.raises(RuntimeError) as raised:
+        own_term(loaded)
+    assert str(raised.value) == f"reward.functions: own ({path}:f) failed on problem 'train-3': SystemExit: 0"
 
 
 # --- the example ---

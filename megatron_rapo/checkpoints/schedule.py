@@ -1,0 +1,41 @@
+"""After which steps a run is saved: the last one, every so many, and when the last checkpoint is old."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from megatron_rapo.config import CheckpointConfig
+from megatron_rapo.distributed import of_first_rank
+
+
+class Due(Enum):
+    """Why a step is saved."""
+
+    STEPS = "checkpoint.every_steps, or the end of the run"
+    TIME = "checkpoint.every_minutes"
+
+
+class SaveSchedule:
+    """Decides it, by the first process' clock, so that all processes agree. `clock` counts seconds."""
+
+    def __init__(
+        self, settings: CheckpointConfig, total_steps: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings, self._total_steps, self._clock = settings, total_steps, clock
+        self.saved()
+
+    def saved(self) -> None:
+        """Count the minutes from now on."""
+        self._since = self._clock()
+
+    def due(self, step: int) -> Due | None:
+        """Return why `step`, which has just ended, is to be saved, or None. Collective over the world."""
+        every = self._settings.every_steps
+        if step >= self._total_steps or (every and step % every == 0):
+            return Due.STEPS
+        minutes = self._settings.every_minutes
+        if minutes and of_first_rank(self._clock() - self._since >= 60 * minutes):
+            return Due.TIME
+        return None
