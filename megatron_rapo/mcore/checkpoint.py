@@ -14,6 +14,7 @@ from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.random_state import random_state, set_random_state
+from megatron_rapo.mcore.state_digests import WEIGHTS, check_agreement, check_restored, digests
 
 
 def content(policy: Policy, trainer: dict[str, Any]) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def content(policy: Policy, trainer: dict[str, Any]) -> dict[str, Any]:
         **_sharded(policy, loading=False),
         "random": _random_states(),
         "world_size": dist.get_world_size(),
+        "digests": digests(policy),
         "format": policy.checkpoint_format,
         "trainer": trainer,
     }
@@ -50,7 +52,12 @@ def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:
         found = dist_checkpointing.load(wanted, str(folder), get_default_load_sharded_strategy(str(folder)))
         for i, chunk in enumerate(policy.chunks):
             chunk.load_state_dict(found[f"model{i}"])
+        weights = {} if "digests" in saved else digests(policy, [WEIGHTS], every_copy=True)[WEIGHTS]
         policy.optimizer.load_state_dict(found["optimizer"])
+        if "digests" in saved:
+            check_restored(folder, policy, saved["digests"])
+        else:
+            check_agreement(folder, policy, weights)
     policy.scheduler.load_state_dict(found["scheduler"])
     if same_world:
         set_random_state(found["random"])
