@@ -32,7 +32,7 @@ from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine, name_ranges
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.signals import Signals, end_interrupted
-from megatron_rapo.writing import explained, is_of_disk
+from megatron_rapo.writing import explained, is_of_disk, write_text_atomically
 
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
@@ -336,5 +336,5 @@ def _monitor(config: Config, checkpoint: Path | None, profiler: Profiler) -> Mon
         resume_step=checkpoint_step(checkpoint) if checkpoint else None,
         warn=console.message,
     )
-    (folder / RUN_SETTINGS).write_text(config.to_json() + "\n")
+    write_text_atomically(folder / RUN_SETTINGS, config.to_json() + "\n")
     return Monitor(recorder, console, annotate=profiler.phase)
