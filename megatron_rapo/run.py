@@ -33,6 +33,7 @@ from megatron_rapo.evaluation.samples import ProblemSamples, SamplesFile
 from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.evaluation.tables import show
 from megatron_rapo.hf import ModelShape, check_agreement, check_weights, read_shape
+from megatron_rapo.hf.weights import model_files
 from megatron_rapo.launcher import local_world_size, rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
@@ -102,7 +103,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         _report_left_out(monitor.message, config.data.train, read.train_set, config)
         if read.heldout:
             _report_left_out(monitor.message, read.heldout.settings.data, read.heldout.prompts, config)
-        monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
+        monitor.message(f"starting Megatron and vLLM on {_count(dist.get_world_size(), 'process', 'processes')}")
         trainer, engine = _build(config, read, start, verifier, monitor, profiler, signals)
         stack.callback(engine.close)
         for problem in (*start.damaged, *start.warnings):
@@ -157,7 +158,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 def _start(config: Config, read: _Read, checkpoint: Path | None) -> _Start:
     """Refuse to go on from `checkpoint` as another run, and begin to digest what is read. Collective."""
-    damaged, warnings = list[str](), list[str]()
+    damaged, said = list[str](), list[str]()
     if checkpoint:
         checkpoint, damaged = sound_checkpoint(checkpoint)
         check_resumable(checkpoint, config)
@@ -166,10 +167,10 @@ def _start(config: Config, read: _Read, checkpoint: Path | None) -> _Start:
     heldout = [prompt.problem for prompt in read.heldout.prompts.prompts] if read.heldout else []
     inputs = InputReader(config.model.path, problems, heldout)
     if checkpoint:
-        warnings = check_same_inputs(
+        said = check_same_inputs(
             checkpoint, inputs.inputs(), model=config.model.path, data=config.data.train, problems=problems
         )
-    return _Start(checkpoint, inputs, damaged, warnings)
+    return _Start(checkpoint, inputs, damaged, said)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
 from megatron_rapo.safe_json import JSONError, parse_json, read_json
+from megatron_rapo.writing import write_text_atomically
 
 RUN_SETTINGS = "config.json"
 HISTORY = "settings_history.jsonl"
@@ -27,8 +28,8 @@ def record_settings(folder: Path, config: Config, *, step: int) -> None:
         rows = [{"first_step": 1, "settings": _read(folder / RUN_SETTINGS)}]
     if not rows or rows[-1]["settings"] != settings:
         rows.append({"first_step": step + 1, "settings": settings})
-    _replace(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
-    _replace(folder / RUN_SETTINGS, config.to_json() + "\n")
+    write_text_atomically(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text_atomically(folder / RUN_SETTINGS, config.to_json() + "\n")
 
 
 def read_history(folder: Path) -> list[Row]:
@@ -70,10 +71,3 @@ def _read(path: Path) -> Any:
         return read_json(path)
     except JSONError as error:
         raise InputError(f"{path}: cannot be read ({error}); remove it.") from None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is there whole or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_rapo.monitor import Monitor
+from megatron_rapo.writing import write_text_atomically
 
 SUMMARY = "summary.json"
 
@@ -21,7 +22,7 @@ def summarise(
     seconds = monitor.seconds()
     if dist.get_rank() == 0:
         content = {**by_metric, **where, "seconds": seconds}
-        (folder / SUMMARY).write_text(json.dumps(content, indent=2) + "\n")
+        write_text_atomically(folder / SUMMARY, json.dumps(content, indent=2) + "\n")
     if by_metric:
         rows = [[name, *(f"{value:.3f}" for value in when.values())] for name, when in by_metric.items()]
         monitor.table("held-out problems", ["", *scores], rows)

@@ -72,13 +72,46 @@ class NewFile:
         self._file.close()
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a small file, in UTF-8, that is there whole or not at all, after a power failure too. Raises OSError."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in `folder` are on the disk, as far as its file system does that. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def put_in_place(partial: Path, folder: Path) -> None:
-    """Rename the whole folder `partial` to `folder`; an earlier `folder` is removed only when that is done."""
+    """Rename the whole folder `partial` to `folder`; an earlier `folder` is removed only when that is done.
+
+    Its content is on the disk before it has its name. Raises OSError.
+    """
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+    for inner in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+        sync_folder(inner)
     replaced = folder.with_name(folder.name + ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
+    sync_folder(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rapo import writing
-from megatron_rapo.writing import BLOCK_BYTES, NewFile, explained, put_in_place
+from megatron_rapo.writing import BLOCK_BYTES, NewFile, explained, put_in_place, write_text_atomically
 
 
 def folder_with(path: Path, text: str) -> Path:
@@ -21,6 +21,21 @@ def folder_with(path: Path, text: str) -> Path:
 
 def listing(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    for text in ("old\n", "größer\n"):
+        write_text_atomically(path, text)
+        assert path.read_bytes() == text.encode() and listing(tmp_path) == {"a.json"}
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writing.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text_atomically(path, "new")
+    assert path.read_text() == "größer\n"
 
 
 def test_put_in_place(tmp_path: Path) -> None:

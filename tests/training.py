@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import pad
 
 from tests.patience import COLLECTIVE_S, HANG_S
 
@@ -72,7 +74,12 @@ LAYOUTS: dict[str, Sequence[str]] = {  # on two processes, as settings on the co
     "TP2": (),
     "PP2": ("--set", "parallel.tensor=1", "--set", "parallel.pipeline=2"),
     "DP2 distributed": ("--set", "parallel.tensor=1", "--set", "optimizer.distributed=true", *ONE_PASS),
+    "PP2 DP2 distributed": (
+        *("--set", "parallel.tensor=1", "--set", "parallel.pipeline=2"),
+        *("--set", "optimizer.distributed=true", "--set", "batch.spare_prompts=4", *ONE_PASS),
+    ),
 }
+PROCESSES = {"PP2 DP2 distributed": 4}  # where they are not two
 
 
 def start(
@@ -95,6 +102,30 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def save_wide_model(folder: Path) -> Path:
+    """The tiny model with 32 more hidden units and a fifth head, which do nothing; sizes that Megatron pads in buckets.
+
+    Each of the 4 heads gets keys and values of its own, as 5 heads share none. RMSNorm's mean is over more units, so
+    that its weights are smaller.
+    """
+    tiny, more = ROOT / "examples/tiny/model", 32
+    shutil.copytree(tiny, folder)
+    config = json.loads((tiny / "config.json").read_text())
+    config |= {"hidden_size": 128 + more, "num_attention_heads": 5, "num_key_value_heads": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    wide = {}
+    for name, weight in load_file(tiny / "model.safetensors").items():
+        if ".k_proj." in name or ".v_proj." in name:
+            weight = weight.unflatten(0, (2, 32)).repeat_interleave(2, dim=0).flatten(0, 1)
+        if name.endswith("norm.weight"):
+            weight = (128 / 160) ** 0.5 * weight
+        rows = weight.dim() == 2 and (".self_attn." in name or ".down_proj." in name)
+        columns = ".down_proj." not in name
+        wide[name] = pad(weight, (0, more * columns, 0, more) if rows else (0, more))
+    save_file(wide, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = HANG_S) -> str:

@@ -92,7 +92,7 @@ def train(work: Work, variant: Variant) -> tuple[Profile, list[int]]:
     profiling = importlib.import_module("trl.extras.profiling")
     # What gives TRL's profile to the services that it is told of.
     profiling.ProfilingContext._log_metrics = lambda context, seconds: profile.add(context.name, seconds)
-    tokenizer = AutoTokenizer.from_pretrained(work.model)
+    tokenizer = AutoTokenizer.from_pretrained(work.model, trust_remote_code=False)
     trainer = importlib.import_module("trl").GRPOTrainer(
         model=str(work.model),
         reward_funcs=rewards,

@@ -28,8 +28,8 @@ class Model:
     """A Hugging Face model folder on the CPU."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
 
     @torch.inference_mode()
     def logprobs_BLV(self, tokens_BL: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ beside it is a text file with the name of the newest whole one.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
+from megatron_rapo.writing import write_text_atomically
 
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
 MODEL_FILES = "hf"  # folder within a checkpoint, of what belongs to a model besides its weights
@@ -20,6 +22,7 @@ INPUTS = "inputs.json"  # in a checkpoint: digests of the model's files and of t
 BY_TIME = "saved_by_time"  # empty file in a checkpoint that goes when a newer one is there
 PARTIAL = ".partial"  # ending of the folder that a checkpoint is written into
 _LATEST, _PREFIX, _REMOVED = "latest", "step-", ".removed"
+_NAME = re.compile(rf"{_PREFIX}[0-9]{{1,18}}")
 _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}
 _FREE = {
     "model.layers",
@@ -60,14 +63,38 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def latest_checkpoint(root: Path) -> Path:
-    """The newest whole checkpoint under `root`. Raises CheckpointError where there is none."""
-    pointer = root / _LATEST
-    if not pointer.exists():
+    """Return the checkpoint that `latest` names, or the newest where it names none.
+
+    Raises CheckpointError where there is none.
+    """
+    named = _named(root)
+    if named:
+        return named
+    there = _checkpoints(root)
+    if not there:
         raise CheckpointError(f"{root}: no checkpoint to resume from; start without --resume.")
-    folder = root / pointer.read_text().strip()
-    if not folder.is_dir():
-        raise CheckpointError(f"{pointer}: names {folder.name}, which is not there; write the name of one that is.")
-    return folder
+    return there[0]
+
+
+def problem_of_pointer(root: Path) -> str | None:
+    """Return what is wrong with `latest`, in words for a warning; None where it names a checkpoint."""
+    if _named(root):
+        return None
+    return (
+        f"{root / _LATEST}: is missing, or does not name a checkpoint beside it; the newest one is taken, and the next "
+        "one that is saved puts it right."
+    )
+
+
+def _named(root: Path) -> Path | None:
+    """Return the checkpoint that `latest` names; None where it is missing, garbled or names what is not there."""
+    try:
+        with open(root / _LATEST, "rb") as stream:
+            name = stream.read(100).decode(errors="replace").strip()
+    except OSError:
+        return None
+    folder = root / name
+    return folder if _NAME.fullmatch(name) and folder.is_dir() else None
 
 
 def has_checkpoint(root: Path) -> bool:
@@ -78,8 +105,12 @@ def has_checkpoint(root: Path) -> bool:
 
 def earlier_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints beside `folder` of steps before it, newest first."""
-    found = [path for path in folder.parent.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted((path for path in found if checkpoint_step(path) < checkpoint_step(folder)), reverse=True)
+    return [path for path in _checkpoints(folder.parent) if checkpoint_step(path) < checkpoint_step(folder)]
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Return every checkpoint under `root`, newest first."""
+    return sorted((p for p in root.glob(f"{_PREFIX}*") if _NAME.fullmatch(p.name)), key=checkpoint_step, reverse=True)
 
 
 def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
@@ -100,7 +131,7 @@ def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
 
 def save_settings(folder: Path, config: Config) -> None:
     """Keep the settings of a checkpoint with it, for `check_resumable`."""
-    (folder / SETTINGS).write_text(config.to_json() + "\n")
+    write_text_atomically(folder / SETTINGS, config.to_json() + "\n")
 
 
 def check_resumable(checkpoint: Path, config: Config) -> None:
@@ -148,7 +179,5 @@ def _default(config: Config, section: str, field: str) -> object:
 
 
 def point_to(folder: Path) -> None:
-    """Make the whole checkpoint in `folder` the latest of its run."""
-    pointer = folder.with_name(_LATEST + PARTIAL)
-    pointer.write_text(folder.name + "\n")
-    pointer.rename(folder.with_name(_LATEST))
+    """Make the whole checkpoint in `folder` (writing.py:put_in_place) the latest of its run."""
+    write_text_atomically(folder.with_name(_LATEST), folder.name + "\n")

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import xxhash
 
 from megatron_rapo.checkpoints.folders import CheckpointError
+from megatron_rapo.safe_json import read_json
+from megatron_rapo.writing import write_text_atomically
 
 MANIFEST = "manifest.json"
 BLOCK_BYTES = 2**22
@@ -33,13 +35,13 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            content = json.loads((folder / MANIFEST).read_text())
+            content = read_json(folder / MANIFEST)
             self._files = {name: [Range(*each) for each in ranges] for name, ranges in content["files"].items()}
         except FileNotFoundError:
             raise CheckpointError(
                 f"{folder}: holds no {MANIFEST}, so it is not whole; take another checkpoint."
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{folder / MANIFEST}: cannot be read ({error!r}); it is damaged, take another checkpoint."
             ) from None
@@ -94,7 +96,7 @@ def whole(path: Path) -> list[Range]:
 def write_manifest(folder: Path, files: Mapping[str, Sequence[Range]]) -> None:
     """Say what the files of `folder` hold: each by ranges, in order, of which the last ends with it."""
     text = json.dumps({"digest": "xxh3_128", "files": files}, indent=1)
-    (folder / MANIFEST).write_text(text + "\n")
+    write_text_atomically(folder / MANIFEST, text + "\n")
 
 
 def _damaged(path: Path, where: Range) -> str:

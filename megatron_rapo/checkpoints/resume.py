@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints.folders import MODEL_FILES, CheckpointError, earlier_checkpoints
+from megatron_rapo.checkpoints.folders import MODEL_FILES, CheckpointError, earlier_checkpoints, problem_of_pointer
 from megatron_rapo.checkpoints.manifest import Manifest
 from megatron_rapo.hf import ModelShape, read_shape
 
@@ -15,9 +15,12 @@ from megatron_rapo.hf import ModelShape, read_shape
 def sound_checkpoint(latest: Path) -> tuple[Path, list[str]]:
     """`latest` or, where a file of it is missing or damaged, the newest sound one before it; what is wrong with others.
 
+    A pointer that does not name it is among what is wrong.
+
     Collective over the world, which shares the reading. Raises CheckpointError where none is sound.
     """
-    problems: list[str] = []
+    pointer = problem_of_pointer(latest.parent)
+    problems = [pointer] if pointer else []
     for folder in [latest, *earlier_checkpoints(latest)]:
         wrong = _what_is_wrong(folder)
         if wrong is None:

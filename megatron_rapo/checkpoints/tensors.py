@@ -7,6 +7,7 @@ torch.save makes of a tensor. Layers share a tensor, of which they are the first
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -32,9 +33,10 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_rapo.checkpoints.archive import load_tensor, map_range, rest, save_tensor
 from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest, Range
+from megatron_rapo.checkpoints.restricted import BACKEND, COMMON, METADATA, check_backend, read_common, read_metadata
 from megatron_rapo.writing import NewFile
 
-METADATA, COMMON, BACKEND, OBJECTS = ".metadata", "common.pt", "metadata.json", "objects.distcp"
+OBJECTS = "objects.distcp"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,19 @@ class Written:
     chunk: Chunk
     file: str
     range: Range
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it in plain values, for `from_json`."""
+        chunk = dataclasses.asdict(self.chunk) | {"dtype": str(self.chunk.dtype).removeprefix("torch.")}
+        return {"chunk": chunk, "file": self.file, "range": self.range}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Written:
+        """Raises KeyError, TypeError or AttributeError for what `as_json` did not make."""
+        chunk = value["chunk"]
+        axes = {name: tuple(chunk[name]) for name in ("shape", "offsets", "sizes")}
+        dtype = getattr(torch, chunk["dtype"])
+        return cls(Chunk(key=chunk["key"], dtype=dtype, **axes), value["file"], Range(*value["range"]))
 
 
 def write_file(path: Path, chunks: Iterable[tuple[Chunk, Tensor]]) -> list[Written]:
@@ -115,10 +130,8 @@ def nothing() -> bytes:
 
 def chunk_places(folder: Path) -> dict[str, list[tuple[int, int]]]:
     """Start and length of every chunk and object in each file of a checkpoint, in order."""
-    with open(folder / METADATA, "rb") as stream:
-        metadata: Metadata = pickle.load(stream)
     places: dict[str, set[tuple[int, int]]] = {}
-    for info in (metadata.storage_data or {}).values():
+    for info in read_metadata(folder / METADATA).storage_data.values():
         places.setdefault(info.relative_path, set()).add((info.offset, info.length))
     return {file: sorted(of_file) for file, of_file in places.items()}
 
@@ -137,15 +150,15 @@ class Reader:
         self._manifest = Manifest(folder) if (folder / MANIFEST).is_file() else None  # Megatron-LM writes none
         if self._manifest:
             self._manifest.verify([METADATA, COMMON, BACKEND])
-        with open(folder / METADATA, "rb") as stream:
-            self._metadata: Metadata = pickle.load(stream)
+        check_backend(folder)
+        self._metadata = read_metadata(folder / METADATA)
         self._places = {(index.fqn, index.offset): info for index, info in self._metadata.storage_data.items()}
         items = self._metadata.state_dict_metadata.items()
         self.tensors = {key: value for key, value in items if isinstance(value, TensorStorageMetadata)}
         """Every global tensor by its key."""
         self.objects = [key for key, value in items if isinstance(value, BytesStorageMetadata)]
         """What is not a tensor: the extra state of FP8 layers, the optimizer's parameter groups."""
-        self.common: dict[str, Any] = torch.load(folder / COMMON, map_location="cpu", weights_only=False)
+        self.common = read_common(folder / COMMON)
 
     def dtype(self, key: str) -> torch.dtype:
         """Of one tensor. Raises CheckpointError where it is not there."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -14,7 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.writing import explained, put_in_place
+from megatron_rapo.safe_json import JSONError, read_json
+from megatron_rapo.writing import explained, put_in_place, write_text_atomically
 
 RECIPE = "recipe.json"  # in the unfinished folder: what it is made from
 DONE = ".done"  # beside a finished file: what its maker said of it
@@ -36,7 +36,7 @@ class Job(Protocol):
     def nbytes(self) -> int: ...
 
     def make(self, path: Path, progress: Progress) -> Any:
-        """Write the file; what is returned comes to `finish` of `make_folder`."""
+        """Write the file; what is returned, in JSON's types, comes to `finish` of `make_folder`."""
 
 
 def make_folder(
@@ -78,7 +78,7 @@ def _make_jobs(
     _claim(partial, recipe)
     todo = []
     for job in jobs:
-        if (partial / (job.name + DONE)).exists():
+        if _is_done(partial, job):
             progress(job.nbytes)
         else:
             todo.append(job)
@@ -87,7 +87,16 @@ def _make_jobs(
             _make(partial, job, progress)
     else:
         _make_all(partial, todo, processes, progress)
-    return {job.name: pickle.loads((partial / (job.name + DONE)).read_bytes()) for job in jobs}
+    return {job.name: read_json(partial / (job.name + DONE)) for job in jobs}
+
+
+def _is_done(partial: Path, job: Job) -> bool:
+    """Return whether its file is there, and a note of its maker that can be read."""
+    try:
+        read_json(partial / (job.name + DONE))
+    except (FileNotFoundError, JSONError):
+        return False
+    return (partial / job.name).is_file()
 
 
 def _claim(partial: Path, recipe: Mapping[str, Any]) -> None:
@@ -102,10 +111,7 @@ def _claim(partial: Path, recipe: Mapping[str, Any]) -> None:
 
 def _make(partial: Path, job: Job, progress: Progress) -> None:
     result = job.make(partial / job.name, progress)
-    noted = partial / (job.name + DONE)
-    unfinished = noted.with_name(noted.name + ".partial")
-    unfinished.write_bytes(pickle.dumps(result))
-    unfinished.rename(noted)
+    write_text_atomically(partial / (job.name + DONE), json.dumps(result))
 
 
 def _make_all(partial: Path, jobs: Sequence[Job], processes: int, progress: Progress) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from megatron_rapo.checkpoints import fp8_state
 from megatron_rapo.checkpoints.tensors import Reader
-from megatron_rapo.convert import fp8_state
 from megatron_rapo.convert.files import Progress
 from megatron_rapo.convert.source import HfSource, MegatronSource, ModelSource, open_source
 from megatron_rapo.reshard.digest import digest

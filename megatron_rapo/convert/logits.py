@@ -49,7 +49,8 @@ def compare_logits(a: ModelSource, b: ModelSource, text: str | None) -> LogitDif
 def logits(source: ModelSource, token_ids: Tensor) -> Tensor:
     """[1, T] token ids -> [T, V] float32."""
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.like), dtype=torch.float32)
+        config = AutoConfig.from_pretrained(source.like, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.tie_weights()
     parameters = dict(model.named_parameters())
     for name, tensor in source.tensors(hf_shapes(source.model)):

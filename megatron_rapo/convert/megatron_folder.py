@@ -42,7 +42,7 @@ def in_files(ranks: Sequence[Sequence[Item]], nbytes: Callable[[Item], int]) -> 
 
 def finish_folder(
     folder: Path,
-    done: Mapping[str, list[Written]],
+    done: Mapping[str, list[dict[str, Any]]],
     *,
     objects: Mapping[str, bytes],
     common: Mapping[str, Any],
@@ -51,12 +51,13 @@ def finish_folder(
     others: Sequence[Path] = (),
 ) -> None:
     """Make a checkpoint of the files that were written (`done`, by name), the model's own in `like`, and `others`."""
-    written = [each for of_file in done.values() for each in of_file]
-    write_metadata(folder, written, objects, {**common, "layout": dataclasses.asdict(layout)})
+    written = {name: [Written.from_json(each) for each in of_file] for name, of_file in done.items()}
+    everything = [each for of_file in written.values() for each in of_file]
+    write_metadata(folder, everything, objects, {**common, "layout": dataclasses.asdict(layout)})
     copy_model_files(like, folder / MODEL_FILES)
     for path in others:
         shutil.copy2(path, folder / path.name)
-    ranges = {name: [each.range for each in of_file] for name, of_file in done.items()}
+    ranges = {name: [each.range for each in of_file] for name, of_file in written.items()}
     ranges[OBJECTS] = digests(folder / OBJECTS, chunk_places(folder).get(OBJECTS, []))
     names = [METADATA, COMMON, BACKEND, *(path.name for path in others)]
     names += [f"{MODEL_FILES}/{path.name}" for path in (folder / MODEL_FILES).iterdir()]

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from megatron_rapo.checkpoints import SETTINGS
-from megatron_rapo.checkpoints.tensors import Chunk, Reader, Written, write_file
+from megatron_rapo.checkpoints.tensors import Chunk, Reader, write_file
 from megatron_rapo.convert.files import Progress, make_folder, state_of
 from megatron_rapo.convert.megatron_folder import finish_folder, in_files
 from megatron_rapo.convert.model_tensors import Layout, ModelTensor, check_layout, model_tensors, stage_of
@@ -34,7 +35,7 @@ def reshard_megatron(
     reader = opened.reader
     files = [ChunksFile(source, name, chunks) for name, chunks in in_files(_by_rank(opened, layout), _nbytes)]
 
-    def finish(folder: Path, done: Mapping[str, list[Written]]) -> None:
+    def finish(folder: Path, done: Mapping[str, list[dict[str, Any]]]) -> None:
         objects = {key: reader.read_object(key) for key in reader.objects}
         of_run = [path for path in [source / SETTINGS] if path.exists()]
         finish_folder(
@@ -62,8 +63,8 @@ class ChunksFile:
     def nbytes(self) -> int:
         return sum(chunk.nbytes for chunk in self.chunks)
 
-    def make(self, path: Path, progress: Progress) -> list[Written]:
-        return write_file(path, self._read(progress))
+    def make(self, path: Path, progress: Progress) -> list[dict[str, Any]]:
+        return [written.as_json() for written in write_file(path, self._read(progress))]
 
     def _read(self, progress: Progress) -> Iterator[tuple[Chunk, Tensor]]:
         reader = Reader(self.source)

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_rapo.checkpoints.tensors import Chunk, Written, nothing, write_file
+from megatron_rapo.checkpoints.tensors import Chunk, nothing, write_file
 from megatron_rapo.convert.files import Progress, make_folder, state_of
 from megatron_rapo.convert.megatron_folder import finish_folder, in_files
 from megatron_rapo.convert.model_tensors import (
@@ -41,7 +42,7 @@ def hf_to_megatron(
         RankFile(source, name, parts, dtype) for name, parts in in_files(ranks, lambda part: _chunk(part, dtype).nbytes)
     ]
 
-    def finish(folder: Path, done: Mapping[str, list[Written]]) -> None:
+    def finish(folder: Path, done: Mapping[str, list[dict[str, Any]]]) -> None:
         objects = dict.fromkeys(extra_states(model.num_layers), nothing())
         common = {"checkpoint_version": 3.0, "iteration": 0}
         finish_folder(folder, done, objects=objects, common=common, layout=layout, like=source)
@@ -66,8 +67,8 @@ class RankFile:
     def nbytes(self) -> int:
         return sum(_chunk(part, self.dtype).nbytes for part in self.parts)
 
-    def make(self, path: Path, progress: Progress) -> list[Written]:
-        return write_file(path, self._chunks(progress))
+    def make(self, path: Path, progress: Progress) -> list[dict[str, Any]]:
+        return [written.as_json() for written in write_file(path, self._chunks(progress))]
 
     def _chunks(self, progress: Progress) -> Iterator[tuple[Chunk, Tensor]]:
         reader = WeightReader(self.source)

@@ -33,10 +33,11 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
 
             tokenizer: PreTrainedTokenizerBase = load_sentencepiece(folder / SENTENCEPIECE)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of any kind: the files are parsed by several libraries
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(
-            f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error}); copy the model's tokenizer "
+            f"{folder}: its tokenizer cannot be loaded ({reason}); copy the model's tokenizer "
             "files again (tokenizer.json, tokenizer_config.json)."
         ) from error
     if tokenizer.eos_token_id is None:

@@ -21,7 +21,7 @@ from megatron_rapo.evaluation.estimators import problems_majority_at_k, problems
 from megatron_rapo.evaluation.samples import ProblemSamples
 from megatron_rapo.evaluation.statistics import bootstrap_interval
 from megatron_rapo.types import Outcome
-from megatron_rapo.writing import explained
+from megatron_rapo.writing import explained, write_text_atomically
 
 FORMAT: Final = "megatron_rapo scores 2"
 EVALUATIONS = "evaluations"  # folder within run.folder: the scores on held-out problems, step by step
@@ -174,11 +174,10 @@ class Scores(Record):
         content = self.model_dump(mode="json")
         lines = [json.dumps(problem) for problem in content.pop("problems")]
         head = json.dumps(content, indent=2).removesuffix("\n}")
-        partial = path.with_name(path.name + ".partial")
+        text = head + ',\n  "problems": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(head + ',\n  "problems": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n")
-            partial.replace(path)
+            write_text_atomically(path, text)
         except OSError as error:
             raise ScoresError(f"{path}: {explained(error, path.parent)}") from None
 

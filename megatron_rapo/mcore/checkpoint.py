@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 
 from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.restricted import COMMON, read_common
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.random_state import random_state, set_random_state
+from megatron_rapo.mcore.safe_loading import load_safely
+from megatron_rapo.mcore.state_digests import WEIGHTS, check_agreement, check_restored, digests
 
 
 def content(policy: Policy, trainer: dict[str, Any]) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def content(policy: Policy, trainer: dict[str, Any]) -> dict[str, Any]:
         **_sharded(policy, loading=False),
         "random": _random_states(),
         "world_size": dist.get_world_size(),
+        "digests": digests(policy),
         "format": policy.checkpoint_format,
         "trainer": trainer,
     }
@@ -36,7 +38,7 @@ def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:
     Random number generators go on where they were on as many processes, and otherwise as they are.
     Raises CheckpointError where number format or kind of optimizer are not those of the checkpoint.
     """
-    saved = dist_checkpointing.load_common_state_dict(str(folder))
+    saved = read_common(folder / COMMON)
     for setting, present in policy.checkpoint_format.items():
         if saved["format"][setting] != present:
             raise CheckpointError(
@@ -47,10 +49,15 @@ def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:
     with policy.training_state.in_place():
         allocate_state(policy.optimizer)
         wanted = _sharded(policy, loading=True) | ({"random": _random_states()} if same_world else {})
-        found = dist_checkpointing.load(wanted, str(folder), get_default_load_sharded_strategy(str(folder)))
+        found = load_safely(wanted, folder)
         for i, chunk in enumerate(policy.chunks):
             chunk.load_state_dict(found[f"model{i}"])
+        weights = {} if "digests" in saved else digests(policy, [WEIGHTS], every_copy=True)[WEIGHTS]
         policy.optimizer.load_state_dict(found["optimizer"])
+        if "digests" in saved:
+            check_restored(folder, policy, saved["digests"])
+        else:
+            check_agreement(folder, policy, weights)
     policy.scheduler.load_state_dict(found["scheduler"])
     if same_world:
         set_random_state(found["random"])

@@ -10,7 +10,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.config import Config
-from megatron_rapo.mcore import torch_adam
+from megatron_rapo.mcore import bucket_padding, torch_adam
 from megatron_rapo.mcore.model import HiddenStatesModel
 
 
@@ -31,6 +31,7 @@ def build_optimizer(
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW over the wrapped chunks and its schedule, counted in optimizer steps; hooks `megatron` up to them."""
     torch_adam.install()
+    bucket_padding.install()
     settings = config.optimizer
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.text import without_controls
+from megatron_rapo.writing import write_text_atomically
 
 TENSORBOARD_FOLDER = "tensorboard"
 SAMPLE_WIDTH = 100
@@ -80,7 +81,7 @@ def open_writer(name: str, folder: Path, settings: Mapping[str, Any], *, first_s
 def kept_id(path: Path, new: str) -> str:
     """What the file `path` says, or else `new`, from now on: a run that is resumed is the same one there too."""
     if not path.exists():
-        path.write_text(new + "\n")
+        write_text_atomically(path, new + "\n")
     return path.read_text().strip()
 
 

@@ -13,6 +13,7 @@ from megatron_rapo.report.evaluations import find_evaluations, read_evaluation, 
 from megatron_rapo.report.page import render
 from megatron_rapo.report.rollouts import read_completions
 from megatron_rapo.report.runs import Run, differences, read_runs
+from megatron_rapo.writing import write_text_atomically
 
 REPORT = "report.html"
 
@@ -31,10 +32,8 @@ def report(folders: Sequence[Path], options: Options) -> int:
     output = options.output or folders[0] / REPORT
     runs = read_runs(folders)
     content = render(" · ".join(run.name for run in runs), page_data(runs, options))
-    partial = output.with_name(output.name + ".partial")
     try:
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(output)
+        write_text_atomically(output, content)
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror}); name another file.") from None
     print(f"{output}: {len(content) / 2**20:.1f} MiB; open it in a browser, it needs no network")

@@ -76,6 +76,7 @@ class Engine:
         with guest.construction(), nullcontext() if rollout.packed else guest.plain_weights():
             self._llm: Any = vllm.LLM(
                 model=str(model_path),
+                trust_remote_code=False,
                 dtype=dtype,
                 seed=seed,
                 max_model_len=max_sequence_tokens,

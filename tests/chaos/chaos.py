@@ -21,12 +21,13 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from tests.training import LAYOUTS, finish, kill_tree, metrics, same_run, start
+from tests.training import LAYOUTS, PROCESSES, ROOT, finish, kill_tree, metrics, same_run, start
 
 PHASES = ("checkpoint", "reshard", "parity", "rollout", "verify", "score", "gradient_share", "train")
 """In the order in which they follow on a step that was recorded."""
 EARLY = 0.2  # share of kills that do not wait for a step
 STEPS_MORE = 2  # after the last kill, at least
+TINY_MODEL = ROOT / "examples/tiny/model"
 START_S = 20.0  # an early kill comes within this time
 
 
@@ -42,17 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if result["same"] else 1
 
 
-def chaos(folder: Path, kills: int, seed: int, layout: str) -> dict[str, Any]:
+def chaos(folder: Path, kills: int, seed: int, layout: str, model: Path = TINY_MODEL) -> dict[str, Any]:
     """Both runs, in `folder`: where each kill fell, and whether the runs are the same."""
-    steps, settings = kills + STEPS_MORE, LAYOUTS[layout]
-    finish(start(folder / "alone", *settings, steps=steps), timeout_s=60 + 20 * steps)
+    steps, nproc = kills + STEPS_MORE, PROCESSES.get(layout, 2)
+    settings = [*LAYOUTS[layout], "--set", f"model.path={model}"]
+    finish(start(folder / "alone", *settings, steps=steps, nproc=nproc), timeout_s=60 + 20 * steps)
     step_s = {name: seconds_of(folder / "alone", name) for name in PHASES}
     rng = random.Random(seed)
     found = []
     for number in range(kills):
-        found.append(run_and_kill(folder / "killed", steps, rng, step_s, settings))
+        found.append(run_and_kill(folder / "killed", steps, rng, step_s, settings, nproc))
         print(f"kill {number + 1} of {kills}: {found[-1]}", file=sys.stderr, flush=True)
-    last = start(folder / "killed", *settings, *how_to_go_on(folder / "killed"), steps=steps)
+    last = start(folder / "killed", *settings, *how_to_go_on(folder / "killed"), steps=steps, nproc=nproc)
     output = finish(last, timeout_s=60 + 20 * steps)
     assert "WARNING" not in output, output
     return {
@@ -67,12 +69,12 @@ def chaos(folder: Path, kills: int, seed: int, layout: str) -> dict[str, Any]:
 
 
 def run_and_kill(
-    folder: Path, steps: int, rng: random.Random, step_s: Mapping[str, float], settings: Sequence[str]
+    folder: Path, steps: int, rng: random.Random, step_s: Mapping[str, float], settings: Sequence[str], nproc: int
 ) -> dict[str, Any]:
     """Start or resume the run in `folder`, and kill all of its processes at once or after its first step."""
     before = last_step(folder)
     started = time.monotonic()
-    process = start(folder, *settings, *how_to_go_on(folder), steps=steps)
+    process = start(folder, *settings, *how_to_go_on(folder), steps=steps, nproc=nproc)
     try:
         if rng.random() < EARLY:
             wait(process, rng.uniform(0.0, START_S))

@@ -19,6 +19,7 @@ from megatron_rapo.checkpoints import (
     prune,
     save_settings,
 )
+from megatron_rapo.checkpoints.folders import problem_of_pointer
 from megatron_rapo.config import Config
 from tests.runs import tiny_config
 
@@ -174,9 +175,23 @@ def test_the_latest_checkpoint(tmp_path: Path) -> None:
         folder.mkdir()
         point_to(folder)
         assert latest_checkpoint(tmp_path) == folder == tmp_path / f"step-{step:06d}"
+        assert problem_of_pointer(tmp_path) is None
     folder.rmdir()
-    with pytest.raises(CheckpointError, match=r"latest: names step-000012, which is not there; write the name of one"):
-        latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-000001"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"\0" * 12, b"\xff\xfe", b"..\n", b"../checkpoints/step-000001", b"step-000003\n", None]
+)
+def test_a_pointer_that_names_nothing_is_passed_over(tmp_path: Path, content: bytes | None) -> None:
+    """As a power failure leaves it, or a hand; None: it is not there."""
+    for name in ("step-000001", "step-000002", "step-000010.partial", "step-x"):
+        (tmp_path / name).mkdir()
+    if content is not None:
+        (tmp_path / "latest").write_bytes(content)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-000002"
+    said = problem_of_pointer(tmp_path)
+    assert said and said.startswith(f"{tmp_path / 'latest'}: is missing, or does not name a checkpoint beside it; ")
 
 
 def test_whether_there_is_a_checkpoint(tmp_path: Path) -> None:

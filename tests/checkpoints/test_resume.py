@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError, checkpoint_folder
+from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError, checkpoint_folder, latest_checkpoint, point_to
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.hf import read_shape
@@ -35,6 +35,7 @@ def root(tmp_path: Path) -> Path:
         folder.mkdir()
         (folder / SHARD).write_bytes(bytes([step]) * 1000)
         write_manifest(folder, {SHARD: whole(folder / SHARD)})
+        point_to(folder)
     return tmp_path
 
 
@@ -74,6 +75,14 @@ def test_the_newest_sound_one_and_what_is_wrong_with_others(root: Path, damage: 
     assert found == checkpoint_folder(root, 1)
     for problem, step in zip(problems, (3, 2), strict=True):
         assert problem.startswith(str(checkpoint_folder(root, step))) and problem.endswith(said)
+
+
+def test_a_garbled_pointer_is_said(root: Path) -> None:
+    (root / "latest").write_bytes(b"")
+    flip(checkpoint_folder(root, 3))
+    found, problems = sound_checkpoint(latest_checkpoint(root))
+    assert found == checkpoint_folder(root, 2)
+    assert problems[0].startswith(f"{root / 'latest'}: is missing, or does not name") and len(problems) == 2
 
 
 def test_none_is_sound(root: Path) -> None:

@@ -79,6 +79,19 @@ def test_it_is_there_when_it_is_whole(tmp_path: Path, make: Callable[..., list[i
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize("note", [b"", b"cposix\nsystem\n(S'exit 3'\ntR.", b"\x80\x04N."])
+def test_a_note_that_is_not_json_is_not_believed(tmp_path: Path, make: Callable[..., list[int]], note: bytes) -> None:
+    """Such as a pickle, which notes once were."""
+    (tmp_path / "trap").touch()
+    with pytest.raises(ConversionError):
+        make()
+    (tmp_path / "out.partial" / "a").write_text("another's")
+    (tmp_path / "out.partial" / "a.done").write_bytes(note)
+    (tmp_path / "trap").unlink()
+    make()
+    assert content(tmp_path / "out") == WHOLE
+
+
 def test_what_was_begun_of_something_else_is_not_used(tmp_path: Path, make: Callable[..., list[int]]) -> None:
     (tmp_path / "trap").touch()
     with pytest.raises(ConversionError):

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_rapo.checkpoints.fp8_state import Fp8State, describe, read_fp8_state
 from megatron_rapo.checkpoints.tensors import nothing
-from megatron_rapo.convert.fp8_state import Fp8State, describe, read_fp8_state
 
 HISTORY = torch.tensor([[1.0, 0.5, 0.0], [0.25, 3.5, 0.0]])
 

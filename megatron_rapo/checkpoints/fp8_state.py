@@ -1,5 +1,8 @@
 """The extra state of Transformer Engine's FP8 layers in a checkpoint, read without Transformer Engine.
 
+Transformer Engine itself unpickles it without any check. So mcore/safe_loading.py has this file read it first: what is
+refused here does not get there.
+
 Each layer's is one object: a tensor of bytes (Transformer Engine 2), a pickle of its recipe and, where scaling is
 delayed, of the history of largest magnitudes and the scales made of it. Cutting a checkpoint up anew keeps it as it is;
 a Hugging Face folder has no place for it, and a checkpoint made of one begins without, as a new run does.
@@ -16,6 +19,11 @@ from typing import Any
 import torch
 
 OBJECT = "._extra_state"
+_RECIPES = {
+    *("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling", "NVFP4BlockScaling"),
+    *("Format", "_FormatHelper", "MMParams", "QParams", "Recipe"),
+}
+"""The classes in Transformer Engine's pickles, all of transformer_engine.common.recipe."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,17 @@ class _Unpickler(pickle.Unpickler):
             return lambda content: torch.load(BytesIO(content), map_location="cpu", weights_only=True)
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        if module.partition(".")[0] == "transformer_engine":
+        if module == "transformer_engine.common.recipe" and name in _RECIPES:
             return type(name, (_Recipe,), {})
         if (module, name) == ("builtins", "getattr"):  # how some Pythons pickle a member of an enumeration
-            return lambda _owner, _member: _Recipe()
+            return _member
         raise pickle.UnpicklingError(f"{module}.{name} is not expected in it")
+
+
+def _member(owner: Any, name: str) -> _Recipe:
+    if getattr(owner, "__name__", "") != "Format" or not name.isupper():
+        raise pickle.UnpicklingError(f"an attribute {name} is not expected in it")
+    return _Recipe()
 
 
 class _Recipe:
