@@ -16,7 +16,16 @@ from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_s
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size, resolve_layers
 from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
+from megatron_rapo.data import (
+    PromptSet,
+    Stops,
+    build_prompts,
+    find_stops,
+    load_problems,
+    load_tokenizer,
+    template_of,
+    template_stops,
+)
 from megatron_rapo.determinism import set_variables
 from megatron_rapo.distributed import init_process_group, of_first_rank, on_first_rank
 from megatron_rapo.evaluation.model import EvaluatedModel
@@ -55,6 +64,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     check_machine(config)
     check_writers(config.monitor.writers)
     rewards = Rewards.load(config.reward)
+    config, stops = _with_stops(config, shape)
     train_set = _prompts(config, config.data.train)
     heldout = None
     if config.evaluation:
@@ -95,6 +105,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         _report_left_out(monitor.message, config.data.train, train_set, config)
         if heldout:
             _report_left_out(monitor.message, heldout.settings.data, heldout.prompts, config)
+        monitor.message(f"a completion stops at {stops.shown}")
         monitor.message(f"starting Megatron and vLLM on {dist.get_world_size()} processes")
         trainer, engine = _build(config, shape, verifier, rewards, monitor, profiler, signals, train_set, heldout)
         stack.callback(engine.close)
@@ -184,7 +195,9 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
         raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
     model = EvaluatedModel.find(config.model.path)
     config = _with_model(config, model.files)
-    check_rollout(config, read_shape(model.files), world_size())
+    shape = read_shape(model.files)
+    check_rollout(config, shape, world_size())
+    config, stops = _with_stops(config, shape)
     heldout = HeldOut(config, settings, _prompts(config, settings.data))
     weights = model.digest() if output and rank() == 0 else ""
     done: list[ProblemScore] = []
@@ -200,6 +213,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
         console = Console(0) if dist.get_rank() == 0 else None
         say: Say = console.message if console else _nothing
         _report_left_out(say, settings.data, heldout.prompts, config)
+        say(f"a completion stops at {stops.shown}")
         done = of_first_rank(done)
         if len(done) < len(heldout.prompts.prompts):
             done += _sample(heldout, model, start=len(done), keep=keep, say=say)
@@ -239,7 +253,31 @@ def _with_model(config: Config, folder: Path) -> Config:
 def _prompts(config: Config, path: Path) -> PromptSet:
     data = config.data
     problems = load_problems(path, problem_field=data.problem_field, answer_field=data.answer_field)
-    return build_prompts(problems, load_tokenizer(config.model.path), data.template, data.max_prompt_tokens)
+    template = template_of(data.template, instruction=data.instruction, system=data.system)
+    return build_prompts(problems, load_tokenizer(config.model.path), template, data.max_prompt_tokens)
+
+
+def _with_stops(config: Config, shape: ModelShape) -> tuple[Config, Stops]:
+    """Return the configuration with the stop strings of its template in rollout.stop, unless that is set; and all
+    that completions stop at.
+
+    So what is saved with a run, and compared when it is resumed, says what its completions stop at.
+    """
+    data, rollout = config.data, config.rollout
+    tokenizer = load_tokenizer(config.model.path)
+    strings = rollout.stop
+    if strings is None:
+        strings = template_stops(
+            template_of(data.template, instruction=data.instruction, system=data.system), tokenizer
+        )
+    stops = find_stops(
+        config.model.path,
+        tokenizer,
+        vocab_size=shape.vocab_size,
+        strings=strings,
+        token_ids=rollout.stop_token_ids,
+    )
+    return config.model_copy(update={"rollout": rollout.model_copy(update={"stop": strings})}), stops
 
 
 def _report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -> None:

@@ -40,6 +40,8 @@ _FREE = {
     "run.deterministic",
     "run.timeout_s",
 }
+_BEFORE: dict[str, object] = {"rollout.stop": [], "rollout.stop_token_ids": []}
+"""Values that settings had, in effect, before they were settings: those of a checkpoint that does not name them."""
 
 
 class CheckpointError(InputError):
@@ -108,7 +110,8 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
         if section in _FREE_SECTIONS:
             continue
         for field, value in present.items():
-            name, before = f"{section}.{field}", saved[section].get(field)
+            name = f"{section}.{field}"
+            before = saved[section].get(field, _BEFORE.get(name))
             if name not in free and value != before:
                 now, then = (v if isinstance(v, str) else json.dumps(v) for v in (value, before))  # as --set takes it
                 raise CheckpointError(

@@ -113,6 +113,23 @@ def test_values_are_named(tmp_path: Path, before: dict, after: dict, words: str)
         assert part in str(refused.value)
 
 
+def test_what_an_old_checkpoint_does_not_name_was_as_it_was_before(tmp_path: Path) -> None:
+    """Before there were stop strings, completions had none; a run of then goes on so, or not at all."""
+    checkpoint, _ = saved(tmp_path, config())
+    settings = json.loads((checkpoint / "settings.json").read_text())
+    for field in ("stop", "stop_token_ids"):
+        del settings["rollout"][field]
+    (checkpoint / "settings.json").write_text(json.dumps(settings))
+    check_resumable(checkpoint, config(rollout={"stop": []}))
+    for field, value in (("stop", ["Question:"]), ("stop_token_ids", [7])):
+        with pytest.raises(CheckpointError) as refused:
+            check_resumable(checkpoint, config(rollout={"stop": [], field: value}))
+        assert str(refused.value) == (
+            f"rollout.{field}={json.dumps(value)}: {checkpoint} was written with [], and the run would not go on as "
+            f"the same one; resume with rollout.{field}=[], or start a new run."
+        )
+
+
 def test_evaluation_may_change(tmp_path: Path) -> None:
     evaluation = {"evaluation": {"data": "held.jsonl", "samples_per_problem": 16}}
     for before, after in (({}, evaluation), (evaluation, {})):
