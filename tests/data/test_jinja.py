@@ -8,7 +8,7 @@ from megatron_rapo.data.jinja import render_jinja
 from megatron_rapo.data.jinja_process import DAY
 from megatron_rapo.errors import InputError
 
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
 CASES = [
     {"messages": [{"role": "user", "content": text}], "add_generation_prompt": True} for text in ("a", "<b>\u2028")
 ]
@@ -58,7 +58,7 @@ def test_a_template_that_fails_is_one_line(source, reason):
     assert message.isprintable()
 
 
-@pytest.mark.parametrize("source", [LOOP, "{{ 10 ** 10 ** 9 }}"], ids=["looping", "in one long operation"])
+@pytest.mark.parametrize("source", [LOOP, "{{ 10 ** (10 ** 9) }}"], ids=["looping", "in one long operation"])
 def test_a_template_that_never_ends_is_ended(source):
     assert refused(source, seconds=1.0) == (
         "data.template=chat: 2 prompts were not there after 1 s; take out what loops in the template."
