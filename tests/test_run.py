@@ -13,8 +13,10 @@ import torch.distributed as dist
 
 from megatron_rapo import run
 from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.data import DataError
 from megatron_rapo.evaluation.samples import ProblemSamples, Sample, SamplesError, SamplesFile
 from megatron_rapo.evaluation.scores import Scores
+from megatron_rapo.hf import read_shape
 from megatron_rapo.rewards import RewardError
 from tests.models import save_tiny_model
 from tests.runs import tiny_config
@@ -181,6 +183,33 @@ def test_a_reward_function_that_does_not_load(tmp_path: Path, model: Path) -> No
     config = tiny_config(model, tmp_path / "run", reward={"functions": [function]})
     with pytest.raises(RewardError, match=r"^reward\.functions\.0\.function='nowhere\.py:f': no such file "):
         run.train(config, resume=False, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("sections", "strings"),
+    [
+        ({}, []),
+        ({"data": {"template": "abel"}}, ["Question:", "Answer:"]),
+        ({"data": {"template": "abel"}, "rollout": {"stop": []}}, []),
+        ({"rollout": {"stop": ["Q:", "<eos>"], "stop_token_ids": [7]}}, ["Q:", "<eos>"]),
+    ],
+)
+def test_the_strings_that_stop_completions_are_written_out(
+    model: Path, sections: dict[str, Any], strings: list[str]
+) -> None:
+    """So that what is saved with a run, and compared when it is resumed, does not depend on the template's own."""
+    config, stops = run._with_stops(tiny_config(model, Path("run"), **sections), read_shape(model))
+    assert json.loads(config.to_json())["rollout"]["stop"] == strings == list(stops.strings)
+    assert stops.token_ids == (1, 7)[: 1 + len(config.rollout.stop_token_ids)]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_stop_token_that_is_none_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        run.train(tiny_config(model, tmp_path, rollout={"stop_token_ids": [128]}), resume=False, overwrite=False)
+    assert str(refused.value) == (
+        f"rollout.stop_token_ids=[128]: 128 is no token of {model}, which has 128 (ids 0 to 127); take it out."
+    )
 
 
 @pytest.mark.usefixtures("alone")

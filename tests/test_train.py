@@ -173,6 +173,7 @@ def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> Non
     assert "engine and trainer differ on fixed prompts by " in output
     assert "step 3/3 " in output and "tensorboard --logdir" in output
     assert "\x1b" not in output  # no terminal: no control characters
+    assert "a completion stops at token '<|endoftext|>' (1); text 'Question:'" in output
     assert json.loads((folder / "run/config.json").read_text())["optimizer"]["beta2"] == 0.999
 
 

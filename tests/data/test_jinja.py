@@ -8,7 +8,7 @@ from megatron_rapo.data.jinja import render_jinja
 from megatron_rapo.data.jinja_process import DAY
 from megatron_rapo.errors import InputError
 
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+LOOP = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
 CASES = [
     {"messages": [{"role": "user", "content": text}], "add_generation_prompt": True} for text in ("a", "<b>\u2028")
 ]
