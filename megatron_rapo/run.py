@@ -19,6 +19,7 @@ from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import (
     PromptSet,
     Stops,
+    Template,
     build_prompts,
     find_stops,
     load_problems,
@@ -64,7 +65,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     check_machine(config)
     check_writers(config.monitor.writers)
     rewards = Rewards.load(config.reward)
-    config, stops = _with_stops(config, shape)
+    config, stops = _resolved(config, shape)
     train_set = _prompts(config, config.data.train)
     heldout = None
     if config.evaluation:
@@ -197,7 +198,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     config = _with_model(config, model.files)
     shape = read_shape(model.files)
     check_rollout(config, shape, world_size())
-    config, stops = _with_stops(config, shape)
+    config, stops = _resolved(config, shape)
     heldout = HeldOut(config, settings, _prompts(config, settings.data))
     weights = model.digest() if output and rank() == 0 else ""
     done: list[ProblemScore] = []
@@ -253,23 +254,23 @@ def _with_model(config: Config, folder: Path) -> Config:
 def _prompts(config: Config, path: Path) -> PromptSet:
     data = config.data
     problems = load_problems(path, problem_field=data.problem_field, answer_field=data.answer_field)
-    template = template_of(data.template, instruction=data.instruction, system=data.system)
-    return build_prompts(problems, load_tokenizer(config.model.path), template, data.max_prompt_tokens)
+    return build_prompts(problems, load_tokenizer(config.model.path), _template(config), data.max_prompt_tokens)
 
 
-def _with_stops(config: Config, shape: ModelShape) -> tuple[Config, Stops]:
-    """Return the configuration with the stop strings of its template in rollout.stop, unless that is set; and all
-    that completions stop at.
+def _resolved(config: Config, shape: ModelShape) -> tuple[Config, Stops]:
+    """Return the configuration with what its template decides, and all that completions stop at.
 
-    So what is saved with a run, and compared when it is resumed, says what its completions stop at.
+    rollout.stop has the template's stop strings, unless it is set, and data.template_digest says which file it is. So
+    what is saved with a run, and compared when it is resumed, says both.
     """
     data, rollout = config.data, config.rollout
-    tokenizer = load_tokenizer(config.model.path)
-    strings = rollout.stop
-    if strings is None:
-        strings = template_stops(
-            template_of(data.template, instruction=data.instruction, system=data.system), tokenizer
+    template, tokenizer = _template(config), load_tokenizer(config.model.path)
+    if data.template_digest not in ("", template.digest):
+        raise ConfigError(
+            f"data.template_digest={data.template_digest}: data.template={data.template} has "
+            f"{template.digest or 'none'}; give the file that the digest is of, or leave the digest out."
         )
+    strings = template_stops(template, tokenizer) if rollout.stop is None else rollout.stop
     stops = find_stops(
         config.model.path,
         tokenizer,
@@ -277,7 +278,16 @@ def _with_stops(config: Config, shape: ModelShape) -> tuple[Config, Stops]:
         strings=strings,
         token_ids=rollout.stop_token_ids,
     )
-    return config.model_copy(update={"rollout": rollout.model_copy(update={"stop": strings})}), stops
+    resolved = {
+        "data": data.model_copy(update={"template_digest": template.digest}),
+        "rollout": rollout.model_copy(update={"stop": strings}),
+    }
+    return config.model_copy(update=resolved), stops
+
+
+def _template(config: Config) -> Template:
+    data = config.data
+    return template_of(data.template, instruction=data.instruction, system=data.system)
 
 
 def _report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -> None:

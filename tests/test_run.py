@@ -198,9 +198,28 @@ def test_the_strings_that_stop_completions_are_written_out(
     model: Path, sections: dict[str, Any], strings: list[str]
 ) -> None:
     """So that what is saved with a run, and compared when it is resumed, does not depend on the template's own."""
-    config, stops = run._with_stops(tiny_config(model, Path("run"), **sections), read_shape(model))
+    config, stops = run._resolved(tiny_config(model, Path("run"), **sections), read_shape(model))
     assert json.loads(config.to_json())["rollout"]["stop"] == strings == list(stops.strings)
     assert stops.token_ids == (1, 7)[: 1 + len(config.rollout.stop_token_ids)]
+
+
+def test_another_text_in_the_file_of_a_template_is_seen(tmp_path: Path, model: Path) -> None:
+    """Its digest is among the settings that are saved, and compared when a run is resumed."""
+    path, shape, digests = tmp_path / "mine.toml", read_shape(model), []
+    for text in ('before = "Q: "\nstop = ["Q:"]', 'before = "Q: "', 'before = "Q:\\n"'):
+        path.write_text(text)
+        config, _ = run._resolved(tiny_config(model, tmp_path, data={"template": str(path)}), shape)
+        digests.append(config.data.template_digest)
+    assert digests[0] == digests[1] != digests[2] and len(digests[2]) == 16
+    again, _ = run._resolved(config, shape)
+    assert again == config
+    with pytest.raises(ConfigError) as refused:
+        run._resolved(tiny_config(model, tmp_path, data={"template": str(path), "template_digest": digests[0]}), shape)
+    assert str(refused.value) == (
+        f"data.template_digest={digests[0]}: data.template={path} has {digests[2]}; give the file that the digest is "
+        "of, or leave the digest out."
+    )
+    assert run._resolved(tiny_config(model, tmp_path), shape)[0].data.template_digest == ""
 
 
 @pytest.mark.usefixtures("alone")

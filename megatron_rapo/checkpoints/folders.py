@@ -40,7 +40,7 @@ _FREE = {
     "run.deterministic",
     "run.timeout_s",
 }
-_BEFORE: dict[str, object] = {"rollout.stop": [], "rollout.stop_token_ids": []}
+_BEFORE: dict[str, object] = {"rollout.stop": [], "rollout.stop_token_ids": [], "data.template_digest": ""}
 """Values that settings had, in effect, before they were settings: those of a checkpoint that does not name them."""
 
 

@@ -35,6 +35,8 @@ class DataConfig(Section):
     template: str = "qwen-boxed"
     """How a problem becomes a prompt (docs/data.md): plain, qwen-boxed, abel, chat (the tokenizer's own template), or a
     file of your own that ends in .toml or .jinja."""
+    template_digest: str = ""
+    """Digest of a template file of your own, filled in when a run begins; a file with another one is refused."""
     instruction: str | None = None
     """Text on a line of its own after the problem, instead of the template's; empty for none."""
     system: str | None = None

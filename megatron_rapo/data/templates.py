@@ -5,6 +5,8 @@ Problem texts hold braces and backslashes, so a template is joined, never format
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,14 @@ class Template:
     def is_jinja(self) -> bool:
         """Jinja renders it, for which the tokenizer is needed."""
         return self.chat or self.jinja is not None
+
+    @property
+    def digest(self) -> str:
+        """Of what a file puts around a problem; empty for a built-in template."""
+        if self.name in TEMPLATES:
+            return ""
+        parts = json.dumps([self.before, self.after, self.jinja])
+        return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     def message(self, problem_text: str) -> str:
         """Return the problem with the instruction."""
