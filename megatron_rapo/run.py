@@ -24,7 +24,17 @@ from megatron_rapo.checks import (
     resolve_layers,
 )
 from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
+from megatron_rapo.data import (
+    PromptSet,
+    Stops,
+    Template,
+    build_prompts,
+    find_stops,
+    load_problems,
+    load_tokenizer,
+    template_of,
+    template_stops,
+)
 from megatron_rapo.determinism import set_variables
 from megatron_rapo.distributed import init_process_group, of_first_rank, on_first_rank
 from megatron_rapo.evaluation.model import EvaluatedModel
@@ -58,6 +68,8 @@ Say = Callable[[str], None]
 class _Read:
     """What a process reads before it meets the others."""
 
+    config: Config  # with what the template decides
+    stops: Stops
     shape: ModelShape
     rewards: Rewards
     train_set: PromptSet
@@ -81,6 +93,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     Raises ConfigError, RewardError, DataError and CheckpointError before anything expensive is built.
     """
     read = _read(config)
+    config = read.config
     folder = config.run.folder
     checkpoint = _newest_checkpoint(folder) if resume else None
     check_profiled(profile, first=1 + (checkpoint_step(checkpoint) if checkpoint else 0), last=config.run.steps)
@@ -103,6 +116,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         _report_left_out(monitor.message, config.data.train, read.train_set, config)
         if read.heldout:
             _report_left_out(monitor.message, read.heldout.settings.data, read.heldout.prompts, config)
+        monitor.message(f"a completion stops at {read.stops.shown}")
         monitor.message(f"starting Megatron and vLLM on {_count(dist.get_world_size(), 'process', 'processes')}")
         trainer, engine = _build(config, read, start, verifier, monitor, profiler, signals)
         stack.callback(engine.close)
@@ -132,6 +146,7 @@ def _read(config: Config) -> _Read:
     check_agreement(config.model.path, shape)
     check_writers(config.monitor.writers)
     rewards = Rewards.load(config.reward)
+    config, stops = _resolved(config, shape)
     train_set = _prompts(config, config.data.train)
     heldout = None
     if config.evaluation:
@@ -143,7 +158,7 @@ def _read(config: Config) -> _Read:
             f"problems, and with batch.refill_rounds={batch.refill_rounds} and batch.spare_prompts="
             f"{batch.spare_prompts} one could be in a step twice; lower one of them."
         )
-    return _Read(shape, rewards, train_set, heldout)
+    return _Read(config, stops, shape, rewards, train_set, heldout)
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
@@ -252,6 +267,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
     check_agreement(model.files, shape)
     if not model.is_checkpoint:
         check_weights(model.path, hf_shapes(shape), tied=shape.tied)
+    config, stops = _resolved(config, shape)
     heldout = HeldOut(config, settings, _prompts(config, settings.data))
     weights = model.digest() if output and rank() == 0 else ""
     done: list[ProblemScore] = []
@@ -267,6 +283,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
         console = Console(0) if dist.get_rank() == 0 else None
         say: Say = console.message if console else _nothing
         _report_left_out(say, settings.data, heldout.prompts, config)
+        say(f"a completion stops at {stops.shown}")
         done = of_first_rank(done)
         if len(done) < len(heldout.prompts.prompts):
             done += _sample(heldout, model, start=len(done), keep=keep, say=say)
@@ -314,7 +331,40 @@ def _with_model(config: Config, folder: Path) -> Config:
 def _prompts(config: Config, path: Path) -> PromptSet:
     data = config.data
     problems = load_problems(path, problem_field=data.problem_field, answer_field=data.answer_field)
-    return build_prompts(problems, load_tokenizer(config.model.path), data.template, data.max_prompt_tokens)
+    return build_prompts(problems, load_tokenizer(config.model.path), _template(config), data.max_prompt_tokens)
+
+
+def _resolved(config: Config, shape: ModelShape) -> tuple[Config, Stops]:
+    """Return the configuration with what its template decides, and all that completions stop at.
+
+    rollout.stop has the template's stop strings, unless it is set, and data.template_digest says which file it is. So
+    what is saved with a run, and compared when it is resumed, says both.
+    """
+    data, rollout = config.data, config.rollout
+    template, tokenizer = _template(config), load_tokenizer(config.model.path)
+    if data.template_digest not in ("", template.digest):
+        raise ConfigError(
+            f"data.template_digest={data.template_digest}: data.template={data.template} has "
+            f"{template.digest or 'none'}; give the file that the digest is of, or leave the digest out."
+        )
+    strings = template_stops(template, tokenizer) if rollout.stop is None else rollout.stop
+    stops = find_stops(
+        config.model.path,
+        tokenizer,
+        vocab_size=shape.vocab_size,
+        strings=strings,
+        token_ids=rollout.stop_token_ids,
+    )
+    resolved = {
+        "data": data.model_copy(update={"template_digest": template.digest}),
+        "rollout": rollout.model_copy(update={"stop": strings}),
+    }
+    return config.model_copy(update=resolved), stops
+
+
+def _template(config: Config) -> Template:
+    data = config.data
+    return template_of(data.template, instruction=data.instruction, system=data.system)
 
 
 def _report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -> None:

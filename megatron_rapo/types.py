@@ -43,11 +43,11 @@ class Span(NamedTuple):
 class Completion:
     """One sampled answer, as the engine returned it; or what there is of one that it was stopped in."""
 
-    token_ids: np.ndarray  # [L] int32, with the end-of-sequence token where one was sampled
+    token_ids: np.ndarray  # [L] int32, with the token that stopped it, or that completed a stop string
     logprobs: np.ndarray  # [L] float32: what the engine, with the weights that it had then, said of each token, nats
-    text: str  # empty where it is not finished
+    text: str  # up to the stop token or string; empty where it is not finished
     spans: tuple[Span, ...] = ()  # the weights that its tokens were sampled from, in their order
-    truncated: bool  # stopped by the length limit, not by an end-of-sequence token
+    truncated: bool  # ended by the length limit, not by a stop token or string
     finished: bool = True
 
     def num_stale(self, weight_version: int | None) -> int:
@@ -66,6 +66,19 @@ class Completion:
             token_ids=np.concatenate([self.token_ids, np.array(token_ids, np.int32)]),
             logprobs=np.concatenate([self.logprobs, np.array(logprobs, np.float32)]),
             spans=(*earlier, Span(weight_version, num_tokens)) if num_tokens else earlier,
+            **ending,
+        )
+
+    def shortened(self, num_tokens: int, **ending: Any) -> Completion:
+        """Return its first `num_tokens` tokens; `ending` are its other fields."""
+        spans, left = [], num_tokens
+        for span in self.spans:
+            spans.append(span._replace(num_tokens=min(left, span.num_tokens)))
+            left -= spans[-1].num_tokens
+        return Completion(
+            token_ids=self.token_ids[:num_tokens],
+            logprobs=self.logprobs[:num_tokens],
+            spans=tuple(span for span in spans if span.num_tokens),
             **ending,
         )
 

@@ -12,8 +12,10 @@ import pytest
 from megatron_rapo import run
 from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.data import DataError
 from megatron_rapo.evaluation.samples import ProblemSamples, Sample, SamplesError, SamplesFile
 from megatron_rapo.evaluation.scores import Scores
+from megatron_rapo.hf import read_shape
 from megatron_rapo.rewards import RewardError
 from tests.models import save_tiny_model
 from tests.runs import tiny_config
@@ -76,6 +78,52 @@ def test_a_model_folder_with_a_link_to_nothing(tmp_path: Path) -> None:
     assert str(refused.value) == (
         f"model.path={model}: added_tokens.json is a link to ../blobs/1234, which cannot be read (No such file or "
         "directory), and every checkpoint has a copy of it; restore or remove it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "strings"),
+    [
+        ({}, []),
+        ({"data": {"template": "abel"}}, ["Question:", "Answer:"]),
+        ({"data": {"template": "abel"}, "rollout": {"stop": []}}, []),
+        ({"rollout": {"stop": ["Q:", "<eos>"], "stop_token_ids": [7]}}, ["Q:", "<eos>"]),
+    ],
+)
+def test_the_strings_that_stop_completions_are_written_out(
+    model: Path, sections: dict[str, Any], strings: list[str]
+) -> None:
+    """So that what is saved with a run, and compared when it is resumed, does not depend on the template's own."""
+    config, stops = run._resolved(tiny_config(model, Path("run"), **sections), read_shape(model))
+    assert json.loads(config.to_json())["rollout"]["stop"] == strings == list(stops.strings)
+    assert stops.token_ids == (1, 7)[: 1 + len(config.rollout.stop_token_ids)]
+
+
+def test_another_text_in_the_file_of_a_template_is_seen(tmp_path: Path, model: Path) -> None:
+    """Its digest is among the settings that are saved, and compared when a run is resumed."""
+    path, shape, digests = tmp_path / "mine.toml", read_shape(model), []
+    for text in ('before = "Q: "\nstop = ["Q:"]', 'before = "Q: "', 'before = "Q:\\n"'):
+        path.write_text(text)
+        config, _ = run._resolved(tiny_config(model, tmp_path, data={"template": str(path)}), shape)
+        digests.append(config.data.template_digest)
+    assert digests[0] == digests[1] != digests[2] and len(digests[2]) == 16
+    again, _ = run._resolved(config, shape)
+    assert again == config
+    with pytest.raises(ConfigError) as refused:
+        run._resolved(tiny_config(model, tmp_path, data={"template": str(path), "template_digest": digests[0]}), shape)
+    assert str(refused.value) == (
+        f"data.template_digest={digests[0]}: data.template={path} has {digests[2]}; give the file that the digest is "
+        "of, or leave the digest out."
+    )
+    assert run._resolved(tiny_config(model, tmp_path), shape)[0].data.template_digest == ""
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_stop_token_that_is_none_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        run.train(tiny_config(model, tmp_path, rollout={"stop_token_ids": [128]}), resume=False, overwrite=False)
+    assert str(refused.value) == (
+        f"rollout.stop_token_ids=[128]: 128 is no token of {model}, which has 128 (ids 0 to 127); take it out."
     )
 
 

@@ -194,6 +194,7 @@ def test_summary_and_output_say_where_things_are(whole: tuple[Path, str]) -> Non
     assert " cut off by rollout.max_completion_tokens=64; " in first and " groups with different rewards\n" in first
     assert " no_answer " in output.partition("step 1/3 ")[2] and " truncated " in output.partition("step 1/3 ")[2]
     assert "\x1b" not in output  # no terminal: no control characters
+    assert "a completion stops at token '<|endoftext|>' (1); text 'Question:'" in output
     assert json.loads((folder / "run/config.json").read_text())["optimizer"]["beta2"] == 0.999
 
 

@@ -43,6 +43,7 @@ tensor = 2
 [rollout]
 max_completion_tokens = 64
 kv_cache_mib = 32
+stop = ["Question:"]
 [reshard]
 parity_every_steps = 1
 [optimizer]

@@ -2,7 +2,8 @@
 """Data sets of mathematics problems made ready for training and evaluation, and looked at as the model will see them.
 
     python tools/prepare_data.py prepare SOURCE OUTPUT.parquet [--from FOLDER] [--against FILE ...] [--drop WHAT ...]
-    python tools/prepare_data.py show FILE [--template NAME] [--model FOLDER] [--id ID]
+    python tools/prepare_data.py show FILE [--template NAME] [--instruction TEXT] [--system TEXT] [--model FOLDER]
+        [--id ID]
 
 SOURCE is a name, or a file with a problem and an answer in each row: JSONL, JSON, Parquet or CSV, whose columns --field
 says where they are called otherwise than problem (or question), answer, id, subject, level, solution. A named data set
@@ -21,11 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rapo.arguments import number
-from megatron_rapo.data import TEMPLATES, DataError, build_prompts, load_problems, load_tokenizer, render
+from megatron_rapo.data import (
+    TEMPLATES,
+    DataError,
+    build_prompts,
+    find_stops,
+    load_problems,
+    load_tokenizer,
+    render,
+    template_of,
+    template_stops,
+)
 from megatron_rapo.data.preparation import CONTAMINATED, OVERLAP, UNPARSABLE, Request, prepare
 from megatron_rapo.data.prepared_file import manifest_path
 from megatron_rapo.data.sources import SOURCES
-from megatron_rapo.data.templates import template_of
 from megatron_rapo.errors import InputError, print_error
 
 SHOWN = 5  # rows of each list that are printed; the manifest has all
@@ -81,8 +91,9 @@ def show_rows(what: str, lines: Sequence[str]) -> None:
 
 
 def show(options: argparse.Namespace) -> int:
-    if template_of(options.template).chat and not options.model:
-        raise InputError(f"--template {options.template}: it is the tokenizer's own; pass --model FOLDER.")
+    template = template_of(options.template, instruction=options.instruction, system=options.system)
+    if template.is_jinja and not options.model:
+        raise InputError(f"--template {template.name}: needs a tokenizer; pass --model FOLDER.")
     problems = load_problems(options.file)
     found = next((each for each in problems if options.id in (None, each.id)), None)
     if found is None:
@@ -90,12 +101,16 @@ def show(options: argparse.Namespace) -> int:
     print(f"{found.id} by {options.template}, reference answer {found.answer!r}:")
     if options.model:
         tokenizer = load_tokenizer(options.model)
-        prompt = build_prompts([found], tokenizer, options.template, NO_LIMIT).prompts[0]
+        prompt = build_prompts([found], tokenizer, template, NO_LIMIT).prompts[0]
         print(visible(prompt.text))
         tokens = tokenizer.convert_ids_to_tokens(list(prompt.token_ids))
         print(f"{len(tokens):,} tokens: {' '.join(map(repr, tokens[:4]))} ... {' '.join(map(repr, tokens[-4:]))}")
+        strings = template_stops(template, tokenizer)
+        stops = find_stops(options.model, tokenizer, vocab_size=len(tokenizer), strings=strings)
+        print(f"a completion stops at {stops.shown}")
     else:
-        print(visible(render(options.template, found.text, None)))
+        print(visible(render(template, [found.text], None)[0]))
+        print("a completion stops at the model's end-of-sequence tokens" + "".join(f", {s!r}" for s in template.stop))
     return 0
 
 
@@ -154,7 +169,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     make.add_argument("--overwrite", action="store_true", help="replace OUTPUT and its manifest")
     look = command("show", show, "one problem's prompt, exactly as the model gets it")
     look.add_argument("file", type=Path, metavar="FILE", help="JSONL or Parquet, as data.train")
-    look.add_argument("--template", default="qwen-boxed", metavar="NAME", help=f"{', '.join(TEMPLATES)} (%(default)s)")
+    look.add_argument(
+        "--template", default="qwen-boxed", metavar="NAME", help=f"{', '.join(TEMPLATES)} or a file (%(default)s)"
+    )
+    look.add_argument("--instruction", metavar="TEXT", help="as data.instruction")
+    look.add_argument("--system", metavar="TEXT", help="as data.system")
     look.add_argument("--model", type=Path, metavar="FOLDER", help="whose tokenizer to show the tokens of, too")
     look.add_argument("--id", help="of the problem; the first one unless given")
     return parser.parse_args(arguments)

@@ -46,6 +46,8 @@ _FREE = {
     "run.timeout_s",
 }
 _INPUTS = {"model.path", "data.train"}  # free where the checkpoint has digests of what they name
+_BEFORE: dict[str, object] = {"rollout.stop": [], "rollout.stop_token_ids": [], "data.template_digest": ""}
+"""Values that settings had, in effect, before they were settings: those of a checkpoint that does not name them."""
 
 
 class CheckpointError(InputError):
@@ -157,8 +159,9 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
         if section in _FREE_SECTIONS:
             continue
         for field, value in present.items():
-            default = _default(config, section, field)  # of a setting that the checkpoint is older than
-            name, before = f"{section}.{field}", saved.get(section, {}).get(field, default)
+            name = f"{section}.{field}"
+            default = _BEFORE.get(name, _default(config, section, field))  # of what the checkpoint is older than
+            before = saved.get(section, {}).get(field, default)
             if name not in free and value != before:
                 now, then = (v if isinstance(v, str) else json.dumps(v) for v in (value, before))  # as --set takes it
                 raise CheckpointError(

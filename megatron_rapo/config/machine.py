@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -104,6 +105,10 @@ class RolloutConfig(Section):
     """Nucleus sampling; training needs 1."""
     max_completion_tokens: int = Field(default=1024, ge=1, le=MAX_TOKENS)
     """Longest completion, tokens."""
+    stop: tuple[str, ...] | None = Field(default=None, strict=False)
+    """Strings at which a completion stops, instead of those of data.template; its text is cut before the string."""
+    stop_token_ids: tuple[int, ...] = Field(default=(), strict=False)
+    """Token ids at which a completion stops, besides the model's own end-of-sequence tokens."""
     kv_cache_mib: int = Field(default=1024, ge=1, le=MAX_MIB)
     """Key-value cache of each process, MiB."""
     max_concurrent: int = Field(default=256, ge=1, le=MAX_SIZE)
@@ -124,6 +129,15 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"rollout.top_p={self.top_p}: a truncated sampling distribution has no probability for the tokens it "
                 "leaves out, which biases the importance ratios; set rollout.top_p=1.0 (evaluation.top_p is free)."
+            )
+        if "" in (self.stop or ()):
+            raise ValueError(
+                f"rollout.stop={json.dumps(self.stop)}: has an empty string, at which every completion would stop; "
+                "take it out."
+            )
+        if bad := [token_id for token_id in self.stop_token_ids if token_id < 0]:
+            raise ValueError(
+                f"rollout.stop_token_ids={list(self.stop_token_ids)}: {bad[0]} is no token id; ids start at 0."
             )
         return self
 

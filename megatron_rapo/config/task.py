@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from megatron_rapo.config.section import MAX_SIZE, MAX_STEPS, MAX_TOKENS, FilePath, Section
 
+TEMPLATE_NAMES = ("plain", "qwen-boxed", "abel", "chat")
+TEMPLATE_SUFFIXES = (".toml", ".jinja")
+
 
 class ModelConfig(Section):
     """The policy; at step 0 it is the reference too."""
@@ -29,10 +32,26 @@ class DataConfig(Section):
     """Column of the problem's text."""
     answer_field: str = "answer"
     """Column of the reference answer."""
-    template: Literal["plain", "qwen-boxed", "abel", "chat"] = "qwen-boxed"
-    """How a problem becomes a prompt (docs/data.md); chat is the tokenizer's own template."""
+    template: str = "qwen-boxed"
+    """How a problem becomes a prompt (docs/data.md): plain, qwen-boxed, abel, chat (the tokenizer's own template), or a
+    file of your own that ends in .toml or .jinja."""
+    template_digest: str = ""
+    """Digest of a template file of your own, filled in when a run begins; a file with another one is refused."""
+    instruction: str | None = None
+    """Text on a line of its own after the problem, instead of the template's; empty for none."""
+    system: str | None = None
+    """System message, instead of the template's own."""
     max_prompt_tokens: int = Field(default=1024, ge=1, le=MAX_TOKENS)
     """Problems with a longer prompt are left out, counted and reported; none is ever cut."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.template not in TEMPLATE_NAMES and not self.template.endswith(TEMPLATE_SUFFIXES):
+            raise ValueError(
+                f"data.template={self.template}: no such template; set it to one of {', '.join(TEMPLATE_NAMES)}, or to "
+                f"a file that ends in {' or '.join(TEMPLATE_SUFFIXES)}."
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -4,7 +4,8 @@ from megatron_rapo.data.order import EpochOrder
 from megatron_rapo.data.problems import load_problems
 from megatron_rapo.data.prompts import PromptSet, build_prompts
 from megatron_rapo.data.rows import DataError
-from megatron_rapo.data.templates import TEMPLATES, render
+from megatron_rapo.data.stops import Stops, find_stops
+from megatron_rapo.data.templates import TEMPLATES, Template, render, template_of, template_stops
 from megatron_rapo.data.tokenizer import load_tokenizer
 
 __all__ = [
@@ -12,8 +13,13 @@ __all__ = [
     "DataError",
     "EpochOrder",
     "PromptSet",
+    "Stops",
+    "Template",
     "build_prompts",
+    "find_stops",
     "load_problems",
     "load_tokenizer",
     "render",
+    "template_of",
+    "template_stops",
 ]

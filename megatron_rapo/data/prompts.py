@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megatron_rapo.data.rows import DataError
-from megatron_rapo.data.templates import render, template_of
+from megatron_rapo.data.templates import Template, render
 from megatron_rapo.types import Problem, Prompt
 
 if TYPE_CHECKING:
@@ -23,22 +23,25 @@ class PromptSet:
 
 
 def build_prompts(
-    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: str, max_prompt_tokens: int
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: Template, max_prompt_tokens: int
 ) -> PromptSet:
     """Render and tokenise `problems`, in their order.
 
     The tokens are those of the rendered text, special tokens in it recognised, and nothing is ever put
     at its end. In front, all templates but `chat` get the beginning-of-sequence token if the tokenizer
-    adds one by itself (Llama does: the model has never seen a text without it; Qwen does not); a chat
-    template writes its own. Raises DataError when no prompt is within
+    adds one by itself (Llama does: the model has never seen a text without it; Qwen does not) and the text does not
+    begin with it; a chat template writes its own. Raises DataError when no prompt is within
     `max_prompt_tokens`.
     """
     if not problems:
         raise DataError("no problems to build prompts from; name a data set with at least one.")
-    texts = [render(template, problem.text, tokenizer) for problem in problems]
-    start = [] if template_of(template).chat else _start_tokens(tokenizer)
+    texts = render(template, [problem.text for problem in problems], tokenizer)
+    start = [] if template.chat else _start_tokens(tokenizer)
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    rows = [(problem, text, (*start, *ids)) for problem, text, ids in zip(problems, texts, encoded, strict=True)]
+    rows = [
+        (problem, text, tuple(ids) if ids[:1] == start else (*start, *ids))
+        for problem, text, ids in zip(problems, texts, encoded, strict=True)
+    ]
     prompts = tuple(
         Prompt(problem=problem, text=text, token_ids=ids)
         for problem, text, ids in rows

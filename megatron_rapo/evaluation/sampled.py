@@ -37,6 +37,8 @@ class HeldOut:
             weights=weights,
             problems=hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest(),
             template=self.config.data.template,
+            stop=list(self.config.rollout.stop or ()),
+            stop_token_ids=list(self.config.rollout.stop_token_ids),
             dtype=self.config.precision.dtype,
             fp8=self.config.rollout.fp8,
             samples_per_problem=self.settings.samples_per_problem,

@@ -35,6 +35,8 @@ class SampledWith:
     weights: str  # a digest: which model it is, wherever it lies
     problems: str  # a digest of all prompts, as tokens, and their reference answers
     template: str
+    stop: list[str]  # strings at which completions stopped
+    stop_token_ids: list[int]  # besides the model's end-of-sequence tokens
     dtype: str
     fp8: bool
     samples_per_problem: int
@@ -49,6 +51,8 @@ SETTINGS = {
     "weights": "the weights of model.path",
     "problems": "the prompts and answers of evaluation.data",
     "template": "data.template",
+    "stop": "rollout.stop",
+    "stop_token_ids": "rollout.stop_token_ids",
     "dtype": "precision.dtype",
     "fp8": "rollout.fp8",
     "seed": "run.seed",

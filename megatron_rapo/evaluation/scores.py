@@ -114,7 +114,7 @@ class Scores(Record):
     model: str
     data: str
     left_out: Count
-    sampled_with: dict[str, str | int | float | bool]  # samples.SampledWith
+    sampled_with: dict[str, str | int | float | bool | list[str] | list[int]]  # samples.SampledWith
     samples_per_problem: PositiveCount
     scores: dict[str, Score]
     bootstrap: Bootstrap

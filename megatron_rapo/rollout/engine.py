@@ -5,7 +5,6 @@ P prompts give P completions; L is the length of one completion.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -16,10 +15,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import RolloutConfig
-from megatron_rapo.data import load_tokenizer
+from megatron_rapo.data import find_stops, load_tokenizer
 from megatron_rapo.hf import read_shape
 from megatron_rapo.reshard.layout import engine_shards
 from megatron_rapo.rollout import guest
+from megatron_rapo.rollout.endings import Endings
 from megatron_rapo.rollout.generation import Generation
 from megatron_rapo.rollout.requests import Sampling, check_requests
 from megatron_rapo.rollout.weights import Weights, open_weights
@@ -38,7 +38,11 @@ class Engine:
     The default process group must exist (a group of one process will do), and stays the caller's: close the engine
     before destroying it. vLLM makes `torch.set_num_threads` a no-op on the CPU; set OMP_NUM_THREADS instead.
 
-    Raises RuntimeError without a process group, ValueError for a size that does not divide the world's.
+    Completions stop at the end-of-sequence tokens of `model_path`, at `rollout.stop_token_ids` and at `rollout.stop`
+    (nothing where that is None: templates are not known here).
+
+    Raises RuntimeError without a process group, ValueError for a size that does not divide the world's, DataError for a
+    stop token that the model does not have.
     """
 
     def __init__(
@@ -71,6 +75,16 @@ class Engine:
         self._version: int | None = None
         self._broken: str | None = None
 
+        shape = read_shape(model_path)
+        self._tokenizer = load_tokenizer(model_path)  # vLLM's is another where the folder has a bare tokenizer.model
+        self.stops = find_stops(
+            model_path,
+            self._tokenizer,
+            vocab_size=shape.vocab_size,
+            strings=rollout.stop or (),
+            token_ids=rollout.stop_token_ids,
+        )
+        self._endings = Endings(self.stops, partial(self.decode, special_tokens=False))
         vllm = guest.import_vllm()
         guest.set_launcher_variables()
         with guest.construction(), nullcontext() if rollout.packed else guest.plain_weights():
@@ -85,9 +99,7 @@ class Engine:
             )
         self._sampling_params = vllm.SamplingParams
         self._output_kinds, self._tokens_input = vllm.sampling_params.RequestOutputKind, vllm.inputs.tokens_input
-        self._tokenizer = load_tokenizer(model_path)  # vLLM's is another where the folder has a bare tokenizer.model
-        self._stop_token_ids = _stop_token_ids(model_path)
-        shards = engine_shards(read_shape(model_path), tensor=rollout.tensor, rank=self.rank_in_replica)
+        shards = engine_shards(shape, tensor=rollout.tensor, rank=self.rank_in_replica)
         [model] = self._llm.apply_model(lambda model: model)
         self._weights = open_weights(
             model,
@@ -143,16 +155,16 @@ class Engine:
         if self._asleep:
             raise RuntimeError("Engine: asleep, without weights; update it before it generates.")
         llm_engine = self._llm.llm_engine
-        generation = Generation(
-            llm_engine, begun, weight_version=self._version, decode=partial(self.decode, special_tokens=False)
-        )
+        generation = Generation(llm_engine, begun, weight_version=self._version, endings=self._endings)
         try:
             self._reset_prefix_cache()  # what a call gives must not depend on what was sampled before it
             with guest.random_state_kept():
                 for place, (prompt, before, seed) in enumerate(zip(prompts, begun, seeds, strict=True)):
-                    token_ids = [*prompt, *before.token_ids.tolist()]
-                    request = self._request(sampling, seed, num_begun=len(before.token_ids), stoppable=stoppable)
-                    llm_engine.add_request(str(place), self._tokens_input(token_ids), request)
+                    earlier = before.token_ids.tolist()
+                    request = self._request(sampling, seed, num_begun=len(earlier), stoppable=stoppable)
+                    llm_engine.add_request(str(place), self._tokens_input([*prompt, *earlier]), request)
+                    if self._endings.has_strings:
+                        guest.end_last_request_where(llm_engine, partial(self._endings.completed, earlier))
                 yield generation
                 if generation.unfinished:
                     generation.stop()
@@ -220,7 +232,7 @@ class Engine:
             top_p=sampling.top_p,
             max_tokens=sampling.max_completion_tokens - num_begun,
             seed=int(seed),
-            stop_token_ids=self._stop_token_ids,
+            stop_token_ids=list(self.stops.token_ids),
             logprobs=0,  # of the sampled token, and no others
             flat_logprobs=True,  # one list instead of one dict a token
             detokenize=False,  # the text is decoded once, at the end, instead of with every token
@@ -255,13 +267,3 @@ def _engine_options(rollout: RolloutConfig, max_sequence_tokens: int) -> dict[st
         options["enable_chunked_prefill"] = False
         options["max_num_batched_tokens"] = max(8192, max_sequence_tokens, rollout.max_concurrent)
     return options
-
-
-def _stop_token_ids(model_path: Path) -> list[int]:
-    """End-of-sequence ids of the model folder; vLLM itself adds the tokenizer's, which may be one of several."""
-    ids: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        if (model_path / name).exists():
-            eos = json.loads((model_path / name).read_text()).get("eos_token_id")
-            ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    return sorted(ids)

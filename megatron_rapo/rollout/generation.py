@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from megatron_rapo.rollout.endings import Endings
 from megatron_rapo.types import Completion
 
 
@@ -35,9 +36,9 @@ class Generation:
         begun: Sequence[Completion],
         *,
         weight_version: int | None,
-        decode: Callable[[list[int]], str],
+        endings: Endings,
     ) -> None:
-        self._llm_engine, self._weight_version, self._decode = llm_engine, weight_version, decode
+        self._llm_engine, self._weight_version, self._endings = llm_engine, weight_version, endings
         self._under_way = dict(enumerate(begun))
         self._so_far: dict[int, Any] = {}  # vLLM's outputs for what is under way, where it gives them before the end
         self.work = Work()
@@ -76,11 +77,12 @@ class Generation:
         new, logprobs = sampled.token_ids, sampled.logprobs.logprobs
         assert len(logprobs) == len(new), f"{len(logprobs)} log-probabilities of {len(new)} tokens"
         assert sampled.finish_reason in ("stop", "length", None), f"vLLM ended a request with {sampled.finish_reason!r}"
-        return begun.extended(
-            new,
-            logprobs,
-            self._weight_version,
-            text=self._decode([*begun.token_ids.tolist(), *new]) if output.finished else "",
-            truncated=sampled.finish_reason == "length",
-            finished=output.finished,
+        whole = begun.extended(new, logprobs, self._weight_version, text="", truncated=False, finished=False)
+        ending = self._endings.find(whole.token_ids.tolist())
+        finished = output.finished or ending.stopped
+        return whole.shortened(
+            ending.num_tokens,
+            text=ending.text if finished else "",
+            truncated=sampled.finish_reason == "length" and not ending.stopped,
+            finished=finished,
         )

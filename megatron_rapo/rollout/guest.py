@@ -11,7 +11,7 @@ import os
 import random
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ TESTED_VERSION = "0.32"
 INTERFACE = {
     "vllm.inputs": ("tokens_input",),
     "vllm.sampling_params": ("RequestOutputKind",),
+    "vllm.v1.engine.detokenizer": ("IncrementalDetokenizer",),
     "vllm.distributed.parallel_state": ("_WORLD", "_NODE_COUNT", "destroy_model_parallel"),
     "vllm.v1.executor.uniproc_executor": ("ExecutorWithExternalLauncher",),
     "vllm.model_executor.model_loader.reload": ("initialize_layerwise_reload", "finalize_layerwise_reload"),
@@ -220,6 +221,24 @@ def _own_shared_memory() -> Iterator[None]:
         yield
     finally:
         ExecutorWithExternalLauncher._distributed_args = original
+
+
+def end_last_request_where(llm_engine: Any, completed: Callable[[Sequence[int]], str | None]) -> None:
+    """End the request that was added last as soon as `completed`, given its sampled tokens, returns a stop string.
+
+    Not vLLM's own stop strings: it looks for them in what this request samples, and not across the boundary to tokens
+    that it went on from; and it decodes every token, and every log-probability's token, to do so. An output processor
+    asks a request's detokenizer (IncrementalDetokenizer, which only collects tokens where nothing is decoded) after
+    every step; what it returns as the stop string ends the request with the tokens that there are.
+    """
+    state = next(reversed(llm_engine.output_processor.request_states.values()))
+    token_ids: list[int] = state.detokenizer.token_ids
+
+    def update(new_token_ids: list[int], stop_terminated: bool) -> str | None:
+        token_ids.extend(new_token_ids)
+        return None if stop_terminated else completed(token_ids)
+
+    state.detokenizer.update = update
 
 
 def repack_tied_weights(model: torch.nn.Module) -> None:

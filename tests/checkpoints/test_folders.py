@@ -132,6 +132,24 @@ def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default(tmp_path: P
         check_resumable(tmp_path, config(reward={"length": {"free_tokens": 1, "full_tokens": 4, "penalty": 0.2}}))
 
 
+def test_what_an_old_checkpoint_does_not_name_was_as_it_was_before(tmp_path: Path) -> None:
+    """Before there were stop strings, completions had none; a run of then goes on so, or not at all."""
+    checkpoint, _ = saved(tmp_path, config())
+    settings = json.loads((checkpoint / "settings.json").read_text())
+    for field in ("stop", "stop_token_ids"):
+        del settings["rollout"][field]
+    del settings["data"]["template_digest"]
+    (checkpoint / "settings.json").write_text(json.dumps(settings))
+    check_resumable(checkpoint, config(rollout={"stop": []}))
+    for field, value in (("stop", ["Question:"]), ("stop_token_ids", [7])):
+        with pytest.raises(CheckpointError) as refused:
+            check_resumable(checkpoint, config(rollout={"stop": [], field: value}))
+        assert str(refused.value) == (
+            f"rollout.{field}={json.dumps(value)}: {checkpoint} was written with [], and the run would not go on as "
+            f"the same one; resume with rollout.{field}=[], or start a new run."
+        )
+
+
 def test_evaluation_may_change(tmp_path: Path) -> None:
     evaluation = {"evaluation": {"data": "held.jsonl", "samples_per_problem": 16}}
     checkpoint, _ = saved(tmp_path, config())

@@ -267,6 +267,19 @@ REFUSALS = [
         "monitor.rollouts_completions=4: does nothing with monitor.rollouts_every_steps=0; set one of the two "
         "otherwise.",
     ),
+    (
+        ["data.template=r1"],
+        "data.template=r1: no such template; set it to one of plain, qwen-boxed, abel, chat, or to a file that ends in "
+        ".toml or .jinja.",
+    ),
+    (
+        ['rollout.stop=["a", ""]'],
+        'rollout.stop=["a", ""]: has an empty string, at which every completion would stop; take it out.',
+    ),
+    (
+        ["rollout.stop_token_ids=[3, -1]"],
+        "rollout.stop_token_ids=[3, -1]: -1 is no token id; ids start at 0.",
+    ),
 ]
 
 
@@ -307,6 +320,9 @@ def test_refusals(load, overrides, message):
         ["monitor.writers=[]"],  # the default of sampled_completions is no contradiction
         ["monitor.writers=[]", "monitor.sampled_completions=0"],
         ['monitor.writers=["mlflow", "wandb"]', "monitor.sampled_completions=2"],
+        ["data.template=mine/own.toml"],
+        ["data.template=own.jinja", "data.instruction=", "data.system=Be brief."],
+        ["rollout.stop=[]", "rollout.stop_token_ids=[0]"],
         ["monitor.rollouts_every_steps=0"],
         ["monitor.rollouts_every_steps=1", "monitor.rollouts_completions=4"],
     ],

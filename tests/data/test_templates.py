@@ -1,56 +1,159 @@
-from typing import get_args
-
 import pytest
 
 from megatron_rapo.config import DataConfig
-from megatron_rapo.data import TEMPLATES, render
+from megatron_rapo.config.task import TEMPLATE_NAMES
+from megatron_rapo.data import TEMPLATES, build_prompts, render, template_of, template_stops
+from megatron_rapo.data.templates import INSTRUCTION
 from megatron_rapo.errors import InputError
+from megatron_rapo.types import Problem
 
 PROBLEM = "Let $f(x) = \\frac{1}{x}$ {problem} {0} {{}} %s."
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MESSAGES = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+def rendered(name, tokenizer=None, **settings):
+    return render(template_of(name, **settings), [PROBLEM], tokenizer)[0]
+
+
+def refused(name, tokenizer=None, **settings):
+    with pytest.raises(InputError) as raised:
+        rendered(str(name), tokenizer, **settings)
+    return str(raised.value)
 
 
 def test_the_configuration_knows_the_same_templates():
-    assert tuple(TEMPLATES) == get_args(DataConfig.model_fields["template"].annotation)
+    assert tuple(TEMPLATES) == TEMPLATE_NAMES
+    assert DataConfig.model_fields["template"].default in TEMPLATES
 
 
-def test_plain(make_tokenizer):
-    assert render("plain", PROBLEM, make_tokenizer()) == PROBLEM + "\n"
+def test_plain():
+    assert rendered("plain") == PROBLEM + "\n"
+    assert rendered("plain", instruction="Be brief.") == PROBLEM + "\nBe brief.\n"
 
 
-def test_qwen_boxed(make_tokenizer):
-    assert render("qwen-boxed", PROBLEM, make_tokenizer()) == (
+def test_qwen_boxed():
+    assert rendered("qwen-boxed") == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n" + PROBLEM + "\n"
         "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert rendered("qwen-boxed", instruction="", system="Be {brief}.") == (
+        "<|im_start|>system\nBe {brief}.<|im_end|>\n<|im_start|>user\n" + PROBLEM + "<|im_end|>\n"
+        "<|im_start|>assistant\n"
     )
 
 
 def test_abel():
-    assert render("abel", PROBLEM, None) == "Question:\n" + PROBLEM + "\nAnswer:\nLet's think step by step.\n"
+    assert rendered("abel") == "Question:\n" + PROBLEM + "\nAnswer:\nLet's think step by step.\n"
 
 
 def test_chat(make_tokenizer):
-    tokenizer = make_tokenizer(
-        chat_template="{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    assert render("chat", PROBLEM, tokenizer) == (
+    tokenizer = make_tokenizer(chat_template=MESSAGES + "{% if add_generation_prompt %}[assistant]{% endif %}")
+    assert rendered("chat", tokenizer) == (
         "[user]" + PROBLEM + "\nPlease reason step by step, and put your final answer within \\boxed{}.[assistant]"
+    )
+    assert rendered("chat", tokenizer, instruction="", system="Be brief.") == (
+        "[system]Be brief.[user]" + PROBLEM + "[assistant]"
     )
 
 
 def test_chat_needs_a_chat_template(make_tokenizer):
-    with pytest.raises(InputError) as raised:
-        render("chat", PROBLEM, make_tokenizer())
-    assert str(raised.value) == (
+    assert refused("chat", make_tokenizer()) == (
         "data.template=chat: the tokenizer of the model has no chat template; "
         "set data.template=qwen-boxed or plain, or use an instruction-tuned model."
     )
-    with pytest.raises(InputError) as raised:
-        render("chat", PROBLEM, None)
-    assert str(raised.value) == "data.template=chat: it is the tokenizer's own, and there is none; name the model."
+    assert refused("chat") == "data.template=chat: it is the tokenizer's own, and there is none; name the model."
+    assert refused("chat", make_tokenizer(chat_template={"tool_use": "a", "rag": "b"})).endswith(
+        "has several chat templates and none is the default; copy the right one to a file, and name that as "
+        "data.template."
+    )
 
 
-def test_an_unknown_template_is_refused(make_tokenizer):
-    with pytest.raises(InputError) as raised:
-        render("r1", PROBLEM, make_tokenizer())
-    assert str(raised.value) == "data.template='r1': no such template; use one of plain, qwen-boxed, abel, chat."
+def test_a_template_of_ones_own_around_the_problem(tmp_path, make_tokenizer):
+    path = tmp_path / "mine.toml"
+    path.write_text('before = "Q: "\nafter = "\\nA:"\nstop = ["Q:", "<|im_end|>"]\n')
+    assert rendered(str(path), instruction="Be brief.") == f"Q: {PROBLEM}\nBe brief.\nA:"
+    assert template_stops(template_of(str(path)), make_tokenizer()) == ("Q:", "<|im_end|>")
+
+
+def test_a_template_of_ones_own_in_jinja(tmp_path, make_tokenizer):
+    """It has what a chat template has, and the parts by their names; the last newline of the file is no part of it."""
+    path = tmp_path / "mine.jinja"
+    path.write_text(
+        "{{ bos_token }}{{ system }}|{{ problem }}|{{ instruction }}|{{ messages[-1].content }}|"
+        "{{ add_generation_prompt }}\n"
+    )
+    assert rendered(str(path), make_tokenizer(), instruction="I", system="S") == (
+        f"<bos>S|{PROBLEM}|I|{PROBLEM}\nI|True"
+    )
+    assert refused(path) == (
+        f"data.template={path}: it may use the tokenizer's special tokens, and there is none; name the model."
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "what"),
+    [
+        ("{{ messages }}{{ problem }}".replace("messages", "bos_token"), {"system": "S"}, "data.system"),
+        ("{{ problem }}", {"instruction": "I"}, "data.instruction"),
+        ("Solve it!", {}, "the problem"),
+    ],
+)
+def test_what_does_not_show_in_the_prompt_is_refused(tmp_path, make_tokenizer, source, settings, what):
+    path = tmp_path / "mine.jinja"
+    path.write_text(source)
+    fix = ", or leave the setting out" if settings else ""
+    assert refused(path, make_tokenizer(), **settings) == (
+        f"data.template={path}: {what} does not show in the prompt; have the template use it{fix}."
+    )
+
+
+def test_a_system_message_without_a_place_is_refused():
+    assert refused("plain", system="Be brief.") == (
+        "data.system='Be brief.': data.template=plain has no place for a system message; leave it out, or take the "
+        "template chat, qwen-boxed or one of your own."
+    )
+
+
+def test_an_unknown_template_is_refused():
+    assert refused("r1") == (
+        "data.template='r1': no such template; use one of plain, qwen-boxed, abel, chat, or a file that ends in .toml "
+        "or .jinja."
+    )
+
+
+def test_where_a_turn_ends(make_tokenizer):
+    assert template_stops(template_of("qwen-boxed"), make_tokenizer()) == (
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|im_start|>",
+    )
+    assert template_stops(template_of("abel"), make_tokenizer()) == ("Question:", "Answer:")
+    assert template_stops(template_of("plain"), make_tokenizer()) == ()
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "expected"),
+    [
+        (CHATML, ("<|im_end|>",)),
+        ("{% for m in messages %}{{ m.content }} <eos><bos>{% endfor %}", ("<eos>",)),
+        ("{% for m in messages %}{{ m.content }}\n### End {% endfor %}", ("###",)),
+        (MESSAGES, ()),  # nothing ends a message
+        ("{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}", ()),
+    ],
+)
+def test_where_a_turn_of_a_chat_template_ends(make_tokenizer, chat_template, expected):
+    assert template_stops(template_of("chat"), make_tokenizer(chat_template=chat_template)) == expected
+
+
+def test_a_prompts_tokens_are_those_that_transformers_makes_of_the_conversation(make_tokenizer):
+    tokenizer = make_tokenizer(bos=True, chat_template="{{ bos_token }}" + CHATML)
+    problem = Problem(id="0", text="a{b}", answer="0")
+    prompt = build_prompts([problem], tokenizer, template_of("chat", system="S"), 1000).prompts[0]
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": f"a{{b}}\n{INSTRUCTION}"}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert list(prompt.token_ids) == expected
+    assert tokenizer.decode(prompt.token_ids).replace(" ", "") == prompt.text.replace(" ", "")

@@ -16,6 +16,7 @@ SETTINGS = (
     *("evaluation.data=held.jsonl", "evaluation.samples_per_problem=4", "evaluation.k=[1,2]"),
     *("evaluation.temperature=0.6", "evaluation.top_p=0.95", "evaluation.max_completion_tokens=77"),
     *("rollout.max_concurrent=2", "run.seed=11"),
+    *('rollout.stop=["Q:"]', "rollout.stop_token_ids=[8]"),
 )
 PROMPTS = tuple(Prompt(problem=problem(f"p{i}"), text=f"p{i}?", token_ids=(i, 7)) for i in range(5))
 
@@ -83,6 +84,7 @@ def test_what_decides_the_samples(heldout):
     assert (found.weights, found.template, found.dtype, found.fp8) == ("3f", "qwen-boxed", "bfloat16", False)
     assert (found.samples_per_problem, found.temperature, found.top_p) == (4, 0.6, 0.95)
     assert (found.max_completion_tokens, found.seed) == (77, 11)
+    assert (found.stop, found.stop_token_ids) == (["Q:"], [8])
 
 
 @pytest.mark.parametrize(

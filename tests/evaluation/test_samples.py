@@ -88,6 +88,8 @@ CHANGES = {
     "weights": ("9b", 'the weights of model.path was "3f" and is "9b"'),
     "problems": ("00", 'the prompts and answers of evaluation.data was "9a" and is "00"'),
     "template": ("chat", 'data.template was "plain" and is "chat"'),
+    "stop": ([], 'rollout.stop was ["Q:"] and is []'),
+    "stop_token_ids": ([8], "rollout.stop_token_ids was [] and is [8]"),
     "dtype": ("bfloat16", 'precision.dtype was "float32" and is "bfloat16"'),
     "fp8": (True, "rollout.fp8 was false and is true"),
     "samples_per_problem": (8, "evaluation.samples_per_problem was 4 and is 8"),

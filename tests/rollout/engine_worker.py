@@ -11,7 +11,8 @@ import copy
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import RolloutConfig
+from megatron_rapo.data import Stops
 from megatron_rapo.hf import WeightReader, read_shape
 from megatron_rapo.reshard.layout import engine_shards, fill
 from megatron_rapo.rollout import Engine, Sampling
+from megatron_rapo.rollout.endings import Endings
 from megatron_rapo.types import NOTHING, Completion
 from tests.launch import write_result
 from tests.models import EOS, load_reference
@@ -213,6 +216,101 @@ def endings(engine: Engine, _: Path) -> dict[str, Any]:
     }
 
 
+def stops(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Completions that stop at a string of two characters or at a token, beside the same without; and some that are
+    gone on with, whose stop is across the boundary, before it, or has been spelled."""
+    prompts, seeds, sampling = [PROMPTS[0]] * 64, list(range(64)), Sampling(temperature=1.0, max_completion_tokens=60)
+    plain, pair, token = engine.generate(prompts, sampling, seeds), "h'", 40
+    with stopping_at(engine, (pair, "never"), token):
+        answers = engine.generate(prompts, sampling, seeds)
+    # A character is a token: what a string of two of them takes is known without decoding.
+    shown = ["".join(chr(i + 29) if 3 <= i < 98 else "\n" for i in c.token_ids.tolist()) for c in plain]
+    marks = {pair: 2, chr(token + 29): 1}
+    ends = [[text.find(mark) + length for mark, length in marks.items() if mark in text] for text in shown]
+    found: dict[str, Any] = {
+        "stopped": [sum(map(bool, ends)), sum(pair in text for text in shown)],
+        "lengths": [len(c.token_ids) for c in answers],
+        "expected lengths": [min([*of_one, len(c.token_ids)]) for of_one, c in zip(ends, plain, strict=True)],
+        "tokens are the same": all(
+            a.token_ids.tolist() == c.token_ids[: len(a.token_ids)].tolist()
+            and len(a.logprobs) == len(a.token_ids)
+            and sum(span.num_tokens for span in a.spans) == len(a.token_ids)
+            for a, c in zip(answers, plain, strict=True)
+        ),
+        "texts": [c.text for c in answers],
+        "expected texts": [c.text.split(pair)[0].split(chr(token + 29))[0] for c in plain],
+        "truncated": [c.truncated for c in answers],
+    }
+    reference = token_logprobs(load_reference(folder), prompts, answers)
+    found["gap"] = max(float(np.abs(a.logprobs - r).max()) for a, r in zip(answers, reference, strict=True))
+
+    few = Sampling(temperature=1.0, max_completion_tokens=30)
+    with engine.generating(prompts[:8], few, seeds[:8], stoppable=True) as generation:
+        for _ in range(9):
+            generation.step()
+        begun = list(generation.stop().values())
+    found["across the boundary"] = []
+    for place, (before, whole) in enumerate(zip(begun, gone_on(engine, few, begun), strict=True)):
+        n = len(before.token_ids)
+        text, pair = text_of(engine, before.token_ids), text_of(engine, whole.token_ids[n - 1 : n + 1])
+        if len(pair) == 2 and pair not in text:  # not a special token, and not there before
+            with stopping_at(engine, (pair,)):
+                [completion] = gone_on(engine, few, [before], [place])
+            found["across the boundary"].append([len(completion.token_ids) - n, completion.text == text[:-1]])
+    before = next(c for c in begun if len(text_of(engine, c.token_ids[:4])) == 4)
+    text = text_of(engine, before.token_ids)
+    with stopping_at(engine, (text[2:4],)):
+        [completion] = gone_on(engine, few, [before])
+        with engine.generating(prompts[:1], few, [0], begun=[before], stoppable=True) as generation:
+            generation.step()
+            [stopped] = generation.stop().values()
+    found["in what was begun"] = [
+        [len(c.token_ids), c.text == text[:2], c.finished, c.truncated, sum(s.num_tokens for s in c.spans)]
+        for c in (completion, stopped)
+    ]
+    with stopping_at(engine, ("<|im_end|>",)):
+        spelled = [written(engine, text) for text in (r"\boxed{4}<|im_end|>\boxed{7", "No.<|im_end|>\\boxed{4")]
+        found["spelled"] = [
+            c.text for c in gone_on(engine, Sampling(temperature=1.0, max_completion_tokens=60), spelled)
+        ]
+    return found
+
+
+def text_of(engine: Engine, token_ids: np.ndarray) -> str:
+    return engine.decode(token_ids.tolist(), special_tokens=False)
+
+
+def written(engine: Engine, text: str) -> Completion:
+    """A completion of these characters, to go on with."""
+    token_ids = np.array(engine._tokenizer.encode(text), np.int32)
+    return NOTHING.extended(
+        token_ids, np.zeros(len(token_ids)), engine.weight_version, text="", truncated=False, finished=False
+    )
+
+
+def gone_on(
+    engine: Engine, sampling: Sampling, begun: list[Completion], seeds: list[int] | None = None
+) -> list[Completion]:
+    """What they become."""
+    seeds, found = list(range(len(begun))) if seeds is None else seeds, {}
+    with engine.generating([PROMPTS[0]] * len(begun), sampling, seeds, begun=begun) as generation:
+        while generation.unfinished:
+            found |= generation.step()
+    return [found[place] for place in range(len(begun))]
+
+
+@contextmanager
+def stopping_at(engine: Engine, strings: tuple[str, ...], *token_ids: int) -> Iterator[None]:
+    """An engine of other settings: building one takes seconds."""
+    before = engine.stops, engine._endings
+    engine.stops = Stops(token_ids=(*engine.stops.token_ids, *token_ids), strings=strings)
+    engine._endings = Endings(engine.stops, lambda ids: engine.decode(ids, special_tokens=False))
+    try:
+        yield
+    finally:
+        engine.stops, engine._endings = before
+
+
 def refusals(engine: Engine, folder: Path) -> dict[str, str]:
     sampling = Sampling(temperature=1.0, max_completion_tokens=4)
     return {
@@ -342,7 +440,7 @@ def main(root: Path, tensor: int) -> None:
     checks: list[Callable[[Engine, Path], Any]] = [logprobs_match_transformers, seeds_decide, cached_prompt_tokens]
     if tensor == 1:
         checks += [sampled_frequencies, endings, refusals]
-    checks += [loading, stopped_and_gone_on, incomplete]
+    checks += [stops, loading, stopped_and_gone_on, incomplete]
     engine = build(tied, tensor)
     for check in checks:
         found[check.__name__] = check(engine, tied)

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from megatron_rapo.rewards import last_boxed
+from megatron_rapo.rewards.verify import judge_parsed
 from megatron_rapo.rollout import Sampling
+from megatron_rapo.types import Outcome
 from tests.launch import REPOSITORY, run_distributed
 from tests.models import save_tiny_model
 from tests.patience import HANG_S
@@ -148,6 +151,34 @@ def test_endings_and_text(replicas: Found) -> None:
         assert found["texts"]  # without special tokens
         assert found["dtypes"] == ["int32 float32"]
         assert found["a full sequence"] == [1, True]
+
+
+def test_a_completion_stops_at_a_string_or_a_token(ranks: Found) -> None:
+    """Its tokens are those that it would have without, up to the one that stopped it; its text ends before."""
+    for found in [rank["stops"] for rank in ranks]:
+        assert found["stopped"][0] > found["stopped"][1] > 3
+        assert found["lengths"] == found["expected lengths"] and len(set(found["lengths"])) > 10
+        assert found["tokens are the same"] and found["gap"] < TOLERANCE
+        assert found["texts"] == found["expected texts"]
+        assert sum(found["truncated"]) > 3
+        assert {length for length, cut in zip(found["lengths"], found["truncated"], strict=True) if cut} == {60}
+
+
+def test_a_carried_completion_stops_at_what_it_was_begun_with(ranks: Found) -> None:
+    for found in [rank["stops"] for rank in ranks]:
+        assert found["across the boundary"] == [[1, True]] * len(found["across the boundary"])
+        assert len(found["across the boundary"]) >= 2  # so many that the small cache has room for
+        assert found["in what was begun"] == [[4, True, True, False, 4]] * 2
+
+
+def test_what_is_behind_the_end_of_a_turn_is_not_judged(replicas: Found) -> None:
+    """A model that spells the token: the answer before it counts, and the one behind it does not."""
+    verdicts = []
+    for text in replicas[0]["stops"]["spelled"]:
+        answer = last_boxed(text)
+        verdicts.append(Outcome.NO_ANSWER if answer is None else judge_parsed(answer, "4"))
+    assert verdicts == [Outcome.CORRECT, Outcome.NO_ANSWER]
+    assert replicas[0]["stops"]["spelled"] == [r"\boxed{4}", "No."]
 
 
 def test_refusals(replicas: Found) -> None:

@@ -84,12 +84,26 @@ def test_a_prompt_with_its_boundaries(here: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == (
         "sums/3 by abel, reference answer '5':\n"
         "▶Question:⏎\nHow much is 2 + 2?⏎\nAnswer:⏎\nLet's think step by step.⏎\n◀\n"
+        "a completion stops at the model's end-of-sequence tokens, 'Question:', 'Answer:'\n"
     )
     assert run("show", "sums.parquet", "--template", "plain", "--model", str(TINY)) == 0
     assert capsys.readouterr().out == (
         "sums/0 by plain, reference answer '2':\n▶How much is 1 + 1?⏎\n◀\n"
         "19 tokens: 'H' 'o' 'w' 'Ġ' ... 'Ġ' '1' '?' 'Ċ'\n"
+        "a completion stops at token '<|endoftext|>' (1)\n"
     )
+
+
+def test_a_prompt_by_a_template_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.toml").write_text('before = "Q: "\nafter = "\\nA:"\nstop = ["Q:"]\n')
+    data = str(TINY.parent / "train.jsonl")
+    assert run("show", data, "--template", "mine.toml", "--instruction", "Be brief.", "--model", str(TINY)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("train-0 by mine.toml, reference answer ")
+    assert lines[1].startswith("▶Q: ") and lines[-4:-2] == ["Be brief.⏎", "A:◀"]
+    assert lines[-1] == "a completion stops at token '<|endoftext|>' (1); text 'Q:'"
+    assert run("show", data, "--template", "mine.toml", "--system", "Be brief.") == 2
+    assert capsys.readouterr().err.startswith("error: data.system='Be brief.': data.template=mine.toml has no place ")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +128,7 @@ def test_a_prompt_with_its_boundaries(here: Path, capsys: pytest.CaptureFixture[
         ),
         (
             ("show", "no.parquet", "--template", "chat"),
-            "--template chat: it is the tokenizer's own; pass --model FOLDER.",
+            "--template chat: needs a tokenizer; pass --model FOLDER.",
         ),
         (("show", "sums.csv"), "sums.csv: the suffix '.csv' is not supported; convert it to one of .jsonl, "),
         (

@@ -1,0 +1,74 @@
+"""Where completions end: which of their tokens are kept, and the text that is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from megatron_rapo.data.stops import Stops
+
+
+class Ending(NamedTuple):
+    """What a completion has up to its end."""
+
+    num_tokens: int  # with the stop token, or the one that completed a stop string
+    text: str  # before the stop token or string
+    stopped: bool  # False: it has neither
+
+
+class Endings:
+    """Finds where completions end.
+
+    `decode` gives the text of token ids without special tokens.
+    """
+
+    def __init__(self, stops: Stops, decode: Callable[[Sequence[int]], str]) -> None:
+        self._token_ids, self._strings, self._decode = frozenset(stops.token_ids), stops.strings, decode
+        # Each token of a stop string has at least one of its bytes. The rest is for special tokens between them, and
+        # for what a tokenizer does at the beginning of a text.
+        self._window = 8 + max((len(string.encode()) for string in stops.strings), default=0)
+        self._last_characters = {string[-1] for string in stops.strings} | {"\N{REPLACEMENT CHARACTER}"}
+        self._may_complete: dict[int, bool] = {}
+
+    @property
+    def has_strings(self) -> bool:
+        return bool(self._strings)
+
+    def find(self, token_ids: Sequence[int]) -> Ending:
+        """Return where a completion of these tokens ends: at the first stop token, or where a string is completed."""
+        at = next((place for place, token_id in enumerate(token_ids) if token_id in self._token_ids), None)
+        before = token_ids[:at]  # all, where there is no stop token
+        text = self._decode(before)
+        if self._stop_string(text) is None:
+            return Ending(len(token_ids) if at is None else at + 1, text, at is not None)
+        low, high = 1, len(before)  # fewest tokens that may have a whole string, and a number that has one
+        if not self._has_string(before[:-1]):  # as it is where the engine stopped at once
+            low = high
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._has_string(before[:middle]) else (middle + 1, high)
+        text = self._decode(before[:low])
+        return Ending(low, text[: min(text.index(string) for string in self._strings if string in text)], True)
+
+    def completed(self, begun: Sequence[int], new: Sequence[int]) -> str | None:
+        """Return the stop string that the last of a completion's tokens, `begun` and then `new`, completes.
+
+        This is called for every token, so it decodes only where the last one could complete a string.
+        """
+        if not new or not self._could_complete(new[-1]):
+            return None
+        last = [*begun[-self._window :], *new[-self._window :]][-self._window :]
+        return self._stop_string(self._decode([*begun, *new])) if self._has_string(last) else None
+
+    def _could_complete(self, token_id: int) -> bool:
+        """Whether it has the last character of a stop string, or a part of a character."""
+        if token_id not in self._may_complete:
+            text = self._decode([token_id, token_id])  # twice: some tokenizers drop a blank at the beginning of a text
+            self._may_complete[token_id] = any(character in text for character in self._last_characters)
+        return self._may_complete[token_id]
+
+    def _has_string(self, token_ids: Sequence[int]) -> bool:
+        return self._stop_string(self._decode(token_ids)) is not None
+
+    def _stop_string(self, text: str) -> str | None:
+        return next((string for string in self._strings if string in text), None)
