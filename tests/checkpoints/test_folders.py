@@ -120,16 +120,16 @@ def test_values_are_named(tmp_path: Path, before: dict, after: dict, words: str)
 
 
 def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
-    save_settings(tmp_path, config())
-    settings = json.loads((tmp_path / "settings.json").read_text())
+    checkpoint, _ = saved(tmp_path, config())
+    settings = json.loads((checkpoint / "settings.json").read_text())
     for section, name in (("reward", "answer"), ("reward", "length"), ("reward", "functions"), ("rollout", "top_p")):
         del settings[section][name]
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    check_resumable(tmp_path, config())
+    (checkpoint / "settings.json").write_text(json.dumps(settings))
+    check_resumable(checkpoint, config())
     with pytest.raises(CheckpointError, match=r"^reward\.answer=last_number: .* was written with boxed, "):
-        check_resumable(tmp_path, config(reward={"answer": "last_number"}))
+        check_resumable(checkpoint, config(reward={"answer": "last_number"}))
     with pytest.raises(CheckpointError, match=r"^reward\.length=.* was written with null, "):
-        check_resumable(tmp_path, config(reward={"length": {"free_tokens": 1, "full_tokens": 4, "penalty": 0.2}}))
+        check_resumable(checkpoint, config(reward={"length": {"free_tokens": 1, "full_tokens": 4, "penalty": 0.2}}))
 
 
 def test_what_an_old_checkpoint_does_not_name_was_as_it_was_before(tmp_path: Path) -> None:
