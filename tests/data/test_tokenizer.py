@@ -42,3 +42,15 @@ def test_a_tokenizer_without_end_of_sequence(make_tokenizer, tmp_path):
         f"{tmp_path}: the tokenizer has no end-of-sequence token, so completions could not end; "
         'set "eos_token" in tokenizer_config.json.'
     )
+
+
+def test_code_in_the_folder_is_not_run_nor_asked_about(make_tokenizer, tmp_path):
+    folder, marker = tmp_path / "model", tmp_path / "marker"
+    make_tokenizer().save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Evil: ...\n")
+    said = refusal(folder)
+    assert "contains custom code" in said and "\n" not in said
+    assert not marker.exists()

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -43,7 +44,10 @@ def refusal(path):
 def test_what_is_not_there(run):
     missing = run / "checkpoints/step-000003"
     assert refusal(missing) == f"model.path={missing}: no such checkpoint; there are step-000002, step-000010."
-    (run / "checkpoints/latest").unlink()
+    (run / "checkpoints/latest").write_text("")
+    assert EvaluatedModel.find(run).path == run / "checkpoints/step-000010"
+    for step in ("step-000002", "step-000010"):
+        shutil.rmtree(run / "checkpoints" / step)
     assert refusal(run) == (
         f"model.path={run}: a run without a whole checkpoint; wait for its first one, or name a Hugging Face folder."
     )
