@@ -236,9 +236,9 @@ def test_a_worker_that_has_taken_much_memory_is_replaced():
 
 def test_what_a_worker_has_found_is_known_in_later_batches(monkeypatch):
     with VerifierPool(1, 1.0) as pool:
-        assert pool.judge_all([RIGHT, (r"\boxed{4/2}", "3"), (HANG, "1")]) == [CORRECT, WRONG, TIMEOUT]
+        assert pool.judge_all([RIGHT, (r"\boxed{x=2}", "3"), (HANG, "1")]) == [CORRECT, WRONG, TIMEOUT]
         monkeypatch.setattr("megatron_rapo.rewards.judging.wait_any", lambda *_: pytest.fail("it waited"))
-        assert pool.judge_all([(r"\boxed{4/2}", "3"), RIGHT, RIGHT]) == [WRONG, CORRECT, CORRECT]
+        assert pool.judge_all([(r"\boxed{x=2}", "3"), RIGHT, RIGHT]) == [WRONG, CORRECT, CORRECT]
         judging = pool.judging()
         judging.submit(HANG, "1")  # a time-out is tried again
         assert list(judging._waiting) == [("9^{9^{9^{9}}}", "1")]
@@ -258,12 +258,12 @@ def test_a_problem_of_slow_answers_does_not_use_up_the_time_of_others():
     hangs = [(rf"\boxed{{{n}^{{9^{{9^{{9}}}}}}}}", "2") for n in range(2, 12)]
     with VerifierPool(1, 1.0) as pool:
         judging = pool.judging()
-        for item in (*hangs, (r"\boxed{4/2}", "3"), (r"\boxed{6/2}", "4")):
+        for item in (*hangs, (r"\boxed{x=2}", "3"), (r"\boxed{x=3}", "4")):
             judging.submit(*item)
         assert [judging._waiting.pop() for _ in range(4)] == [
             ("2^{9^{9^{9}}}", "2"),
-            ("4/2", "3"),
-            ("6/2", "4"),
+            ("x=2", "3"),
+            ("x=3", "4"),
             ("3^{9^{9^{9}}}", "2"),
         ]
 
@@ -275,7 +275,7 @@ def test_a_problem_of_slow_answers_does_not_use_up_the_time_of_others():
         ("after:####", "#### $10", Outcome.CORRECT, True),
         ("after:####", r"\boxed{10}", Outcome.NO_ANSWER, False),
         ("after:####", r"#### 10} and {7", Outcome.UNPARSABLE, True),  # \boxed{10} would be read of it
-        ("tag:answer", r"<answer>\frac{20}{2}</answer>", Outcome.CORRECT, True),
+        ("tag:answer", r"<answer> x = 10 </answer>", Outcome.CORRECT, True),
         ("tag:answer", "<answer>11</answer>", Outcome.WRONG, True),
         ("last_number", "It is 10.", Outcome.CORRECT, True),
         ("last_number", "It is ten.", Outcome.NO_ANSWER, False),
