@@ -22,6 +22,7 @@ def rollout_scalars(groups: Sequence[Group]) -> dict[str, float]:
         "reward/pass_rate": sum(v.outcome is Outcome.CORRECT for v in verdicts) / count,
         "reward/format_rate": sum(v.formatted for v in verdicts) / count,
         "reward/wrong": sum(v.outcome is Outcome.WRONG for v in verdicts) / count,
+        "reward/unevaluated": sum(v.outcome is Outcome.UNEVALUATED for v in verdicts) / count,
         "reward/no_answer": sum(v.outcome is Outcome.NO_ANSWER for v in verdicts) / count,
         "reward/unparsable": sum(v.outcome is Outcome.UNPARSABLE for v in verdicts) / count,
         "reward/timeout": sum(v.outcome is Outcome.TIMEOUT for v in verdicts) / count,

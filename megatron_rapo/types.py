@@ -89,6 +89,7 @@ class Outcome(str, Enum):
 
     CORRECT = "correct"
     WRONG = "wrong"
+    UNEVALUATED = "unevaluated"  # the right value, with arithmetic left to do: 789*6 for 4734
     NO_ANSWER = "no_answer"  # no \\boxed{} to judge
     UNPARSABLE = "unparsable"  # an answer in \\boxed{} that is not mathematics
     TIMEOUT = "timeout"  # the answer's deadline passed and its worker was killed, or the batch's time was over

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -45,6 +46,8 @@ class RewardConfig(Section):
     """Earned by a completion whose boxed answer is right."""
     wrong: float = 0.0
     """Earned by a completion with a boxed answer that is not right (or not decided in time)."""
+    unevaluated: Literal["wrong", "correct"] = "wrong"
+    """What an answer of the right value with arithmetic left to do (789*6 for 4734) earns: as a wrong or a right one."""
     unformatted: float = 0.0
     """Earned by a completion without a closed \\boxed{...}."""
     length: LengthConfig | None = None

@@ -13,7 +13,14 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Majority on held-out problems": ("eval/maj@",),
     },
     "Verifier": {
-        "Verdicts": ("reward/pass_rate", "reward/wrong", "reward/no_answer", "reward/unparsable", "reward/timeout"),
+        "Verdicts": (
+            "reward/pass_rate",
+            "reward/wrong",
+            "reward/unevaluated",
+            "reward/no_answer",
+            "reward/unparsable",
+            "reward/timeout",
+        ),
         "Format and length": ("reward/format_rate", "rollout/truncated"),
         "Groups": ("reward/groups_without_signal", "rollout/groups_replaced"),
         "Terms of the reward": ("reward/term/",),

@@ -9,6 +9,7 @@ SCALARS: dict[str, str] = {
     "reward/pass_rate": "Completions whose answer the verifier found right, fraction.",
     "reward/format_rate": "Completions that hold a closed \\boxed{...}, fraction.",
     "reward/wrong": "Completions whose answer the verifier found wrong, fraction.",
+    "reward/unevaluated": "Completions whose answer has the right value and arithmetic left to do, fraction.",
     "reward/no_answer": "Completions without an answer to judge, fraction.",
     "reward/unparsable": "Completions with an answer that is not mathematics, fraction.",
     "reward/timeout": "Completions that were not judged in time, by reward.timeout_s or budget_s, fraction.",
