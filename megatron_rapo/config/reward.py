@@ -47,7 +47,7 @@ class RewardConfig(Section):
     wrong: float = 0.0
     """Earned by a completion with a boxed answer that is not right (or not decided in time)."""
     unevaluated: Literal["wrong", "correct"] = "wrong"
-    """What an answer of the right value with arithmetic left to do (789*6 for 4734) earns: as a wrong or a right one."""
+    """What the right value with arithmetic left to do (789*6 for 4734) earns: as a wrong or a right answer."""
     unformatted: float = 0.0
     """Earned by a completion without a closed \\boxed{...}."""
     length: LengthConfig | None = None
