@@ -96,7 +96,7 @@ def judge_parsed(content: str, answer: str) -> Outcome:
     if given and given == reference:
         return Outcome.CORRECT
     ours, theirs = chain(reference), chain(given)
-    outcome = judge_words(theirs.value if theirs.name else given, reference)
+    outcome = judge_words(theirs.value if theirs.name and len(theirs.value) > 1 else given, reference)
     if outcome is not None:
         return outcome
     number = quantity(ours.value) if ours.is_value else None
@@ -107,6 +107,8 @@ def judge_parsed(content: str, answer: str) -> Outcome:
     lists = read_list(_set_of(ours)), read_list(_set_of(theirs))
     if lists[0] is not None and lists[1] is not None:
         return compare_lists(lists[0], lists[1])
+    if (lists[0] is not None and len(lists[0].parts) > 1) and quantity(theirs.value) is not None:
+        return Outcome.WRONG
     return _judge_expression(ours, theirs)
 
 

@@ -41,7 +41,7 @@ def judge_words(given: str, reference: str) -> Outcome | None:
     for kind in (_time, _based) if _is_variable(plain) else (_choice, _time, _based):
         expected = kind(plain)
         if expected is not None:
-            return Outcome.CORRECT if kind(plain_given) == expected else _otherwise(kind, plain_given)
+            return Outcome.CORRECT if kind(plain_given) == expected else _otherwise(kind, plain_given, plain)
     if _based(plain_given) is not None and re.fullmatch(r"[0-9]+", plain):
         return Outcome.CORRECT if _based(plain_given) == (plain.lstrip("0"), 10) else Outcome.WRONG
     words = as_words(reference)
@@ -50,9 +50,10 @@ def judge_words(given: str, reference: str) -> Outcome | None:
     return None
 
 
-def _otherwise(kind: Callable[[str], object], given: str) -> Outcome | None:
-    """A letter may be a variable, which mathematics finds in other ways; a time or a base has no other way."""
-    return None if kind is _choice and _choice(given) is None else Outcome.WRONG
+def _otherwise(kind: Callable[[str], object], given: str, reference: str) -> Outcome | None:
+    """A letter without brackets may be a variable, which mathematics finds in other ways; all else has no other way."""
+    may_be_variable = kind is _choice and _choice(given) is None and len(reference) == 1
+    return None if may_be_variable else Outcome.WRONG
 
 
 def _choice(text: str) -> str | None:
