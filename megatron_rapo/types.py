@@ -102,6 +102,7 @@ class Outcome(str, Enum):
 
     CORRECT = "correct"
     WRONG = "wrong"
+    UNEVALUATED = "unevaluated"  # the right value, with arithmetic left to do: 789*6 for 4734
     NO_ANSWER = "no_answer"  # none in the form of `reward.answer`
     UNPARSABLE = "unparsable"  # an answer that is not mathematics
     TIMEOUT = "timeout"  # the answer's deadline passed and its worker was killed, or the batch's time was over

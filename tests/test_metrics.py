@@ -48,6 +48,7 @@ def test_rollout_by_hand():
         "reward/pass_rate": 3 / 8,
         "reward/format_rate": 6 / 8,
         "reward/wrong": 1 / 8,
+        "reward/unevaluated": 0 / 8,
         "reward/no_answer": 2 / 8,
         "reward/unparsable": 1 / 8,
         "reward/timeout": 1 / 8,

@@ -1,14 +1,16 @@
 #!/usr/bin/env python
 r"""How far the verifier can be trusted with a data set: right answers that it takes, wrong ones that it does not.
 
-    python tools/check_verifier.py FILE.jsonl --answer FIELD [--solution FIELD] [--others N] [--json]
+    python tools/check_verifier.py FILE.jsonl --answer FIELD [--solution FIELD] [--problem FIELD] [--others N] [--json]
 
 An answer is what its column holds, or what a solution there ends in: the line after ####, else the last \boxed, \fbox
-or \framebox. Three things are measured, in the verifier's own processes:
+or \framebox. Four things are measured, in the verifier's own processes:
 
     agreement   each solution's final answer, in a box, against the row's answer; only with --solution
     rewritten   each row's answer, in a box and written in other ways (REWRITINGS), against itself
     others      each row's answer against those of N other rows of the same kind (KINDS), which are wrong
+
+    restated    each formula in a row's problem, which should not be right; only with --problem
 
 Everything that the verifier decides otherwise than expected is listed. With --json that is the only output. Ends with 1
 where less than 99 % agree, or more than 0.5 % of the other rows' answers pass.
@@ -43,6 +45,8 @@ KINDS = {  # of an answer: the first whose pattern is found in it
     "expression": r"(?<![\\a-zA-Z])(?!i\b)[a-zA-Z](?![a-zA-Z])",  # a letter by itself, a variable
     "number": r"",
 }
+FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\[(.*?)\\\]|\\\((.*?)\\\)", re.DOTALL)
+PICTURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 NUMBERS = ("integer", "number")
 REWRITINGS: dict[str, Callable[[str], str]] = {
     r"with \displaystyle": lambda text: rf"\displaystyle {text}",  # never an equal text: all of these are parsed
@@ -70,6 +74,7 @@ class Row:
     id: str
     answer: str
     solved: str | None  # the solution's final answer, where it marks one
+    problem: str = ""  # its text
 
     @property
     def kind(self) -> str:
@@ -91,14 +96,19 @@ class Decided(Case):
     outcome: str
 
 
-def read_rows(path: Path, answer_field: str, solution_field: str | None) -> list[Row]:
+def read_rows(path: Path, answer_field: str, solution_field: str | None, problem_field: str | None) -> list[Row]:
     """The rows of a JSONL file. Raises InputError, with the line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a JSONL file.") from None
     rows = [
-        _row(line, f"{path}:{number}", number, answer_field, solution_field)
+        _row(
+            line,
+            f"{path}:{number}",
+            number,
+            {"answer": answer_field, "solution": solution_field, "problem": problem_field},
+        )
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -117,18 +127,20 @@ def _json_of(line: str, place: str) -> Mapping[str, Any]:
     return row
 
 
-def _row(line: str, place: str, number: int, answer_field: str, solution_field: str | None) -> Row:
+def _row(line: str, place: str, number: int, fields: Mapping[str, str | None]) -> Row:
     row = _json_of(line, place)
-    for option, field in (("--answer", answer_field), ("--solution", solution_field)):
+    for option, field in fields.items():
         if field is not None and field not in row:
-            raise InputError(f"{place}: {option} {field}: no such column; name one of {', '.join(row)}.")
-    value = row[answer_field]
+            raise InputError(f"{place}: --{option} {field}: no such column; name one of {', '.join(row)}.")
+    texts = {name: row[field] for name, field in fields.items() if field is not None}
+    value = texts["answer"]
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     found = final_answer(text)
     return Row(
         id=str(row.get("unique_id", row.get("id", number))),
         answer=(text if found is None else found).strip(),
-        solved=final_answer(str(row[solution_field])) if solution_field else None,
+        solved=final_answer(str(texts["solution"])) if "solution" in texts else None,
+        problem=str(texts.get("problem", "")),
     )
 
 
@@ -142,6 +154,16 @@ def rewritten(rows: Sequence[Row]) -> Iterator[Case]:
         for how, rewrite in ways.items():
             if (text := rewrite(row.answer)) != row.answer:
                 yield Case(id=row.id, given=text, reference=row.answer, how=how)
+
+
+def restated(rows: Sequence[Row]) -> Iterator[Case]:
+    """The formulas of each problem's text but its pictures, each once, without the punctuation behind them."""
+    for row in rows:
+        text = PICTURE.sub("", row.problem).replace(r"\$", "")
+        formulas = (next(filter(None, match), "").strip().rstrip(".,").strip() for match in FORMULA.findall(text))
+        for formula in dict.fromkeys(formulas):
+            if formula:
+                yield Case(id=row.id, given=formula, reference=row.answer, how="formula of the problem")
 
 
 def others(rows: Sequence[Row], count: int) -> Iterator[Case]:
@@ -176,19 +198,27 @@ def summary(decided: Sequence[Decided], expected: Callable[[str], bool]) -> dict
 
 
 def check(rows: Sequence[Row], *, with_solutions: bool, num_others: int) -> dict[str, Any]:
-    """The three measurements; `agreement` is None without solutions."""
+    """Return the measurements; `agreement` is None without solutions, `restated` without problems."""
     correct = Outcome.CORRECT.value
     with VerifierPool(2, 5.0) as pool:
         solved = [Case(id=row.id, given=row.solved, reference=row.answer) for row in rows]
         agreement = summary(decide(solved, pool), lambda o: o == correct) if with_solutions else None
         same = summary(decide(list(rewritten(rows)), pool), lambda o: o == correct)
         wrong = summary(decide(list(others(rows, num_others)), pool), lambda o: o != correct)
+        copied = summary(decide(list(restated(rows)), pool), lambda o: o != correct) if rows[0].problem else None
     if agreement:
         agreement["equal_texts"] = sum(
             row.solved is not None and _bare(row.solved) == _bare(row.answer) for row in rows
         )
     kinds = {kind: sum(row.kind == kind for row in rows) for kind in KINDS}
-    return {"rows": len(rows), "kinds": kinds, "agreement": agreement, "rewritten": same, "others": wrong}
+    return {
+        "rows": len(rows),
+        "kinds": kinds,
+        "agreement": agreement,
+        "rewritten": same,
+        "others": wrong,
+        "restated": copied,
+    }
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -197,10 +227,12 @@ def show(result: Mapping[str, Any]) -> None:
         "agreement": "solutions' final answers found right",
         "rewritten": "answers found right when written otherwise",
         "others": "other rows' answers not found right",
+        "restated": "formulas of the problems not found right",
     }
     for name, words in said.items():
         if (found := result[name]) is None:
-            print(f"{words}: not measured, no --solution was named")
+            if name == "agreement":
+                print(f"{words}: not measured, no --solution was named")
             continue
         share = "-" if found["share"] is None else f"{found['share']:.2%}"
         equal = f", {found['equal_texts']} of them by equal texts" if "equal_texts" in found else ""
@@ -222,10 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--others", type=whole_number(0, 10**6), default=5, metavar="N", help="other rows' answers for each row (5)"
     )
+    parser.add_argument("--problem", metavar="FIELD", help="column of the problem's text")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(arguments)
     try:
-        rows = read_rows(options.file, options.answer, options.solution)
+        rows = read_rows(options.file, options.answer, options.solution, options.problem)
     except InputError as error:
         print_error(error)
         return 2

@@ -82,6 +82,8 @@ class RewardConfig(Section):
     """Earned by a completion whose answer is right."""
     wrong: float = Field(default=0.0, ge=-MAX_VALUE, le=MAX_VALUE)
     """Earned by a completion with an answer that is not right (or not decided in time)."""
+    unevaluated: Literal["wrong", "correct"] = "wrong"
+    """What the right value with arithmetic left to do (789*6 for 4734) earns: as a wrong or a right answer."""
     unformatted: float = Field(default=0.0, ge=-MAX_VALUE, le=MAX_VALUE)
     """Earned by a completion that gives no answer in the form of `answer`."""
     answer: Annotated[str, BeforeValidator(_form_of_answer)] = "boxed"

@@ -1,11 +1,12 @@
-"""Reference answers that the verifier cannot read as mathematics: it will only ever compare them as text."""
+"""Find reference answers that the verifier cannot read: it only ever compares them as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_rapo.rewards import VerifierPool
+from megatron_rapo.rewards import VerifierPool, last_boxed
 from megatron_rapo.rewards.sizing import MAX_WORKERS, usable_cores
+from megatron_rapo.rewards.verify import MAX_ANSWER_CHARS, reads_as_prose
 from megatron_rapo.types import Outcome
 
 TIMEOUT_S = 5.0
@@ -13,14 +14,30 @@ TIMEOUT_S = 5.0
 
 
 def unparsable(answers: Sequence[str]) -> dict[str, Outcome]:
-    """Those of `answers` that the verifier cannot parse, or not in time, with what it says of them.
+    """Return those of `answers` that the verifier cannot parse, or not in time, with what it says of them.
 
-    Each is given as a completion's answer to another problem, so that it is parsed before it is compared.
+    A text of words and mathematics is found by its words. Each other is given as a completion's answer to another
+    problem, so that it is parsed before it is compared.
     """
-    doubtful = [answer for answer in dict.fromkeys(answers) if not answer.isdecimal()]
+    every = [answer for answer in dict.fromkeys(answers) if not answer.isdecimal()]
+    outcomes = {answer: Outcome.UNPARSABLE for answer in every if _is_text(answer)}
+    outcomes |= _judged([answer for answer in every if answer not in outcomes])
+    return {answer: outcomes[answer] for answer in every if answer in outcomes}
+
+
+def _is_text(answer: str) -> bool:
+    """Whether it is empty, closes the box around it, or is prose."""
+    return last_boxed(_boxed(answer)) == "" or (len(answer) <= MAX_ANSWER_CHARS and reads_as_prose(answer))
+
+
+def _boxed(answer: str) -> str:
+    return rf"\boxed{{{answer}}}"
+
+
+def _judged(doubtful: Sequence[str]) -> dict[str, Outcome]:
     if not doubtful:
         return {}
     with VerifierPool(min(MAX_WORKERS, usable_cores()), TIMEOUT_S) as pool:
-        verdicts = pool.judge_all([(rf"\boxed{{{answer}}}", "0") for answer in doubtful])
-    read = (Outcome.CORRECT, Outcome.WRONG)
+        verdicts = pool.judge_all([(_boxed(answer), "0") for answer in doubtful])
+    read = (Outcome.CORRECT, Outcome.WRONG, Outcome.UNEVALUATED)
     return {a: verdict.outcome for a, verdict in zip(doubtful, verdicts, strict=True) if verdict.outcome not in read}

@@ -40,11 +40,16 @@ class Rewards:
 
 
 def verdict_terms(verdict: Verdict, config: RewardConfig) -> Terms:
-    """Of what has a closed box the `correctness` is `config.correct` or, all but right, `.wrong`; else the `format` is
-    `.unformatted`."""
+    """Return `correctness` (`config.correct` or `.wrong`) for a closed box, else `format` (`.unformatted`).
+
+    All outcomes but CORRECT earn `.wrong`; `config.unevaluated` says what UNEVALUATED earns.
+    """
     if not verdict.formatted:
         return {"correctness": 0.0, "format": config.unformatted}
-    return {"correctness": config.correct if verdict.outcome is Outcome.CORRECT else config.wrong, "format": 0.0}
+    right = verdict.outcome is Outcome.CORRECT or (
+        verdict.outcome is Outcome.UNEVALUATED and config.unevaluated == "correct"
+    )
+    return {"correctness": config.correct if right else config.wrong, "format": 0.0}
 
 
 def length_term(num_tokens: int, config: LengthConfig) -> float:

@@ -1,47 +1,54 @@
-"""Judging one answer in this process, without a deadline: math-verify with its own time-outs off.
+"""Judge one answer in this process, without a deadline.
 
-math-verify 0.9 guards itself with SIGALRM, whose Python handler cannot run while one C call (a power
-of large integers, say) goes on, and which only works in a main thread. The deadline is therefore the
-pool's, which kills the process (pool.py).
+Numbers, lists of numbers and words are read and compared by our own code (quantities.py, lists.py, words.py), exactly
+and within a millisecond. Everything else is parsed by math-verify, with its own time-outs off, and compared by
+equality.py. math-verify 0.9 guards itself with SIGALRM, whose Python handler cannot run while one C call (a power of
+large integers, say) goes on, and which only works in a main thread. The deadline is therefore the pool's, which kills
+the process (pool.py).
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from functools import lru_cache
+from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
+import sympy
+from math_verify import LatexExtractionConfig, parse
 
 from megatron_rapo.rewards.boxed import final_answer, last_boxed
+from megatron_rapo.rewards.chains import Chain, chain
+from megatron_rapo.rewards.equality import exact, is_solved, same
 from megatron_rapo.rewards.exact import compare_exact
+from megatron_rapo.rewards.latex import bare, cleaned, with_fractions, without_dollars
+from megatron_rapo.rewards.lists import compare_lists, has_words, is_prose, read_list, with_commas, without_introduction
+from megatron_rapo.rewards.quantities import Quantity, compare, quantity
+from megatron_rapo.rewards.words import as_words, judge_words, with_sets
 from megatron_rapo.types import Outcome, Verdict
 
 MAX_ANSWER_CHARS = 1000
 """Longer answers are not parsed: references are far shorter, and rambling would cost a deadline each."""
-
-MAX_WRAPPERS = 8
-"""Boxes, styles and the like around an answer that are taken off."""
+MAX_PLAIN_CHARS = 60
+"""Longer numbers are compared by a worker."""
 
 # Only LaTeX in the box: the plain-expression extractor would pick a number out of any prose there.
 _EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0)]
 
-_THOUSANDS = re.compile(  # but "1, 234" is a list
-    r"(?:[a-zA-Z] *= *)?-?(?:\\?\$)?-?[0-9]{1,3}(?:(?:,?(?:\\[,;:! ] *|~)+|\{,\}|,| )[0-9]{3})+"
+_PLAIN_NUMBER = re.compile(r"(?:[-+0-9./{} ]|\\[dtc]?frac(?![a-zA-Z]))+", re.ASCII)
+_CAPITAL_I = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}|\\[a-zA-Z]+|I")
+_TEXT = re.compile(r"\\(?:text|mbox)(?![a-zA-Z])")
+_MEMBER = re.compile(r"[a-zA-Z]\s*\\in(?![a-zA-Z])")
+_SET_BUILDER = re.compile(
+    r"\\\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\||:|\\vert)(.*)\\\}", re.DOTALL
 )
-_NOT_OF_A_NUMBER = re.compile(r"[^0-9-]")
-_DELIMITED = re.compile(r"\$([^$]+)\$|\\[(\[]((?:(?!\\[()\[\]]).)+)\\[)\]]", re.DOTALL)
-_STYLED = re.compile(r"(\\(?:text|mbox|(?:text|math)(?:bf|it|rm|sf|tt)|boldsymbol|bm)\s*)?\{(.*)\}", re.DOTALL)
-_TEXT = re.compile(r"\\(?:text|mbox)\s*\{[^{}]*\}")
-_FULL_STOP = re.compile(r"(?<!\\right)(?<!\.)\.\Z")
-_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")  # but not the name of a command
+_WORK = re.compile(r"[*/+^!|]|\\(?!infty|pi|mathrm|text|mbox|circ|%|\$|[ ,;:!])[a-zA-Z]|(?<=.)-")
 
 # It warns that its time-outs are off (they are, see above) and at each answer that it cannot parse.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 
 def judge(completion: str, answer: str) -> Verdict:
-    r"""Verdict on the last closed \boxed{...} of `completion` against the reference `answer`.
+    r"""Return the verdict on the last \boxed{...} of `completion` against the reference `answer`.
 
     `answer` is the bare answer ("42", "\\frac{1}{2}", "\\text{(C)}") or a solution that ends in it (`final_answer`).
     No limit on time or memory: completions of a model go through `VerifierPool`.
@@ -53,39 +60,69 @@ def judge(completion: str, answer: str) -> Verdict:
 
 
 def judge_boxed(content: str, answer: str) -> Outcome:
-    """As `judge`, of the box's content: CORRECT, WRONG or UNPARSABLE."""
+    """As `judge`, of the box's content: CORRECT, WRONG, UNEVALUATED or UNPARSABLE."""
     plain = judge_plainly(content, answer)
     return judge_parsed(content, answer) if plain is None else plain
 
 
 def judge_plainly(content: str, answer: str) -> Outcome | None:
-    """The outcome where no mathematics is needed for it, else None. Linear in the lengths, a few microseconds mostly.
+    """Return the outcome where no mathematics is needed for it, else None. Linear in the lengths, microseconds mostly.
 
-    Equal texts are CORRECT; two numbers are compared as such (a parser takes a thousand times as long to say the same);
-    what is too long is UNPARSABLE.
+    Equal texts are CORRECT; two whole numbers, decimals or fractions are compared as such (a parser takes a thousand
+    times as long to say the same); an empty box is WRONG; what is too long is UNPARSABLE.
     """
     given, reference = content.strip(), _reference(answer)
     if len(given) > MAX_ANSWER_CHARS:
         return Outcome.CORRECT if given == reference else Outcome.UNPARSABLE
-    given, reference = _bare(given), _bare(reference)
+    if not given:
+        return Outcome.WRONG
+    if len(reference) > MAX_ANSWER_CHARS:
+        return Outcome.CORRECT if given == reference else Outcome.WRONG
+    given, reference = bare(given), bare(reference)
     if given and given == reference:
         return Outcome.CORRECT
-    return compare_exact(given, reference)
+    outcome = compare_exact(given, reference)
+    if outcome is not None:
+        return outcome
+    if max(len(given), len(reference)) <= MAX_PLAIN_CHARS and all(map(_PLAIN_NUMBER.fullmatch, (given, reference))):
+        numbers = quantity(cleaned(reference)), quantity(cleaned(given))
+        if numbers[0] is not None and numbers[1] is not None:
+            return compare(numbers[0], numbers[1])
+    return None
 
 
 def judge_parsed(content: str, answer: str) -> Outcome:
-    """The outcome by mathematics alone; a reference that is none is never met."""
-    parsed = _parse(_bare(content.strip()))
-    if not parsed:
-        return Outcome.UNPARSABLE
-    # Not symmetric: the reference comes first, so that "x = 5" passes for "5".
-    right = verify(_parsed_reference(answer), parsed, timeout_seconds=None)
-    return Outcome.CORRECT if right else Outcome.WRONG
+    """Return the outcome by mathematics; a reference that is none is only met by its own text."""
+    given, reference = _prepared(content.strip()), _prepared(_reference(answer))
+    if given and given == reference:
+        return Outcome.CORRECT
+    ours, theirs = chain(reference), chain(given)
+    outcome = judge_words(theirs.value if theirs.name and len(theirs.value) > 1 else given, reference)
+    if outcome is not None:
+        return outcome
+    number = quantity(ours.value) if ours.is_value else None
+    if number is not None:
+        return _judge_number(number, ours, theirs)
+    if is_prose(given):
+        return Outcome.WRONG
+    lists = read_list(_set_of(ours)), read_list(_set_of(theirs))
+    if lists[0] is not None and lists[1] is not None:
+        return compare_lists(lists[0], lists[1])
+    if (lists[0] is not None and len(lists[0].parts) > 1) and quantity(theirs.value) is not None:
+        return Outcome.WRONG
+    return _judge_expression(ours, theirs)
 
 
-@lru_cache(maxsize=10_000)  # of the problems that a worker sees again
-def _parsed_reference(answer: str) -> list:
-    return _parse(_bare(_reference(answer)))
+def _prepared(text: str) -> str:
+    return with_fractions(without_introduction(with_commas(with_sets(cleaned(without_dollars(text))))))
+
+
+def reads_as_prose(answer: str) -> bool:
+    """Return whether a reference is a text in words and mathematics, which only its own text can meet."""
+    text = _prepared(_reference(answer))
+    if as_words(text) is not None or judge_words("", text) is not None or quantity(chain(text).value) is not None:
+        return False
+    return is_prose(text) or has_words(text)
 
 
 def _reference(answer: str) -> str:
@@ -93,44 +130,76 @@ def _reference(answer: str) -> str:
     return (answer if found is None else found).strip()
 
 
-def _bare(text: str) -> str:
-    """The answer itself, without what may stand around all of it: boxes, braces, delimiters, a style, a full stop."""
-    for _ in range(MAX_WRAPPERS):
-        inner = last_boxed(text)
-        if inner is None and (match := _DELIMITED.fullmatch(text)):
-            inner = match[match.lastindex or 0]
-        if inner is None and (match := _STYLED.fullmatch(text)) and _is_one_group(match[2]):
-            words = match[1] and _WORD.search(
-                _TEXT.sub("", match[2])
-            )  # without \text they would be products of letters
-            inner = text if words else match[2]
-        if inner is None:
-            inner = _FULL_STOP.sub("", text)
-        if inner == text:
-            break
-        text = inner.strip()
-    return _NOT_OF_A_NUMBER.sub("", text) if _THOUSANDS.fullmatch(text) else text
+def _set_of(parts: Chain) -> str:
+    r"""Return what is left without "x =" or "x \in" before it, and without "{x |" around it."""
+    text = parts.value if parts.is_value else parts.text
+    match = _MEMBER.match(text)
+    text = text[match.end() :].strip() if match else text
+    builder = _SET_BUILDER.fullmatch(text)
+    return builder[1].strip() if builder else text
 
 
-def _is_one_group(inside: str) -> bool:
-    """Whether the braces in `inside` pair up, so that those around it belong to each other."""
-    depth = 0
-    for brace in re.findall(r"(?<!\\)[{}]", inside):
-        depth += 1 if brace == "{" else -1
-        if depth < 0:
-            return False
-    return depth == 0
+def _judge_number(reference: Quantity, ours: Chain, theirs: Chain) -> Outcome:
+    """The reference is one number: so must be the answer, or a name and one, or a chain of equal numbers."""
+    if theirs.is_chain:
+        return theirs.judge(reference, ours.name)
+    given = quantity(theirs.value)
+    if given is not None:
+        return compare(reference, given)
+    text = theirs.value
+    if is_prose(text) or _TEXT.search(text):
+        return Outcome.WRONG
+    elements = read_list(text)
+    if elements is not None:
+        only = elements.parts[0]
+        return compare(reference, only) if len(elements.parts) == 1 and isinstance(only, Quantity) else Outcome.WRONG
+    parsed = _parse(text)
+    if not parsed:
+        return Outcome.UNPARSABLE
+    right = any(same(a, b) for a in _parse(ours.value) for b in parsed)
+    if not right:
+        return Outcome.WRONG
+    return Outcome.UNEVALUATED if _WORK.search(text) else Outcome.CORRECT
 
 
-def _parse(text: str) -> list:
-    """SymPy expression of `text` in a list, as `verify` takes it; an empty list where there is none."""
+def _judge_expression(ours: Chain, theirs: Chain) -> Outcome:
+    """The answer is an expression, an equation, an inequality, a set or the like, or the reference is."""
+    if ours.is_statement or (theirs.is_statement and not ours.is_chain):
+        return Outcome.CORRECT if ours.same_members(theirs) else Outcome.WRONG
+    reference, given = (
+        (_set_of(each) for each in (ours, theirs)) if _is_one_value(ours, theirs) else (ours.text, theirs.text)
+    )
+    parsed = _parse(given)
+    if not parsed:
+        return Outcome.UNPARSABLE
+    if theirs.is_chain != ours.is_chain and ours.text == reference and theirs.text == given:
+        return Outcome.WRONG  # no equation for one of its sides
+    expected = _parse(reference)
+    if not any(same(a, b) for a in expected for b in parsed):
+        return Outcome.WRONG
+    return Outcome.CORRECT if is_solved(parsed[0]) or not is_solved(expected[0]) else Outcome.UNEVALUATED
+
+
+def _is_one_value(ours: Chain, theirs: Chain) -> bool:
+    """Whether what is asked for may be named (y = 2x for 2x): not where both are equations, which must be the same."""
+    if ours.is_chain and theirs.is_chain:
+        return False
+    named = [each for each in (ours, theirs) if each.is_chain]
+    return not named or (named[0].is_value and named[0].name not in (theirs if named[0] is ours else ours).text)
+
+
+def _parse(text: str) -> list[Any]:
+    """Return the SymPy expression of `text` in a list, decimals exact; an empty list where there is none."""
     if not text or len(text) > MAX_ANSWER_CHARS:
         return []
     # first_match: of a box that does not parse, no part is tried in its place.
-    return parse(
+    found = parse(
         rf"\boxed{{{text}}}",
         _EXTRACTION,
         fallback_mode="no_fallback",
         extraction_mode="first_match",
         parsing_timeout=None,
     )
+    if any(match.group() == "I" for match in _CAPITAL_I.finditer(text)):  # a letter, not the imaginary unit
+        found = [each.xreplace({sympy.I: sympy.Symbol("I")}) for each in found]
+    return [exact(each) for each in found]

@@ -22,5 +22,25 @@ def test_what_the_verifier_cannot_parse_is_named_once():
     }
 
 
+def test_prose_is_named_and_what_has_only_units_and_names_is_not():
+    prose = [
+        "$x$-intercept: $(2,0)$; $y$-intercept $(0,3)$",
+        "about $3.5$ hours",
+        "The width is $5$ ft and the length is $7$ ft",
+        "Yes, since $f(-x)=f(x)$",
+        "all real numbers except $3$",
+        "increasing on $(0,3)$",
+    ]
+    fine = [
+        "$x=3$ and $y=5$",
+        r"$\$5,000$",
+        "18 square feet",
+        "no solution",
+        "The domain is $(-\\infty,3)$",
+        "$20$ mph",
+    ]
+    assert unparsable([*prose, *fine]) == dict.fromkeys(prose, Outcome.UNPARSABLE)
+
+
 def test_whole_numbers_need_no_parser():
     assert unparsable(["0", "007", "123456789012345678901234567890"]) == {}

@@ -35,7 +35,7 @@ def test_scores_by_hand():
     assert means["maj@4"] == pytest.approx((1 + 0 + 1) / 3)
     assert found.k == (1, 2, 4)
     assert found.completion_tokens == pytest.approx(2.5) and found.truncated == pytest.approx(3 / 12)
-    assert found.verdicts == {"correct": 6, "wrong": 2, "no_answer": 2, "unparsable": 1, "timeout": 1}
+    assert found.verdicts == {"correct": 6, "wrong": 2, "unevaluated": 0, "no_answer": 2, "unparsable": 1, "timeout": 1}
 
 
 def test_an_interval_by_hand():

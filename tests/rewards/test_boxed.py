@@ -13,14 +13,19 @@ from megatron_rapo.rewards import final_answer, last_boxed
         (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),  # a printed brace opens nothing
-        (r"\boxed{a} but \boxed{b", "a"),  # the last closed one
+        (r"\boxed{a} but \boxed{b", ""),  # the last one, which is cut off
+        (r"\boxed{a} but \boxed{\frac{1}{2}", ""),
         (r"\boxed{a \boxed{b}", "b"),
         (r"\boxed{\boxed{3}}", r"\boxed{3}"),
         (r"x = \\\boxed {7}", "7"),
         (r"\\boxed{7}", "7"),
         (r"{ stray \boxed{5} }}", "5"),
         (r"\boxed{}", ""),
-        (r"\boxed 5", None),
+        (r"\boxed 57", "5"),  # one token, as LaTeX takes it
+        (r"\boxed{a} but \boxed \pi", r"\pi"),
+        (r"\boxed{a} in a \boxed command", "a"),  # a mention
+        (r"\boxed{a}<|im_end|>\boxed{b}", "a"),
+        (r"\boxedx{5}", None),
         (r"\boxed{5", None),
         (r"boxed{5}", None),
         ("", None),

@@ -23,10 +23,10 @@ def test_nothing_hostile_gets_through():
 def test_what_gets_through_is_a_failure(monkeypatch):
     def successful(seed, count, canary):
         canary.touch()
-        yield Hostile("injection", r"\boxed{6/2}", "3")
+        yield Hostile("injection", r"\boxed{x=3}", "3")
 
     monkeypatch.setattr(fuzz, "hostile", successful)
     assert fuzz.fuzz(1, seed=0, workers=1, timeout_s=30.0)["failures"] == [
-        "correct: '\\\\boxed{6/2}' for '3'",
+        "correct: '\\\\boxed{x=3}' for '3'",
         "code was run",
     ]

@@ -13,7 +13,7 @@ import megatron_rapo
 from megatron_rapo.rewards import VerifierPool, process
 from megatron_rapo.types import Outcome, Verdict
 
-RIGHT = (r"\boxed{2/2}", "1")  # for a worker: where texts or whole numbers are compared none is asked
+RIGHT = (r"\boxed{x=1}", "1")  # for a worker: where texts or whole numbers are compared none is asked
 HANG = r"\boxed{9^{9^{9^{9}}}}"  # SymPy evaluates the power in one C call, deaf to signal handlers
 CORRECT = Verdict(outcome=Outcome.CORRECT, formatted=True)
 WRONG = Verdict(outcome=Outcome.WRONG, formatted=True)
@@ -42,7 +42,7 @@ def pool():
 
 
 def test_verdicts_come_in_order(pool):
-    items = [(rf"\boxed{{{2 * n}/2}}", str(n if n % 3 else n + 1)) for n in range(1, 31)]
+    items = [(rf"\boxed{{x={n}}}", str(n if n % 3 else n + 1)) for n in range(1, 31)]
     assert pool.judge_all(items) == [CORRECT if n % 3 else WRONG for n in range(1, 31)]
 
 
@@ -72,7 +72,7 @@ def test_nothing_to_judge(pool):
 
 
 def test_texts_larger_than_a_pipe_and_not_ascii(pool):
-    assert pool.judge_all([("x" * 300_000 + r"\boxed{2/2}", "1")]) == [CORRECT]
+    assert pool.judge_all([("x" * 300_000 + r"\boxed{x=1}", "1")]) == [CORRECT]
     long = "½\ud800\n" * 100_000
     unparsable = Verdict(outcome=Outcome.UNPARSABLE, formatted=True)
     assert pool.judge_all([(rf"\boxed{{{long}}}", long), (rf"\boxed{{{long}}}", "1")]) == [unparsable] * 2
@@ -80,15 +80,15 @@ def test_texts_larger_than_a_pipe_and_not_ascii(pool):
 
 def test_a_hang_costs_one_deadline_and_no_other_verdict():
     with VerifierPool(2, 1.0) as pool:
-        items = [RIGHT, (HANG, "2"), (r"\boxed{4/1}", "3"), (HANG, "2"), (r"\boxed{3/1}", "3")]
+        items = [RIGHT, (HANG, "2"), (r"\boxed{x=4}", "3"), (HANG, "2"), (r"\boxed{x=3}", "3")]
         assert pool.judge_all(items) == [CORRECT, TIMEOUT, WRONG, TIMEOUT, CORRECT]
-        assert pool.judge_all([(r"\boxed{5/1}", "5")]) == [CORRECT]
+        assert pool.judge_all([(r"\boxed{x=5}", "5")]) == [CORRECT]
 
 
 def test_the_start_of_a_worker_counts_against_no_deadline(monkeypatch):
     monkeypatch.setattr(process, "_BOOTSTRAP", "import time; time.sleep(1.5)" + process._BOOTSTRAP)
     with VerifierPool(1, 1.0) as pool:
-        items = [(r"\boxed{3/1}", "3"), (HANG, "3"), (r"\boxed{4/1}", "4")]
+        items = [(r"\boxed{x=3}", "3"), (HANG, "3"), (r"\boxed{x=4}", "4")]
         assert pool.judge_all(items) == [CORRECT, TIMEOUT, CORRECT]
 
 
@@ -98,7 +98,7 @@ def test_a_worker_killed_while_idle_is_replaced():
         before = pool.pids
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        assert pool.judge_all([(rf"\boxed{{{n}/1}}", "1") for n in (1, 2, 3)]) == [CORRECT, WRONG, WRONG]
+        assert pool.judge_all([(rf"\boxed{{x={n}}}", "1") for n in (1, 2, 3)]) == [CORRECT, WRONG, WRONG]
         assert not set(before) & set(pool.pids)
 
 
@@ -122,7 +122,7 @@ def test_an_answer_whose_worker_was_killed_is_tried_once_more():
         assert pool.judge_all([RIGHT]) == [CORRECT]
         os.kill(pool.pids[0], signal.SIGSTOP)  # so that it is still at work when it is killed
         thread = kill_at_work(pool, times=1)
-        assert pool.judge_all([(r"\boxed{4/2}", "2"), (r"\boxed{5/1}", "2")]) == [CORRECT, WRONG]
+        assert pool.judge_all([(r"\boxed{x=2}", "2"), (r"\boxed{x=5}", "2")]) == [CORRECT, WRONG]
         thread.join()
 
 
@@ -157,7 +157,7 @@ def test_an_interrupted_call_leaves_no_stale_reply(monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 pool.judge_all([(HANG, "1")])
         assert pool.pids[0] != pid
-        assert pool.judge_all([(r"\boxed{2/1}", "1")]) == [WRONG]
+        assert pool.judge_all([(r"\boxed{x=2}", "1")]) == [WRONG]
 
 
 def test_close_leaves_no_process():
@@ -225,9 +225,9 @@ def test_a_worker_that_has_taken_much_memory_is_replaced():
     with VerifierPool(1, 60.0, memory_bytes=360 * 2**20) as pool:
         assert pool.judge_all([RIGHT]) == [CORRECT]
         pid = pool.pids[0]
-        assert pool.judge_all([(r"\boxed{4/2}", "2"), (r"\boxed{2^{10^8}}", "1/3")]) == [CORRECT, WRONG]
+        assert pool.judge_all([(r"\boxed{x=2}", "2"), (r"\boxed{2^{10^8}}", "1/3")]) == [CORRECT, WRONG]
         wait_until(lambda: gone(pid))
-        assert pool.judge_all([(r"\boxed{6/2}", "3")]) == [CORRECT]
+        assert pool.judge_all([(r"\boxed{x=3}", "3")]) == [CORRECT]
         assert pool.pids[0] != pid
 
 
@@ -301,7 +301,7 @@ def test_long_texts_are_unparsable_and_not_read(unit, monkeypatch):
 
 def test_verdicts_are_those_of_a_batch_that_is_there_at_once(pool):
     """Handed in over a while, with workers that are polled now and then, some more than once."""
-    contents = [*(rf"\boxed{{{2 * n}/2}}" for n in range(1, 13)), "2", r"\boxed{?}", r"\boxed{7}", r"\boxed{8/2}"]
+    contents = [*(rf"\boxed{{x={n}}}" for n in range(1, 13)), "2", r"\boxed{?}", r"\boxed{7}", r"\boxed{x=4}"]
     items = [(content, str(n % 5)) for n, content in enumerate(contents)]
     judging = pool.judging()
     numbers = []
@@ -318,7 +318,7 @@ def test_what_is_judged_meanwhile_is_not_waited_for(monkeypatch):
         assert pool.judge_all([RIGHT]) == [CORRECT]
         judging = pool.judging()
         for n in (1, 2, 3):
-            judging.submit(rf"\boxed{{{n}/1}}", "2")
+            judging.submit(rf"\boxed{{x={n}}}", "2")
         wait_until(lambda: judging.poll() or len(judging._outcomes) == 3)
         monkeypatch.setattr("megatron_rapo.rewards.judging.wait_any", lambda *_: pytest.fail("it waited"))
         assert judging.finish() == [WRONG, CORRECT, WRONG]
@@ -328,14 +328,14 @@ def test_only_what_is_chosen_is_waited_for_and_the_others_leave_nothing_behind()
     with VerifierPool(1, 30.0) as pool:
         assert pool.judge_all([RIGHT]) == [CORRECT]
         judging = pool.judging()
-        numbers = [judging.submit(content, "2") for content in (r"\boxed{4/2}", HANG, r"\boxed{5/1}")]
+        numbers = [judging.submit(content, "2") for content in (r"\boxed{x=2}", HANG, r"\boxed{x=5}")]
         wait_until(lambda: judging.poll() or len(judging._outcomes) == 1)
         judging.poll()
         assert pool._workers.present[0].job == ("9^{9^{9^{9}}}", "2")
         pid, started = pool.pids[0], time.monotonic()
         assert judging.finish(numbers[:1]) == [CORRECT]
         assert time.monotonic() - started < 5 and pool.pids[0] != pid and gone(pid)
-        assert pool.judge_all([(r"\boxed{6/3}", "2")]) == [CORRECT]
+        assert pool.judge_all([(r"\boxed{x=2}", "2")]) == [CORRECT]
 
 
 def test_a_batch_that_was_left_unfinished_leaves_nothing_behind():
@@ -345,7 +345,7 @@ def test_a_batch_that_was_left_unfinished_leaves_nothing_behind():
         left.submit(HANG, "2")
         left.poll()
         pid = pool.pids[0]
-        assert pool.judge_all([(r"\boxed{6/3}", "2")]) == [CORRECT]
+        assert pool.judge_all([(r"\boxed{x=2}", "2")]) == [CORRECT]
         assert pool.pids[0] != pid
 
 
@@ -354,7 +354,7 @@ def test_the_budget_is_of_the_time_that_the_batch_holds_up():
     with VerifierPool(1, 30.0, budget_s=0.5) as pool:
         assert pool.judge_all([RIGHT]) == [CORRECT]
         judging = pool.judging()
-        judging.submit(r"\boxed{4/2}", "2")
+        judging.submit(r"\boxed{x=2}", "2")
         judging.poll()
         time.sleep(1.0)
         judging.submit(HANG, "2")
@@ -386,7 +386,7 @@ def test_workers_end_with_their_parent():
         "import os, signal\n"
         "from megatron_rapo.rewards import VerifierPool\n"
         "pool = VerifierPool(2, 30.0)\n"
-        "pool.judge_all([(rf'\\boxed{{{n}/2}}', '1') for n in range(20)])\n"
+        "pool.judge_all([(rf'\\boxed{{x={n}}}', '1') for n in range(20)])\n"
         "print(*pool.pids, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -21,6 +21,7 @@ def completion(tokens):
     [
         (Outcome.CORRECT, True, 2.0, 0.0),
         (Outcome.WRONG, True, 0.1, 0.0),
+        (Outcome.UNEVALUATED, True, 0.1, 0.0),
         (Outcome.UNPARSABLE, True, 0.1, 0.0),
         (Outcome.TIMEOUT, True, 0.1, 0.0),
         (Outcome.TIMEOUT, False, 0.0, -0.3),
@@ -32,6 +33,15 @@ def test_a_verdict_earns_exactly_what_is_set(outcome, formatted, correctness, fo
     terms = rewards.terms(PROBLEM, completion(9), Verdict(outcome=outcome, formatted=formatted))
     assert terms == {"correctness": correctness, "format": format}
     assert reward_of(terms) == correctness or reward_of(terms) == format
+
+
+def test_what_is_not_worked_out_earns_as_set():
+    rewards = Rewards(RewardConfig(correct=2.0, wrong=0.1, unevaluated="correct"))
+    earned = [
+        rewards.terms(PROBLEM, completion(9), Verdict(outcome=outcome, formatted=True))["correctness"]
+        for outcome in (Outcome.UNEVALUATED, Outcome.CORRECT, Outcome.WRONG)
+    ]
+    assert earned == [2.0, 2.0, 0.1]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,14 @@ def test_without_solutions_in_words(write, capsys):
     assert status == 1
 
 
+def test_formulas_of_the_problem(write, capsys):
+    text = r"Compute $2 \cdot 3$, or \[4 + 1.\] [asy]draw($6$);[/asy] It costs \$5 and is $6$."
+    status, out, _ = run(capsys, write({"p": text, "a": "6"}), "--answer", "a", "--problem", "p", "--json")
+    found = json.loads(out)["restated"]
+    assert (found["cases"], [case["given"] for case in found["unexpected"]]) == (3, ["6"])
+    assert status == 0
+
+
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
