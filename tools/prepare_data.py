@@ -25,6 +25,7 @@ from megatron_rapo.data.preparation import CONTAMINATED, OVERLAP, UNPARSABLE, Re
 from megatron_rapo.data.prepared_file import manifest_path
 from megatron_rapo.data.sources import SOURCES
 from megatron_rapo.data.templates import template_of
+from megatron_rapo.data.visible import visible
 from megatron_rapo.errors import InputError
 
 SHOWN = 5  # rows of each list that are printed; the manifest has all
@@ -74,7 +75,7 @@ def show_rows(what: str, lines: Sequence[str]) -> None:
     """How many, and the first of them."""
     print(f"{what}: {len(lines):,}")
     for line in lines[:SHOWN]:
-        print(f"  {line}")
+        print(f"  {visible(line)}")
     if len(lines) > SHOWN:
         print(f"  and {len(lines) - SHOWN:,} more")
 
@@ -86,21 +87,21 @@ def show(options: argparse.Namespace) -> int:
     found = next((each for each in problems if options.id in (None, each.id)), None)
     if found is None:
         raise DataError(f"--id {options.id}: not in {options.file}, whose first is {problems[0].id}.")
-    print(f"{found.id} by {options.template}, reference answer {found.answer!r}:")
+    print(f"{visible(found.id)} by {options.template}, reference answer {found.answer!r}:")
     if options.model:
         tokenizer = load_tokenizer(options.model)
         prompt = build_prompts([found], tokenizer, options.template, NO_LIMIT).prompts[0]
-        print(visible(prompt.text))
+        print(bounded(prompt.text))
         tokens = tokenizer.convert_ids_to_tokens(list(prompt.token_ids))
         print(f"{len(tokens):,} tokens: {' '.join(map(repr, tokens[:4]))} ... {' '.join(map(repr, tokens[-4:]))}")
     else:
-        print(visible(render(options.template, found.text, None)))
+        print(bounded(render(options.template, found.text, None)))
     return 0
 
 
-def visible(text: str) -> str:
-    """A text with its boundaries and the ends of its lines to be seen."""
-    return START + text.replace("\n", END_OF_LINE + "\n") + END
+def bounded(text: str) -> str:
+    """Return a text with its boundaries, the ends of its lines and its control characters to be seen."""
+    return START + visible(text, keep="\n\t").replace("\n", END_OF_LINE + "\n") + END
 
 
 def column(text: str) -> tuple[str, str]:
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.function(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
