@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.data import rows as data
+from megatron_rapo.data.visible import visible
 from megatron_rapo.errors import InputError
 from megatron_rapo.rewards import VerifierPool, final_answer
 from megatron_rapo.types import Outcome
@@ -91,43 +93,24 @@ class Decided(Case):
 
 
 def read_rows(path: Path, answer_field: str, solution_field: str | None) -> list[Row]:
-    """The rows of a JSONL file. Raises InputError, with the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a JSONL file.") from None
-    rows = [
-        _row(line, f"{path}:{number}", number, answer_field, solution_field)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    """Return the rows of a JSONL file. Raises InputError, with the line."""
+    read = data.read_rows(path, (".jsonl", ".ndjson"))
+    rows = [_row(row, place, number, answer_field, solution_field) for number, (place, row) in enumerate(read, start=1)]
     if not rows:
         raise InputError(f"{path}: has no rows; give a file with at least one.")
     return rows
 
 
-def _json_of(line: str, place: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not valid JSON ({error.msg}, column {error.colno}); write an object.") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: not a JSON object; write one object a line.")
-    return row
-
-
-def _row(line: str, place: str, number: int, answer_field: str, solution_field: str | None) -> Row:
-    row = _json_of(line, place)
+def _row(row: Mapping[str, Any], place: str, number: int, answer_field: str, solution_field: str | None) -> Row:
     for option, field in (("--answer", answer_field), ("--solution", solution_field)):
         if field is not None and field not in row:
             raise InputError(f"{place}: {option} {field}: no such column; name one of {', '.join(row)}.")
-    value = row[answer_field]
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    text = data.answer_text(row[answer_field], answer_field, place)
     found = final_answer(text)
     return Row(
         id=str(row.get("unique_id", row.get("id", number))),
         answer=(text if found is None else found).strip(),
-        solved=final_answer(str(row[solution_field])) if solution_field else None,
+        solved=final_answer(data.text_of(row[solution_field], solution_field, place)) if solution_field else None,
     )
 
 
@@ -205,7 +188,9 @@ def show(result: Mapping[str, Any]) -> None:
         equal = f", {found['equal_texts']} of them by equal texts" if "equal_texts" in found else ""
         print(f"{words}: {share} of {found['cases']}{equal}")
         for case in found["unexpected"]:
-            print(f"  {case['id']}: {case['given']!r} for {case['reference']!r}: {case['outcome']} {case['how']}")
+            print(
+                f"  {visible(case['id'])}: {case['given']!r} for {case['reference']!r}: {case['outcome']} {case['how']}"
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows = read_rows(options.file, options.answer, options.solution)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     result = check(rows, with_solutions=options.solution is not None, num_others=options.others)
     if options.json:

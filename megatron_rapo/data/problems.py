@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.data.numbers import plain
+from megatron_rapo.data.parquet import Unread
 from megatron_rapo.data.rows import DataError, answer_text, kind_of, read_rows
 from megatron_rapo.types import Problem
 
@@ -22,7 +24,7 @@ def load_problems(path: Path | str, *, problem_field: str = "problem", answer_fi
     Parquet file (from 0).
     """
     path = Path(path)
-    problems = []
+    problems, used = [], (problem_field, answer_field)
     for index, (place, row) in enumerate(read_rows(path, SUFFIXES)):
         text = _take(row, problem_field, place, setting="data.problem_field")
         if not isinstance(text, str):
@@ -31,7 +33,7 @@ def load_problems(path: Path | str, *, problem_field: str = "problem", answer_fi
         for field, value in ((problem_field, text), (answer_field, answer)):
             if not value.strip():
                 raise DataError(f"{place}: {field!r} is empty; fill it in or leave the row out.")
-        extra = {name: value for name, value in row.items() if name not in (problem_field, answer_field)}
+        extra = {name: plain(v) for name, v in row.items() if name not in used and not isinstance(v, Unread)}
         identity = next((str(extra.pop(f)) for f in ID_FIELDS if extra.get(f) is not None), f"{path.stem}-{index}")
         problems.append(Problem(id=identity, text=text, answer=answer, extra=extra))
     if not problems:
