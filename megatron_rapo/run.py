@@ -16,7 +16,7 @@ from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_s
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.checks import check_disk, check_machine, check_model, check_rollout, check_world_size, resolve_layers
 from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.data import PromptSet, build_prompts, load_problems, load_tokenizer
+from megatron_rapo.data import PromptSet, load_prompts
 from megatron_rapo.determinism import set_variables
 from megatron_rapo.distributed import init_process_group, of_first_rank, on_first_rank
 from megatron_rapo.evaluation.model import EvaluatedModel
@@ -76,6 +76,8 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     if profile:
         name_ranges()
     init_process_group(config.run.timeout_s)
+    for prompts in (train_set, *([heldout.prompts] if heldout else [])):
+        prompts.unlink()  # now that every process has them
     damaged: list[str] = []
     if checkpoint is None:
         _claim(config, overwrite=overwrite)
@@ -197,6 +199,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
             keep = file.append
         Signals(grace_s=0.0)  # what is finished is written
         init_process_group(config.run.timeout_s)
+        heldout.prompts.unlink()  # now that every process has them
         console = Console(0) if dist.get_rank() == 0 else None
         say: Say = console.message if console else _nothing
         _report_left_out(say, settings.data, heldout.prompts, config)
@@ -238,8 +241,15 @@ def _with_model(config: Config, folder: Path) -> Config:
 
 def _prompts(config: Config, path: Path) -> PromptSet:
     data = config.data
-    problems = load_problems(path, problem_field=data.problem_field, answer_field=data.answer_field)
-    return build_prompts(problems, load_tokenizer(config.model.path), data.template, data.max_prompt_tokens)
+    return load_prompts(
+        path,
+        config.model.path,
+        data.template,
+        data.max_prompt_tokens,
+        problem_field=data.problem_field,
+        answer_field=data.answer_field,
+        shared=world_size() > 1,
+    )
 
 
 def _report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -> None:
