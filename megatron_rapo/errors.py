@@ -20,9 +20,11 @@ def print_error(error: InputError, *, prefix: str = "") -> None:
 
 
 def printable(text: str) -> str:
-    """Return `text` with control, format and surrogate characters escaped (`\\x1b`), but for newlines and tabs."""
+    """Return `text` with control, format, surrogate and separator characters escaped (`\\x1b`), but for newlines and
+    tabs: it can neither steer a terminal nor reorder or hide what is shown."""
     return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else ascii(c)[1:-1] for c in text
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else ascii(c)[1:-1]
+        for c in text
     )
 
 

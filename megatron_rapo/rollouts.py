@@ -96,17 +96,19 @@ class Rollouts:
 
         Groups without signal (`groups_with_signal`) are replaced by those of the next prompts, in at most
         batch.refill_rounds more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded); where that is not enough
-        they fill up. What is begun in one round goes on in the next.
+        they fill up. What is begun in one round goes on in the next. No prompt is in a step twice: not over the
+        rounds, the groups carried from earlier steps and the end of an epoch.
         """
         batch, replicas = self._config.batch, self._sampler.engine.num_replicas
         sampled: list[Group] = []
         first, self._work = 0, Work()
+        in_step = {each.prompt for each in self._begun}
         for _ in range(1 + batch.refill_rounds):
             missing = batch.prompts_per_step - sum(groups_with_signal(sampled, self._config.algorithm))
             if missing <= 0:
                 break
             wanted = -(-missing // replicas) * replicas
-            self._begin(step, wanted + batch.spare_prompts - len(self._begun))
+            self._begin(step, wanted + batch.spare_prompts - len(self._begun), in_step)
             asked = len(self._begun)
             sampled += self._sample(step, first=first, wanted=wanted)
             first += asked
@@ -117,10 +119,12 @@ class Rollouts:
             self._begun = []
         return Rollout(sampled=sampled, groups=groups, scalars=scalars)
 
-    def _begin(self, step: int, count: int) -> None:
-        """Groups of the next `count` prompts."""
+    def _begin(self, step: int, count: int, in_step: set[int]) -> None:
+        """Begin groups of the next `count` prompts that the step does not have yet, and add these to `in_step`."""
         nothing = (NOTHING,) * self._config.batch.completions_per_prompt
-        self._begun += [Begun(prompt=i, step=step, completions=nothing) for i in self._order.take(count)]
+        taken = self._order.take(count, without=in_step)
+        self._begun += [Begun(prompt=i, step=step, completions=nothing) for i in taken]
+        in_step.update(taken)
 
     def _sample(self, step: int, *, first: int, wanted: int) -> list[Group]:
         """The first `wanted` of the begun groups that are whole; the others stay. Seeds are of the places from `first`

@@ -28,9 +28,8 @@ from megatron_rapo.data import (
     PromptSet,
     Stops,
     Template,
-    build_prompts,
     find_stops,
-    load_problems,
+    load_prompts,
     load_tokenizer,
     template_of,
     template_stops,
@@ -104,6 +103,8 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     if profile:
         name_ranges()
     init_process_group(config.run.timeout_s)
+    for prompts in (read.train_set, *([read.heldout.prompts] if read.heldout else [])):
+        prompts.unlink()  # now that every process has them
     with ExitStack() as stack:
         stack.enter_context(claim(config, resume=resume, overwrite=overwrite))
         start = _start(config, read, checkpoint)
@@ -178,8 +179,8 @@ def _start(config: Config, read: _Read, checkpoint: Path | None) -> _Start:
         checkpoint, damaged = sound_checkpoint(checkpoint)
         check_resumable(checkpoint, config)
         check_same_model(checkpoint, read.shape)
-    problems = [prompt.problem for prompt in read.train_set.prompts]
-    heldout = [prompt.problem for prompt in read.heldout.prompts.prompts] if read.heldout else []
+    problems = read.train_set.problems
+    heldout = read.heldout.prompts.problems if read.heldout else []
     inputs = InputReader(config.model.path, problems, heldout)
     if checkpoint:
         said = check_same_inputs(
@@ -280,6 +281,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
             keep = file.append
         Signals(grace_s=0.0)  # what is finished is written
         init_process_group(config.run.timeout_s)
+        heldout.prompts.unlink()  # now that every process has them
         console = Console(0) if dist.get_rank() == 0 else None
         say: Say = console.message if console else _nothing
         _report_left_out(say, settings.data, heldout.prompts, config)
@@ -330,8 +332,15 @@ def _with_model(config: Config, folder: Path) -> Config:
 
 def _prompts(config: Config, path: Path) -> PromptSet:
     data = config.data
-    problems = load_problems(path, problem_field=data.problem_field, answer_field=data.answer_field)
-    return build_prompts(problems, load_tokenizer(config.model.path), _template(config), data.max_prompt_tokens)
+    return load_prompts(
+        path,
+        config.model.path,
+        _template(config),
+        data.max_prompt_tokens,
+        problem_field=data.problem_field,
+        answer_field=data.answer_field,
+        shared=world_size() > 1,
+    )
 
 
 def _resolved(config: Config, shape: ModelShape) -> tuple[Config, Stops]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ class JSONError(ValueError):
     """Text that is not JSON, or JSON that no program should take; the message is the reason."""
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Parse one JSON value. Raises JSONError for bad syntax, bytes that are not UTF-8, an integer of over
-    MAX_INTEGER_DIGITS digits, nesting that exceeds Python's recursion limit, and text with half a surrogate pair."""
+def parse_json(text: str | bytes, *, parse_float: Callable[[str], Any] = float) -> Any:
+    """Parse one JSON value, a number with a point or an exponent by `parse_float`.
+
+    Raises JSONError for bad syntax, bytes that are not UTF-8, an integer of over MAX_INTEGER_DIGITS digits, nesting
+    that exceeds Python's recursion limit, and text with half a surrogate pair."""
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        value = json.loads(text, parse_int=_integer)
+        value = json.loads(text, parse_int=_integer, parse_float=parse_float)
         if "\\u" in text:  # the only way in for half a surrogate pair, which cannot be written as UTF-8
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:

@@ -58,17 +58,18 @@ def completion(truncated=False):
     )
 
 
-def roll_out(load, signals, *, refill_rounds, num_engines=1, num_problems=100, overlong="keep"):
+def prompts_of(count):
+    return [Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(i,)) for i in range(count)]
+
+
+def roll_out(load, signals, *, refill_rounds, num_engines=1, overlong="keep"):
     """A step's rollout of four groups of three, the sampler that was asked for it, and where the data order stands."""
-    prompts = [
-        Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(i,)) for i in range(num_problems)
-    ]
     config = load(
         *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", f"batch.refill_rounds={refill_rounds}"),
         *(f"run.seed={RUN_SEED}", f"algorithm.overlong={overlong}"),
     )
     sampler = Sampler(num_engines, signals)
-    rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
+    rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts_of(100))
     rollout = rollouts.next(STEP)
     assert not sampler.signals  # nothing was drawn that the case does not list, and all of it was
     assert rollout.scalars == {"rollout/decode_steps": 2 * len(sampler.rounds), "rollout/prefix_cached": 0.75}
@@ -122,9 +123,18 @@ def test_rounding_and_masked_completions_are_no_signal(load, overlong, rounds, c
     assert [group.prompt.problem.id for group in rollout.groups] == [drawn[int(i)] for i in chosen]
 
 
-def test_a_problem_that_comes_again_is_sampled_anew(load):
-    """Three problems, drawn eleven times in one step."""
-    rollout, sampler, order = roll_out(load, "....S.....S", refill_rounds=2, num_problems=3)
-    assert [len(asked) for asked in sampler.rounds] == [4, 4, 3]
-    assert len({tuple(seeds) for seeds in sampler.seeds}) == len(rollout.sampled) == 11
-    assert (order["epoch"], order["position"]) == (3, 2)
+def test_rounds_across_the_end_of_an_epoch_have_no_problem_twice(load):
+    """Of twelve problems; a step with three rounds draws eleven."""
+    config = load(
+        *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", "batch.refill_rounds=2", f"run.seed={RUN_SEED}")
+    )
+    sampler = Sampler(1, "SSSS" + 4 * "....S.....S")
+    rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts_of(12))
+    rollouts.next(STEP)
+    drawn = []
+    for _ in range(4):
+        ids = [group.prompt.problem.id for group in rollouts.next(STEP).sampled]
+        assert len(set(ids)) == 11
+        drawn += ids
+    order = rollouts.state_dict()["order"]
+    assert 12 * order["epoch"] + order["position"] == 4 + len(drawn) + len(order["put_off"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
 
@@ -30,11 +31,11 @@ def one_process() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def begin(load, *overrides, length=lambda _, seed: 1 + seed % 40):
+def begin(load, *overrides, length=lambda _, seed: 1 + seed % 40, prompts=PROMPTS):
     """Rollouts of four groups of three, most of them with a completion that is long."""
     settings = [f"batch.completions_per_prompt={GROUP}", "batch.prompts_per_step=4", f"run.seed={RUN_SEED}"]
     sampler = Sampler(ScriptedEngine(length), ScriptedVerifier(), Rewards(RewardConfig()))
-    return Rollouts(load(*settings, *overrides), sampler=sampler, monitor=Monitor(), prompts=PROMPTS), sampler
+    return Rollouts(load(*settings, *overrides), sampler=sampler, monitor=Monitor(), prompts=prompts), sampler
 
 
 def roll_out(rollouts, sampler, step):
@@ -79,6 +80,29 @@ def test_what_is_carried_is_trained_on_once_and_in_time(load, carried_steps, ref
     waiting = {str(each["prompt"]) for each in rollouts.state_dict()["begun"]}
     assert len(set(whole)) == len(whole) and set(whole) | waiting == set(drawn(len(whole) + 3))
     assert oldest == carried_steps  # the limit is kept, and was reached
+
+
+@pytest.mark.parametrize("carried_steps", [0, 1, 2, 3])
+@pytest.mark.parametrize("refill_rounds", [0, 2])
+def test_no_problem_is_in_a_step_twice(load, carried_steps, refill_rounds) -> None:
+    """With as few problems as are allowed: every step crosses the end of an epoch, with groups of the step before."""
+    spare = 3
+    settings = f"batch.spare_prompts={spare}", f"batch.refill_rounds={refill_rounds}"
+    prompts = PROMPTS[: 4 * (1 + refill_rounds) + spare]
+    rollouts, sampler = begin(load, *settings, f"batch.max_carried_steps={carried_steps}", prompts=prompts)
+    times = Counter()
+    for step in range(1, 61):
+        carried = {each["prompt"] for each in rollouts.state_dict()["begun"]}
+        found = ids(roll_out(rollouts, sampler, step).sampled)
+        waiting = [str(each["prompt"]) for each in rollouts.state_dict()["begun"]]
+        assert len({*found, *waiting}) == len(found) + len(waiting)
+        assert {str(prompt) for prompt in carried} <= {*found, *waiting}
+        times.update(found)
+    if carried_steps:  # nothing is dropped: what is not seen yet as often as the others waits or is put off
+        state = rollouts.state_dict()
+        times.update(str(each["prompt"]) for each in state["begun"])
+        times.update(map(str, state["order"]["put_off"]))
+        assert max(times.values()) - min(times.values()) <= 1
 
 
 def test_what_is_dropped_is_not_seen_again(load) -> None:

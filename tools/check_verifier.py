@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rapo.arguments import whole_number
+from megatron_rapo.data import rows as data
 from megatron_rapo.errors import InputError, print_error, printable
 from megatron_rapo.rewards import VerifierPool, final_answer
 from megatron_rapo.types import Outcome
@@ -97,50 +98,28 @@ class Decided(Case):
 
 
 def read_rows(path: Path, answer_field: str, solution_field: str | None, problem_field: str | None) -> list[Row]:
-    """The rows of a JSONL file. Raises InputError, with the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a JSONL file.") from None
-    rows = [
-        _row(
-            line,
-            f"{path}:{number}",
-            number,
-            {"answer": answer_field, "solution": solution_field, "problem": problem_field},
-        )
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    """Return the rows of a JSONL file. Raises InputError, with the line."""
+    fields = {"answer": answer_field, "solution": solution_field, "problem": problem_field}
+    named = {name: field for name, field in fields.items() if field is not None}
+    read = data.read_rows(path, (".jsonl", ".ndjson"))
+    rows = [_row(row, place, number, named) for number, (place, row) in enumerate(read, start=1)]
     if not rows:
         raise InputError(f"{path}: has no rows; give a file with at least one.")
     return rows
 
 
-def _json_of(line: str, place: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not valid JSON ({error.msg}, column {error.colno}); write an object.") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: not a JSON object; write one object a line.")
-    return row
-
-
-def _row(line: str, place: str, number: int, fields: Mapping[str, str | None]) -> Row:
-    row = _json_of(line, place)
+def _row(row: Mapping[str, Any], place: str, number: int, fields: Mapping[str, str]) -> Row:
     for option, field in fields.items():
-        if field is not None and field not in row:
+        if field not in row:
             raise InputError(f"{place}: --{option} {field}: no such column; name one of {', '.join(row)}.")
-    texts = {name: row[field] for name, field in fields.items() if field is not None}
-    value = texts["answer"]
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    text = data.answer_text(row[fields["answer"]], fields["answer"], place)
+    others = {name: data.text_of(row[field], field, place) for name, field in fields.items() if name != "answer"}
     found = final_answer(text)
     return Row(
         id=str(row.get("unique_id", row.get("id", number))),
         answer=(text if found is None else found).strip(),
-        solved=final_answer(str(texts["solution"])) if "solution" in texts else None,
-        problem=str(texts.get("problem", "")),
+        solved=final_answer(others["solution"]) if "solution" in others else None,
+        problem=others.get("problem", ""),
     )
 
 

@@ -36,7 +36,7 @@ from megatron_rapo.data import (
 from megatron_rapo.data.preparation import CONTAMINATED, OVERLAP, UNPARSABLE, Request, prepare
 from megatron_rapo.data.prepared_file import manifest_path
 from megatron_rapo.data.sources import SOURCES
-from megatron_rapo.errors import InputError, print_error
+from megatron_rapo.errors import InputError, print_error, printable
 
 SHOWN = 5  # rows of each list that are printed; the manifest has all
 START, END_OF_LINE, END = "▶", "⏎", "◀"  # a prompt's boundaries, and each newline in it
@@ -85,7 +85,7 @@ def show_rows(what: str, lines: Sequence[str]) -> None:
     """How many, and the first of them."""
     print(f"{what}: {len(lines):,}")
     for line in lines[:SHOWN]:
-        print(f"  {line}")
+        print(f"  {printable(line)}")
     if len(lines) > SHOWN:
         print(f"  and {len(lines) - SHOWN:,} more")
 
@@ -98,25 +98,25 @@ def show(options: argparse.Namespace) -> int:
     found = next((each for each in problems if options.id in (None, each.id)), None)
     if found is None:
         raise DataError(f"--id {options.id}: not in {options.file}, whose first is {problems[0].id}.")
-    print(f"{found.id} by {options.template}, reference answer {found.answer!r}:")
+    print(f"{printable(found.id)} by {options.template}, reference answer {found.answer!r}:")
     if options.model:
         tokenizer = load_tokenizer(options.model)
         prompt = build_prompts([found], tokenizer, template, NO_LIMIT).prompts[0]
-        print(visible(prompt.text))
+        print(bounded(prompt.text))
         tokens = tokenizer.convert_ids_to_tokens(list(prompt.token_ids))
         print(f"{len(tokens):,} tokens: {' '.join(map(repr, tokens[:4]))} ... {' '.join(map(repr, tokens[-4:]))}")
         strings = template_stops(template, tokenizer)
         stops = find_stops(options.model, tokenizer, vocab_size=len(tokenizer), strings=strings)
         print(f"a completion stops at {stops.shown}")
     else:
-        print(visible(render(template, [found.text], None)[0]))
+        print(bounded(render(template, [found.text], None)[0]))
         print("a completion stops at the model's end-of-sequence tokens" + "".join(f", {s!r}" for s in template.stop))
     return 0
 
 
-def visible(text: str) -> str:
-    """A text with its boundaries and the ends of its lines to be seen."""
-    return START + text.replace("\n", END_OF_LINE + "\n") + END
+def bounded(text: str) -> str:
+    """Return a text with its boundaries, the ends of its lines and its control characters to be seen."""
+    return START + printable(text).replace("\n", END_OF_LINE + "\n") + END
 
 
 def column(text: str) -> tuple[str, str]:

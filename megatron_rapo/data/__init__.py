@@ -1,5 +1,6 @@
 """Problems, prompts and the order they are drawn in. No torch."""
 
+from megatron_rapo.data.loading import load_prompts
 from megatron_rapo.data.order import EpochOrder
 from megatron_rapo.data.problems import load_problems
 from megatron_rapo.data.prompts import PromptSet, build_prompts
@@ -18,6 +19,7 @@ __all__ = [
     "build_prompts",
     "find_stops",
     "load_problems",
+    "load_prompts",
     "load_tokenizer",
     "render",
     "template_of",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from megatron_rapo.errors import InputError
 class EpochOrder:
     """An endless stream of the indices 0 .. num_items - 1, each once an epoch.
 
-    The permutation depends on `seed` and the epoch's number alone, so the state is two integers.
+    An index that may not be taken yet, because the step has it already, is put off: it is the first to be taken as
+    soon as it may. So a step that crosses the end of an epoch has no problem twice, and each problem still comes once
+    an epoch. The permutation depends on `seed` and the epoch's number alone, so the state is a few integers.
     """
 
     def __init__(self, num_items: int, seed: int) -> None:
@@ -20,31 +23,42 @@ class EpochOrder:
             raise ValueError(f"num_items={num_items}, seed={seed}: need at least 1 item and a seed of 0 or more.")
         self._num_items = num_items
         self._seed = seed
+        self._put_off: list[int] = []  # the first to come again is the first to have been put off
         self._seek(epoch=0, position=0)
 
-    def take(self, n: int) -> list[int]:
-        """The next `n` indices, across as many epochs as they need."""
+    def take(self, n: int, *, without: Collection[int] = ()) -> list[int]:
+        """Return the next `n` indices, all different and none of `without`, across as many epochs as they need."""
         if n < 0:
             raise ValueError(f"n={n}: cannot take fewer than no items; pass n >= 0.")
-        taken: list[int] = []
+        if n + (others := len(set(without))) > self._num_items:
+            raise ValueError(
+                f"n={n}: there are {self._num_items} items, and {others} of them may not be taken; take fewer."
+            )
+        taken: dict[int, None] = {}
+        waiting: list[int] = []
+        earlier = iter(self._put_off)
         while len(taken) < n:
-            piece = self._permutation[self._position : self._position + n - len(taken)]
-            taken += piece.tolist()
-            self._position += len(piece)
-            if self._position == self._num_items:
-                self._seek(epoch=self._epoch + 1, position=0)
-        return taken
+            index = next(earlier, None)
+            if index is None:
+                index = self._next()
+            if index in taken or index in without:
+                waiting.append(index)
+            else:
+                taken[index] = None
+        self._put_off = [*waiting, *earlier]
+        return list(taken)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the stream stands; `position` is the number of items taken from `epoch`."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands; `position` is the number of items of `epoch` that were taken or `put_off`."""
         return {
             "num_items": self._num_items,
             "seed": self._seed,
             "epoch": self._epoch,
             "position": self._position,
+            "put_off": list(self._put_off),
         }
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go where `state_dict` was taken. Raises InputError for the state of another order."""
         for name, present in (("num_items", self._num_items), ("seed", self._seed)):
             if state[name] != present:
@@ -53,6 +67,15 @@ class EpochOrder:
                     "resume with the data and the seed of the saved run, or start a new one."
                 )
         self._seek(epoch=state["epoch"], position=state["position"])
+        self._put_off = list(state.get("put_off", ()))  # an older checkpoint has none
+
+    def _next(self) -> int:
+        """Return the next index of the permutation."""
+        index = int(self._permutation[self._position])
+        self._position += 1
+        if self._position == self._num_items:
+            self._seek(epoch=self._epoch + 1, position=0)
+        return index
 
     def _seek(self, *, epoch: int, position: int) -> None:
         # RandomState, because NumPy freezes its streams for ever; Generator's may change with a release,

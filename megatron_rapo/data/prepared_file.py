@@ -52,7 +52,7 @@ def write_prepared(output: Path, records: Sequence[Record], manifest: Mapping[st
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema)
     partial, partial_manifest = (path.with_name(path.name + ".partial") for path in (output, manifest_path(output)))
     try:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
         whole = {**manifest, "sha256": file_digest(partial)}
         partial_manifest.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in (partial, partial_manifest):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.data.numbers import plain
+from megatron_rapo.data.parquet import Unread
 from megatron_rapo.data.rows import DataError, answer_text, kind_of, read_rows
 from megatron_rapo.rewards import MAX_READ_CHARS
 from megatron_rapo.types import Problem
@@ -15,15 +18,22 @@ ID_FIELDS = ("id", "unique_id")
 
 
 def load_problems(path: Path | str, *, problem_field: str = "problem", answer_field: str = "answer") -> list[Problem]:
-    """The problems of a local file, in its order; a number as an answer becomes its decimal text.
+    """Return the problems of a local file, in its order, as `read_problems` does."""
+    return list(read_problems(path, problem_field=problem_field, answer_field=answer_field))
+
+
+def read_problems(
+    path: Path | str, *, problem_field: str = "problem", answer_field: str = "answer"
+) -> Iterator[Problem]:
+    """Yield the problems of a local file, in its order; a number as an answer becomes its decimal text.
 
     Nothing is downloaded or kept in a cache. `Problem.id` is the row's `id` or `unique_id`, or the
     file's stem and the row's index from 0; every column not used otherwise is in `Problem.extra`.
     Raises DataError at the first thing wrong, with the line of a JSONL file (from 1) or the row of a
     Parquet file (from 0).
     """
-    path = Path(path)
-    problems = []
+    path, used = Path(path), (problem_field, answer_field)
+    index = -1
     for index, (place, row) in enumerate(read_rows(path, SUFFIXES)):
         text = _take(row, problem_field, place, setting="data.problem_field")
         if not isinstance(text, str):
@@ -37,12 +47,11 @@ def load_problems(path: Path | str, *, problem_field: str = "problem", answer_fi
         for field, value in ((problem_field, text), (answer_field, answer)):
             if not value.strip():
                 raise DataError(f"{place}: {field!r} is empty; fill it in or leave the row out.")
-        extra = {name: value for name, value in row.items() if name not in (problem_field, answer_field)}
+        extra = {name: plain(v) for name, v in row.items() if name not in used and not isinstance(v, Unread)}
         identity = next((str(extra.pop(f)) for f in ID_FIELDS if extra.get(f) is not None), f"{path.stem}-{index}")
-        problems.append(Problem(id=identity, text=text, answer=answer, extra=extra))
-    if not problems:
+        yield Problem(id=identity, text=text, answer=answer, extra=extra)
+    if index < 0:
         raise DataError(f"{path}: the data set is empty; name a file with at least one problem.")
-    return problems
 
 
 def _take(row: dict[str, Any], field: str, place: str, *, setting: str) -> Any:

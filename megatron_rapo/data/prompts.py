@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from megatron_rapo.data.prompt_table import (
+    ROWS,
+    ContentDigest,
+    Piece,
+    PromptTable,
+    StoredProblems,
+    StoredPrompts,
+    write_table,
+)
 from megatron_rapo.data.rows import DataError
 from megatron_rapo.data.templates import Template, render
 from megatron_rapo.types import Problem, Prompt
@@ -13,17 +28,41 @@ from megatron_rapo.types import Problem, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEXTS_AT_A_TIME = 512  # that one thread tokenises
+MOST_THREADS = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
     """What can be trained on, and what cannot."""
 
-    prompts: tuple[Prompt, ...]
-    too_long: tuple[Problem, ...]  # problems whose prompt is above the limit; none is ever cut
+    prompts: Sequence[Prompt]
+    too_long: Sequence[Problem]  # problems whose prompt is above the limit; none is ever cut
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """Return the problems of the prompts, in their order."""
+        if isinstance(self.prompts, StoredPrompts):
+            return StoredProblems(self.prompts.table, self.prompts.rows)
+        return [prompt.problem for prompt in self.prompts]
+
+    def digest(self) -> str:
+        """Return a digest of the prompts in order: problem, answer and token ids (ContentDigest)."""
+        if isinstance(self.prompts, StoredPrompts):
+            return self.prompts.table.digest
+        digest = ContentDigest()
+        for prompt in self.prompts:
+            digest.update(prompt.problem, prompt.token_ids)
+        return digest.hexdigest()
+
+    def unlink(self) -> None:
+        """Remove the name of a shared file: when all processes of the machine have their prompts."""
+        if isinstance(self.prompts, StoredPrompts) and self.prompts.table.file:
+            self.prompts.table.file.unlink()
 
 
 def build_prompts(
-    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: Template, max_prompt_tokens: int
+    problems: Iterable[Problem], tokenizer: PreTrainedTokenizerBase, template: Template, max_prompt_tokens: int
 ) -> PromptSet:
     """Render and tokenise `problems`, in their order.
 
@@ -33,28 +72,72 @@ def build_prompts(
     begin with it; a chat template writes its own. Raises DataError when no prompt is within
     `max_prompt_tokens`.
     """
-    if not problems:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    sink = pa.BufferOutputStream()
+    write_prompts(sink, problems, tokenizer, template, max_prompt_tokens)
+    return prompt_set(PromptTable(sink.getvalue()), max_prompt_tokens)
+
+
+def write_prompts(
+    sink: Any,
+    problems: Iterable[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    max_prompt_tokens: int,
+) -> None:
+    """Write the table (prompt_table.py) that `build_prompts` makes, a piece at a time, to a binary file."""
+    write_table(sink, _pieces(problems, tokenizer, template), max_prompt_tokens)
+
+
+def prompt_set(table: PromptTable, max_prompt_tokens: int) -> PromptSet:
+    """Return what is within the limit, and what is not. Raises DataError as `build_prompts` does."""
+    lengths = table.num_tokens
+    if not len(lengths):
         raise DataError("no problems to build prompts from; name a data set with at least one.")
-    texts = render(template, [problem.text for problem in problems], tokenizer)
-    start = [] if template.chat else _start_tokens(tokenizer)
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    rows = [
-        (problem, text, tuple(ids) if ids[:1] == start else (*start, *ids))
-        for problem, text, ids in zip(problems, texts, encoded, strict=True)
-    ]
-    prompts = tuple(
-        Prompt(problem=problem, text=text, token_ids=ids)
-        for problem, text, ids in rows
-        if len(ids) <= max_prompt_tokens
-    )
-    if not prompts:
-        shortest = min(len(ids) for _, _, ids in rows)
+    fits = lengths <= max_prompt_tokens
+    if not fits.any():
+        shortest = lengths.min()
         raise DataError(
-            f"data.max_prompt_tokens={max_prompt_tokens}: each of the {len(rows)} prompts is longer, the shortest has "
-            f"{shortest} tokens; set data.max_prompt_tokens >= {shortest}."
+            f"data.max_prompt_tokens={max_prompt_tokens}: each of the {len(lengths)} prompts is longer, the shortest "
+            f"has {shortest} tokens; set data.max_prompt_tokens >= {shortest}."
         )
-    too_long = tuple(problem for problem, _, ids in rows if len(ids) > max_prompt_tokens)
-    return PromptSet(prompts=prompts, too_long=too_long)
+    return PromptSet(
+        prompts=StoredPrompts(table, np.flatnonzero(fits)), too_long=StoredProblems(table, np.flatnonzero(~fits))
+    )
+
+
+def _pieces(problems: Iterable[Problem], tokenizer: PreTrainedTokenizerBase, template: Template) -> Iterator[Piece]:
+    """Render and tokenise ROWS problems after the other; threads work on one piece while the next one is read."""
+    start = _start_tokens(tokenizer)  # this call has the tokenizer cut and pad nothing; threads could not set that
+    if template.chat:
+        start = []
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [ids if ids[: len(start)] == start else [*start, *ids] for ids in encoded]
+
+    waiting: deque[tuple[Sequence[Problem], Sequence[str], list[Future[list[list[int]]]]]] = deque()
+
+    def finished() -> Piece:
+        of_piece, texts, parts = waiting.popleft()
+        return Piece(of_piece, texts, [ids for part in parts for ids in part.result()])
+
+    remaining = iter(problems)
+    with ThreadPoolExecutor(_threads(tokenizer)) as pool:
+        while of_piece := list(islice(remaining, ROWS)):
+            texts = render(template, [problem.text for problem in of_piece], tokenizer)
+            parts = [texts[i : i + TEXTS_AT_A_TIME] for i in range(0, len(texts), TEXTS_AT_A_TIME)]
+            waiting.append((of_piece, texts, [pool.submit(encode, part) for part in parts]))
+            if len(waiting) > 1:
+                yield finished()
+        while waiting:
+            yield finished()
+
+
+def _threads(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return on how many threads to tokenise: a tokenizer in Rust lets others run meanwhile."""
+    return min(MOST_THREADS, len(os.sched_getaffinity(0))) if tokenizer.is_fast else 1
 
 
 def _start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

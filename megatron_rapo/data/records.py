@@ -6,7 +6,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_rapo.data.rows import DataError, Row, answer_text, kind_of
+from megatron_rapo.data.rows import DataError, Row, answer_text, kind_of, text_of
 from megatron_rapo.data.sources import Fields
 
 REQUIRED = frozenset({"problem", "answer"})
@@ -96,5 +96,5 @@ def _text(value: Any, name: str, column: str, place: str) -> str:
     if name == "problem" and not isinstance(value, str):
         raise DataError(f"{place}: {column!r} is {kind_of(value)}, not text; pass --field problem=COLUMN of another.")
     if isinstance(value, list):
-        return (", " if name == "answer" else "\n\n").join(answer_text(each, column, place) for each in value)
-    return answer_text(value, column, place)
+        return (", " if name == "answer" else "\n\n").join(_text(each, name, column, place) for each in value)
+    return (answer_text if name == "answer" else text_of)(value, column, place)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import glob
-import json
-import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.data.numbers import WrittenNumber, decimal_text, without_exponent
+from megatron_rapo.data.parquet import ParquetError, Unread, parquet_rows
 from megatron_rapo.errors import InputError
+from megatron_rapo.safe_json import JSONError, parse_json
 
+LONGEST_SHOWN = 80  # characters of a value in a message
 Row = tuple[str, dict[str, Any]]
 """Where it stands ("train.jsonl:7"), and its columns."""
 
@@ -36,22 +36,32 @@ def read_rows(path: Path, suffixes: Sequence[str] | None = None) -> Iterator[Row
         yield from READERS[suffix](path)
     except UnicodeDecodeError:
         raise DataError(f"{path}:{_first_line_not_utf8(path)}: not UTF-8; save the file as UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); see to its permissions.") from None
 
 
-def answer_text(value: Any, field: str, place: str) -> str:
-    """An answer as its author wrote it; a number becomes its decimal text."""
+def text_of(value: Any, field: str, place: str) -> str:
+    """Return a text as its author wrote it, or a number in positional notation, with its digits."""
     if isinstance(value, str):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return str(int(value)) if value == int(value) else repr(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and (text := decimal_text(value)) is not None:
+        return text
     raise DataError(f"{place}: {field!r} is {kind_of(value)}, not text or a number; write a string there.")
 
 
+def answer_text(value: Any, field: str, place: str) -> str:
+    """Return an answer as `text_of` does, and the text "5e-05", which a program wrote, as 0.00005."""
+    return without_exponent(text_of(value, field, place))
+
+
 def kind_of(value: Any) -> str:
-    """A value as its own author wrote it, for messages."""
+    """Describe a value for messages: as its author wrote it, where it is short."""
+    if isinstance(value, Unread):
+        return f"of type {value.kind}"
     if isinstance(value, (dict, list)):
         return "a JSON object" if isinstance(value, dict) else "a list"
-    return repr(value)
+    text = value.text if isinstance(value, WrittenNumber) else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -64,11 +74,10 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{place}: not valid JSON ({error.msg}, column {error.colno}); write one object a line."
-                ) from None
+                row = parse_json(text, parse_float=WrittenNumber)
+            except JSONError as error:
+                reason = str(error).replace(", line 1, column", ", column")  # it is line `number`
+                raise DataError(f"{place}: {reason}; write one object a line.") from None
             if not isinstance(row, dict):
                 raise DataError(f"{place}: {kind_of(row)}, not a JSON object; write one object a line.")
             yield place, row
@@ -76,12 +85,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); mend it, or name a file of "
-            "one object a line .jsonl."
-        ) from None
+        rows = parse_json(path.read_text(encoding="utf-8-sig"), parse_float=WrittenNumber)
+    except JSONError as error:
+        raise DataError(f"{path}: {error}; mend it, or name a file of one object a line .jsonl.") from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: {kind_of(rows)}, not a list of JSON objects; write one.")
     for index, row in enumerate(rows):
@@ -113,23 +119,11 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import datasets  # takes most of a second to import
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
     try:
-        num_rows = pq.read_metadata(path).num_rows
-    except pa.ArrowInvalid:
-        raise DataError(f"{path}: not a Parquet file, or cut short; write or copy it again.") from None
-    if num_rows == 0:  # the library fails on it (datasets 5.2: "BatchSize must be greater than 0")
-        return
-    # Streaming writes no Arrow copy of the file, but still a lock file in the cache folder. A path is a glob pattern.
-    with tempfile.TemporaryDirectory() as cache_dir:
-        rows = datasets.load_dataset(
-            "parquet", data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache_dir
-        )
-        for index, row in enumerate(rows):
-            yield f"{path}:row {index}", dict(row)
+        for index, row in enumerate(parquet_rows(path)):
+            yield f"{path}:row {index}", row
+    except ParquetError as error:
+        raise DataError(f"{path}: {error}.") from None
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {

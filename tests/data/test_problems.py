@@ -58,6 +58,18 @@ def test_answers_are_what_the_file_says(write_jsonl):
     ]
 
 
+def test_numbers_keep_the_digits_that_they_are_written_with(write_jsonl):
+    """As floats, those below 1e-4 got an exponent, which no answer in decimals is ever equal to."""
+    numbers = ["0.00005", "1e-3", "5.0", "1.10", "0.1000000000000000055511151231257827", "1e23"]
+    rows = [f'{{"problem": "p", "answer": {number}, "weight": {number}}}' for number in numbers]
+    problems = load_problems(write_jsonl(*rows))
+    assert [problem.answer for problem in problems] == [
+        *("0.00005", "0.001", "5", "1.10", "0.1000000000000000055511151231257827", "1" + "0" * 23)
+    ]
+    weights = [problem.extra["weight"] for problem in problems]
+    assert weights == [float(number) for number in numbers] and {type(weight) for weight in weights} == {float}
+
+
 def test_ids(write_jsonl):
     rows = [{"id": 60, "unique_id": "u"}, {"unique_id": "u"}, {"id": None}, {"id": 0}, {}]
     problems = load_problems(write_jsonl(*(ROW | row for row in rows), name="aime.ndjson"))
@@ -101,6 +113,10 @@ def test_paths_are_no_patterns(tmp_path):
         ('{"problem": "p", "answer": {"a": 1}}', "'answer' is a JSON object, not text or a number; write a string th"),
         ('{"problem": "p", "answer": true}', "'answer' is True, not text or a number; write a string there."),
         ('{"problem": "p", "answer": NaN}', "'answer' is nan, not text or a number; write a string there."),
+        ('{"problem": "p", "answer": 1e4000}', "'answer' is 1e4000, not text or a number; write a string there."),
+        (f'{{"problem": "p", "answer": {"9" * 5000}}}', "has an integer of 5,000 digits, and 4,000 is the limit; "),
+        ('{"problem": "1+1\\ud800", "answer": "2"}', "has half a surrogate pair (\\ud800), which is not a character; "),
+        ('{"problem": "p", "answer": "2", "x": ' + "[" * 100_000, "is nested too deeply; write one object a line."),
     ],
 )
 def test_a_bad_line_is_named(write_jsonl, line, message):
@@ -140,7 +156,10 @@ def test_files_of_another_format(tmp_path, capfd):
     assert refusal(csv) == (
         f"{csv}: the suffix '.csv' is not supported; convert it to one of .jsonl, .ndjson, .parquet."
     )
-    assert refusal(parquet) == f"{parquet}: not a Parquet file, or cut short; write or copy it again."
+    assert refusal(parquet) == (
+        f"{parquet}: not a Parquet file that can be read, or damaged (Parquet magic bytes not found in footer. Either "
+        "the file is corrupted or this is not a parquet file.); write or copy it again."
+    )
     assert capfd.readouterr() == ("", "")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_rapo.data.rows import DataError, answer_text, read_rows
+from megatron_rapo.data.rows import DataError, answer_text, read_rows, text_of
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_csv_values_are_text_as_it_is_written(write):
         (
             "a.json",
             '[{"a": 1},\n {"a": }]',
-            ":2",
-            "not valid JSON (Expecting value, column 8); mend it, or name a file ",
+            "",
+            "not valid JSON (Expecting value, line 2, column 8); mend it, or name a file ",
         ),
         ("a.json", '{"a": [1]}', "", "a JSON object, not a list of JSON objects; write one."),
         ("a.json", "[{}, 3]", ":row 1", "3, not a JSON object; write a list of objects."),
@@ -82,6 +82,34 @@ def test_a_caller_may_take_fewer_formats(write):
 
 
 def test_answers_as_text():
-    assert [answer_text(value, "a", "x:1") for value in ("1.10", 70.0, 0.5, -3)] == ["1.10", "70", "0.5", "-3"]
+    given = ("1.10", 70.0, 0.5, -3, 5e-05, "5e-05", "2e-10")
+    assert [answer_text(value, "a", "x:1") for value in given] == [
+        *("1.10", "70", "0.5", "-3", "0.00005", "0.00005", "2e-10")
+    ]
+    assert text_of("5e-05", "id", "x:1") == "5e-05"
     with pytest.raises(DataError, match=r"^x:1: 'a' is True, not text or a number; write a string there\.$"):
         answer_text(True, "a", "x:1")
+
+
+def test_what_a_message_shows_is_short(write):
+    path = write("a.json", f"[{'9' * 4000}]")
+    assert refusal(path) == f"{path}:row 0: {'9' * 80}..., not a JSON object; write a list of objects."
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"[{'9' * 5000}]", "has an integer of 5,000 digits, and 4,000 is the limit; mend it, or "),
+        (r'[{"a": "1+1\ud800"}]', r"has half a surrogate pair (\ud800), which is not a character; mend it"),
+        ("[" * 100_000, "is nested too deeply; mend it, or name a file of one object a line .jsonl."),
+    ],
+)
+def test_json_that_no_program_should_take(write, text, reason):
+    path = write("a.json", text)
+    assert refusal(path).startswith(f"{path}: {reason}")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.symlink_to("/proc/self/mem")
+    assert refusal(path) == f"{path}: cannot be read (Input/output error); see to its permissions."

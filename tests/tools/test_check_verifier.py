@@ -1,6 +1,7 @@
 """How a file of problems is read, what is measured on it and what is listed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -129,7 +130,7 @@ def test_others_are_of_the_same_kind_and_look_different():
             [{"answer": "1", "solution": "1"}, "{"],
             "{path}:2: not valid JSON (Expecting property name enclosed in double quotes, column ",
         ),
-        (["[1]"], "{path}:1: not a JSON object; write one object a line."),
+        (["[1]"], "{path}:1: a list, not a JSON object; write one object a line."),
         ([{"final": "1", "text": ""}], "{path}:1: --answer answer: no such column; name one of final, text."),
         ([{"answer": "1"}], "{path}:1: --solution solution: no such column; name one of answer."),
     ],
@@ -143,4 +144,12 @@ def test_files_that_cannot_be_used(write, capsys, lines, said):
 
 def test_a_file_that_is_not_there(capsys):
     status, _, err = run(capsys, "none.jsonl", "--answer", "a")
-    assert status == 2 and err.startswith("error: none.jsonl: cannot be read (")
+    assert status == 2 and err == "error: none.jsonl: no such file; check the path.\n"
+
+
+def test_numbers_are_read_as_they_are_written(write):
+    """As floats, the second would be 5e-05, and the third another integer."""
+    numbers = ["1200.0", "0.00005", "12345678901234567890", "0.1000000000000000000001"]
+    path = write(*(f'{{"answer": {number}}}' for number in numbers))
+    rows = check_verifier.read_rows(Path(path), "answer", None)
+    assert [row.answer for row in rows] == ["1200", "0.00005", "12345678901234567890", "0.1000000000000000000001"]

@@ -106,6 +106,23 @@ def test_a_prompt_by_a_template_of_ones_own(here: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith("error: data.system='Be brief.': data.template=mine.toml has no place ")
 
 
+def test_nothing_from_a_file_reaches_the_terminal_as_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": f"\x1b[2J{n}", "problem": "How\x1b]0;x\x07\u202e\tmuch?\r", "answer": "\x1b2"} for n in range(2)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("show", "a.jsonl", "--template", "plain") == 0
+    assert run("prepare", "a.jsonl", "a.parquet", "--name", "a") == 0
+    Path("b.jsonl").write_text(json.dumps({"\x1b[2J": "p"}))
+    assert run("show", "b.jsonl", "--template", "plain") == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:3] == [
+        r"\x1b[2J0 by plain, reference answer '\x1b2':",
+        "▶How\\x1b]0;x\\x07\\u202e\tmuch?\\r⏎",
+        "◀",
+    ]
+    assert "  a/\\x1b[2J1 of a/\\x1b[2J0" in out and "\x1b" not in out
+    assert err == "error: b.jsonl:1: no column 'problem'; set data.problem_field to one of \\x1b[2J.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
