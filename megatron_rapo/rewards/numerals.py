@@ -53,7 +53,7 @@ def read(text: str) -> Node | None:
     reader = _Reader(text)
     try:
         node = reader.sum()
-    except NotANumber:
+    except (NotANumber, RecursionError):
         return None
     return node if reader.position == len(text) else None
 

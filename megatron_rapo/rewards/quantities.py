@@ -148,7 +148,8 @@ def equal(reference: Node, given: Node) -> bool:
     a, b = expression(reference), expression(given)
     if same_value(a, b):
         return True
-    return _rounded(reference, _decimal(b)) or _rounded(given, _decimal(a))
+    pairs = ((reference, b), (given, a))
+    return any(_is_decimal(decimal) and _rounded(decimal, _decimal(value)) for decimal, value in pairs)
 
 
 def _rounded(decimal: Node, value: Fraction | None) -> bool:
@@ -175,7 +176,7 @@ def _ends(value: Fraction) -> bool:
 def _decimal(value: sympy.Expr) -> Fraction | None:
     """Return a real number to `DIGITS` digits, never one that a decimal of few places would be."""
     number = value.evalf(DIGITS)
-    if not number.is_Float:
+    if not number.is_Float or abs(number) > 10**DIGITS:
         return None
     return Fraction(str(number)) + Fraction(1, 3 * 10 ** (DIGITS + 20))
 

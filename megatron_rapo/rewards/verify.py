@@ -93,7 +93,13 @@ def judge_plainly(content: str, answer: str) -> Outcome | None:
 
 def judge_parsed(content: str, answer: str) -> Outcome:
     """Return the outcome by mathematics; a reference that is none is only met by its own text."""
-    given, reference = _prepared(content.strip()), _prepared(_reference(answer))
+    try:
+        return _judge(_prepared(content.strip()), _prepared(_reference(answer)))
+    except Exception:  # SymPy raises whatever comes along, RecursionError and MemoryError too
+        return Outcome.WRONG
+
+
+def _judge(given: str, reference: str) -> Outcome:
     if given and given == reference:
         return Outcome.CORRECT
     ours, theirs = chain(reference), chain(given)

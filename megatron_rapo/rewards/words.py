@@ -9,7 +9,7 @@ from megatron_rapo.types import Outcome
 
 _TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\].:]*")
-_WORDS = re.compile(r"[A-Za-z]+(?:['’-]?[A-Za-z]+| +[A-Za-z]+)*[.!]?")
+_WORDS = re.compile(r"[A-Za-z]+(?:(?:['’-]| +)[A-Za-z]+)*[.!]?")
 _ARTICLE = re.compile(r"(?:an?|the) ")
 _ROMAN = re.compile(r"[IVXLCDM]{2,}")
 _LEAST_LETTERS = 4  # of a word; up to three letters are a product of variables
