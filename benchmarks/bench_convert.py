@@ -8,7 +8,7 @@ in turns, and ends with its files on the disk (fsync). Its time is from the call
 the kernel's high-water mark of the resident set, imports and all.
 
 - `copy`: the safetensors file, by shutil.copyfile.
-- `to_megatron`, `to_hf`: tools/convert_checkpoint.py's two ways, in one process.
+- `to_megatron`, `to_hf`: megatron-rapo convert's two ways, in one process.
 """
 
 from __future__ import annotations

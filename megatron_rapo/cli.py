@@ -28,6 +28,9 @@ REQUEUE_STATUS = 75
 """Exit status of a run that stopped because it was told to, and can go on (sysexits.h: EX_TEMPFAIL)."""
 TOOLS = {
     "launch": ("launch", "start train or evaluate on several processes of this machine"),
+    "convert": ("convert.command", "convert, reshard, inspect and compare checkpoints"),
+    "prepare-data": ("data.prepare_command", "make a data set ready for training, or show a prompt of it"),
+    "check-verifier": ("check_verifier_command", "measure the verifier on a data set"),
     "tensorboard": ("monitor.tensorboard_command", "open TensorBoard on runs, by their folders or Slurm job numbers"),
 }
 """Commands that parse their own arguments: the module whose `main` does, and a line for --help."""

@@ -4,9 +4,6 @@ import argparse
 
 import pytest
 
-import check_verifier
-import convert_checkpoint
-import prepare_data
 from megatron_rapo import cli
 from megatron_rapo.arguments import number, whole_number
 
@@ -44,55 +41,48 @@ def test_numbers_above_a_limit():
 
 
 @pytest.mark.parametrize(
-    ("main", "arguments", "said"),
+    ("arguments", "said"),
     [
-        (cli, "preflight run.toml --gpus 0", "argument --gpus: '0': not a whole number from 1 to 1,000,000"),
-        (cli, "preflight run.toml --gpus=-8", "argument --gpus: '-8': not a whole number from 1 to 1,000,000"),
+        ("preflight run.toml --gpus 0", "argument --gpus: '0': not a whole number from 1 to 1,000,000"),
+        ("preflight run.toml --gpus=-8", "argument --gpus: '-8': not a whole number from 1 to 1,000,000"),
         (
-            cli,
             "preflight run.toml --gpus 8 --completion-tokens=-5",
             "argument --completion-tokens: '-5': not a whole number from 1 to 1,000,000,000",
         ),
         (
-            cli,
             "preflight run.toml --gpus 8 --gpu-memory-gib nan",
             "argument --gpu-memory-gib: 'nan': not a number above 0 and up to 1e+06",
         ),
         (
-            cli,
             "preflight run.toml --gpus 8 --overhead-gib=-1",
             "argument --overhead-gib: '-1': not a number from 0 to 1e+06",
         ),
-        (cli, "report runs/mine --rollouts-mib nan", "argument --rollouts-mib: 'nan': not a number from 0 to 1e+06"),
+        ("report runs/mine --rollouts-mib nan", "argument --rollouts-mib: 'nan': not a number from 0 to 1e+06"),
         (
-            cli,
             "train run.toml --profile 1-100000000000",
             "argument --profile: '1-100000000000': more than 1,000 steps, and each writes a trace; write e.g. "
             "--profile 2,10-12",
         ),
-        (convert_checkpoint, "verify a b --tolerance nan", "argument --tolerance: 'nan': not a number from 0 to 1e+09"),
-        (convert_checkpoint, "verify a b --tolerance=-1", "argument --tolerance: '-1': not a number from 0 to 1e+09"),
+        ("convert verify a b --tolerance nan", "argument --tolerance: 'nan': not a number from 0 to 1e+09"),
+        ("convert verify a b --tolerance=-1", "argument --tolerance: '-1': not a number from 0 to 1e+09"),
         (
-            convert_checkpoint,
-            "reshard a b --tensor 0",
+            "convert reshard a b --tensor 0",
             "argument --tensor: '0': not a whole number from 1 to 16,384",
         ),
         (
-            convert_checkpoint,
-            "megatron-to-hf a b --max-shard-size 0GB",
+            "convert megatron-to-hf a b --max-shard-size 0GB",
             "argument --max-shard-size: '0GB': not a size; write for example 500MB or 5GB",
         ),
-        (prepare_data, "prepare a b --overlap nan", "argument --overlap: 'nan': not a number from 0 to 1"),
+        ("prepare-data prepare a b --overlap nan", "argument --overlap: 'nan': not a number from 0 to 1"),
         (
-            check_verifier,
-            "a.jsonl --answer a --others=-1",
+            "check-verifier a.jsonl --answer a --others=-1",
             "argument --others: '-1': not a whole number from 0 to 1,000,000",
         ),
     ],
 )
-def test_options_of_commands(capsys, main, arguments, said):
+def test_options_of_commands(capsys, arguments, said):
     with pytest.raises(SystemExit) as ended:
-        main.main(arguments.split())
+        cli.main(arguments.split())
     assert ended.value.code == 2 and capsys.readouterr().err.endswith(f": error: {said}\n")
 
 

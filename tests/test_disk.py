@@ -12,7 +12,7 @@ from tests.patience import HANG_S
 from tests.small_disk import small_disk
 from tests.training import ROOT, kill_tree, start
 
-CONVERT = (sys.executable, str(ROOT / "tools/convert_checkpoint.py"))
+CONVERT = (sys.executable, "-m", "megatron_rapo", "convert")
 
 
 def test_a_disk_that_is_full_ends_the_run_and_takes_nothing_with_it(tmp_path: Path) -> None:

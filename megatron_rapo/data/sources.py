@@ -115,7 +115,7 @@ SOURCES: Mapping[str, Source] = {
         },
     ),
 }
-"""By the name that tools/prepare_data.py has for them."""
+"""By the name that megatron-rapo prepare-data has for them."""
 
 
 def find_original(name: str, place: Path, revision: str) -> Path:

@@ -52,7 +52,7 @@ class EvaluatedModel:
         if path.resolve().parent.name != CHECKPOINTS or not (path / MANIFEST).exists():
             raise ConfigError(
                 f"model.path={path}: a Megatron checkpoint, but not RUN/{CHECKPOINTS}/step-N of a run; make a Hugging "
-                "Face folder of it with tools/convert_checkpoint.py megatron-to-hf, and name that."
+                "Face folder of it with megatron-rapo convert megatron-to-hf, and name that."
             )
         return cls(path=path, files=path / MODEL_FILES, is_checkpoint=True)
 

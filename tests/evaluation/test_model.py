@@ -58,7 +58,7 @@ def test_a_checkpoint_of_no_run(run, tmp_path):
     (run / "checkpoints/step-000002").rename(elsewhere)
     assert refusal(elsewhere) == (
         f"model.path={elsewhere}: a Megatron checkpoint, but not RUN/checkpoints/step-N of a run; make a Hugging Face "
-        "folder of it with tools/convert_checkpoint.py megatron-to-hf, and name that."
+        "folder of it with megatron-rapo convert megatron-to-hf, and name that."
     )
 
 

@@ -157,7 +157,7 @@ def on_all(fact: bool) -> bool:
 
 
 def go_on_resharded(checkpoint: Path, model: Path, folder: Path, saved: str, rollout: Any) -> Any:
-    """Two steps from the checkpoint as tools/convert_checkpoint.py cuts it up for another layout."""
+    """Two steps from the checkpoint as megatron-rapo convert cuts it up for another layout."""
     target = checkpoint.with_name(f"{saved} anew".replace(" ", "-")) / checkpoint.name
     if dist.get_rank() == 0:
         layout = convert.Layout(tensor=2, pipeline=2)

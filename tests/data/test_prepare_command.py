@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import prepare_data
+from megatron_rapo.cli import main
 from megatron_rapo.data import load_problems
 
 TINY = Path(__file__).parents[2] / "examples/tiny/model"
@@ -30,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> int:
-    return prepare_data.main(arguments)
+    return main(["prepare-data", *arguments])
 
 
 FIELDS = ("--field", "problem=text", "--field", "answer=data.result", "--answer-after", "#", "--name", "doubles")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import convert_checkpoint
+from megatron_rapo.cli import main
 from tests.models import save_tiny_model
 
 TINY = Path(__file__).parents[2] / "examples/tiny/model"
@@ -26,12 +26,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("converted") / "megatron"
     options = ["--tensor", "2", "--pipeline", "2", "--processes", "2"]
-    assert convert_checkpoint.main(["hf-to-megatron", str(model), str(target), *options]) == 0
+    assert main(["convert", "hf-to-megatron", str(model), str(target), *options]) == 0
     return target
 
 
 def run(*arguments: object) -> int:
-    return convert_checkpoint.main([str(argument) for argument in arguments])
+    return main(["convert", *map(str, arguments)])
 
 
 def test_there_and_back(model: Path, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

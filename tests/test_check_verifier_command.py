@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import check_verifier
-from check_verifier import Row, others, rewritten
+from megatron_rapo.check_verifier_command import Row, others, read_rows, rewritten
+from megatron_rapo.cli import main
 
 ROWS = [
     {"id": "a", "solution": r"so it is $\boxed{2}$", "answer": "2.0"},
@@ -29,7 +29,7 @@ def write(tmp_path):
 
 
 def run(capsys, *arguments):
-    status = check_verifier.main(arguments)
+    status = main(["check-verifier", *arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -151,5 +151,5 @@ def test_numbers_are_read_as_they_are_written(write):
     """As floats, the second would be 5e-05, and the third another integer."""
     numbers = ["1200.0", "0.00005", "12345678901234567890", "0.1000000000000000000001"]
     path = write(*(f'{{"answer": {number}}}' for number in numbers))
-    rows = check_verifier.read_rows(Path(path), "answer", None)
+    rows = read_rows(Path(path), "answer", None, None)
     assert [row.answer for row in rows] == ["1200", "0.00005", "12345678901234567890", "0.1000000000000000000001"]
