@@ -36,6 +36,7 @@ _INTRODUCTION = re.compile(
     re.IGNORECASE,
 )
 _TEXT = re.compile(r"\\(?:text|mbox|textrm|mathrm|operatorname)\s*\{[^{}]*\}")
+_NAMED = re.compile(_TEXT.pattern + r"|\\(?:begin|end)\s*\{[^{}]*\}")
 _TEXT_INSIDE = re.compile(r"\\(?:text|mbox|textrm)\s*\{[^{}]*[a-zA-Z]{2}[^{}]*\}(?:\^\{?[0-9]\}?)?\s*[^\s,;.})\]]")
 _BARE_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sin|cos|tan|log|sqrt|infty|pi)\b)[a-zA-Z]{3,}")
 _CASES = re.compile(r"\\begin\s*\{(?:d?r?cases|array)\}")
@@ -65,7 +66,7 @@ def is_prose(text: str) -> bool:
 
 def has_words(text: str) -> bool:
     r"""Return whether words stand before or between mathematics: all \text but a unit, or words outside of it."""
-    return bool(_TEXT_INSIDE.search(text)) or len(_BARE_WORD.findall(_TEXT.sub("", text))) > 1
+    return bool(_TEXT_INSIDE.search(text)) or len(_BARE_WORD.findall(_NAMED.sub("", text))) > 1
 
 
 def without_introduction(text: str) -> str:

@@ -221,11 +221,11 @@ def test_the_first_start_of_a_pool_costs_nothing_of_the_budget(monkeypatch):
 
 
 def test_a_worker_that_has_taken_much_memory_is_replaced():
-    """2^(10^8) takes 190 MB of memory and 300 of address space."""
+    """2^(3 x 10^8) takes 200 MB of memory, which is more than half."""
     with VerifierPool(1, 60.0, memory_bytes=360 * 2**20) as pool:
         assert pool.judge_all([RIGHT]) == [CORRECT]
         pid = pool.pids[0]
-        assert pool.judge_all([(r"\boxed{x=2}", "2"), (r"\boxed{2^{10^8}}", "1/3")]) == [CORRECT, WRONG]
+        assert pool.judge_all([(r"\boxed{x=2}", "2"), (r"\boxed{2^{3\cdot10^8}}", "1/3")]) == [CORRECT, WRONG]
         wait_until(lambda: gone(pid))
         assert pool.judge_all([(r"\boxed{x=3}", "3")]) == [CORRECT]
         assert pool.pids[0] != pid
