@@ -29,7 +29,7 @@ from megatron_rapo.checks import check_machine, check_model, check_rollout, chec
 from megatron_rapo.config import Config
 from megatron_rapo.config.file import load_config
 from megatron_rapo.convert import Layout, hf_to_megatron, open_source, summarise
-from megatron_rapo.data import build_prompts, load_problems, load_tokenizer
+from megatron_rapo.data import build_prompts, load_problems, load_tokenizer, template_of
 from megatron_rapo.hf import WeightReader, check_agreement, check_weights, read_shape
 from megatron_rapo.hf.stored import INDEX, WEIGHTS
 from megatron_rapo.preflight.fit import Machine, estimate
@@ -305,7 +305,7 @@ def _other_tensors(random: Random, header: dict[str, Any]) -> dict[str, Any]:
 
 def _read(places: Places, path: Path) -> None:
     problems = load_problems(path)
-    prompts = build_prompts(problems, load_tokenizer(places.model), "plain", 512)
+    prompts = build_prompts(problems, load_tokenizer(places.model), template_of("plain"), 512)
     json.dumps([each.problem.id for each in prompts.prompts], ensure_ascii=False).encode()
 
 

@@ -12,7 +12,8 @@ import shutil
 from pathlib import Path
 
 from megatron_rapo.config import Config
-from megatron_rapo.errors import InputError
+from megatron_rapo.errors import InputError, shortened
+from megatron_rapo.safe_json import JSONError, read_json
 from megatron_rapo.writing import write_text_atomically
 
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
@@ -143,10 +144,7 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
     of steps where the learning rate does not depend on it, but not to fewer than `checkpoint` has. Model and training
     data may lie elsewhere: `check_same_inputs` compares what they hold.
     """
-    try:
-        saved = json.loads((checkpoint / SETTINGS).read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{checkpoint}: holds no {SETTINGS}, so it is not whole; resume from another.") from None
+    saved = _saved_settings(checkpoint)
     if checkpoint_step(checkpoint) > config.run.steps:
         raise CheckpointError(
             f"run.steps={config.run.steps}: {checkpoint} was written after step {checkpoint_step(checkpoint)}, and a "
@@ -163,11 +161,31 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
             default = _BEFORE.get(name, _default(config, section, field))  # of what the checkpoint is older than
             before = saved.get(section, {}).get(field, default)
             if name not in free and value != before:
-                now, then = (v if isinstance(v, str) else json.dumps(v) for v in (value, before))  # as --set takes it
+                now, then = map(_as_option, (value, before))
                 raise CheckpointError(
                     f"{name}={now}: {checkpoint} was written with {then}, and the run would not go on as the same one; "
                     f"resume with {name}={then}, or start a new run."
                 )
+
+
+def _saved_settings(checkpoint: Path) -> dict[str, dict[str, object]]:
+    """Return what a checkpoint's run was set to. Raises CheckpointError."""
+    path = checkpoint / SETTINGS
+    try:
+        saved = read_json(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{checkpoint}: holds no {SETTINGS}, so it is not whole; resume from another.") from None
+    except (OSError, JSONError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); resume from another checkpoint.") from None
+    if not isinstance(saved, dict) or not all(isinstance(each, dict | None) for each in saved.values()):
+        raise CheckpointError(f"{path}: does not hold the sections of a run; resume from another checkpoint.")
+    return {section: fields or {} for section, fields in saved.items()}
+
+
+def _as_option(value: object) -> str:
+    """Return a value as --set takes it, on one line."""
+    plain = isinstance(value, str) and value.isprintable()
+    return shortened(str(value) if plain else json.dumps(value))
 
 
 def _default(config: Config, section: str, field: str) -> object:

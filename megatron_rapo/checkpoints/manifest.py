@@ -14,6 +14,7 @@ from typing import NamedTuple
 import xxhash
 
 from megatron_rapo.checkpoints.folders import CheckpointError
+from megatron_rapo.errors import shortened
 from megatron_rapo.safe_json import read_json
 from megatron_rapo.writing import write_text_atomically
 
@@ -36,7 +37,7 @@ class Manifest:
         self._folder = folder
         try:
             content = read_json(folder / MANIFEST)
-            self._files = {name: [Range(*each) for each in ranges] for name, ranges in content["files"].items()}
+            self._files = {name: [_range(*each) for each in ranges] for name, ranges in content["files"].items()}
         except FileNotFoundError:
             raise CheckpointError(
                 f"{folder}: holds no {MANIFEST}, so it is not whole; take another checkpoint."
@@ -97,6 +98,13 @@ def write_manifest(folder: Path, files: Mapping[str, Sequence[Range]]) -> None:
     """Say what the files of `folder` hold: each by ranges, in order, of which the last ends with it."""
     text = json.dumps({"digest": "xxh3_128", "files": files}, indent=1)
     write_text_atomically(folder / MANIFEST, text + "\n")
+
+
+def _range(start: object, length: object, digest: object) -> Range:
+    """Return a range that a file names. Raises TypeError for one that is none."""
+    if type(start) is int and type(length) is int and isinstance(digest, str) and 0 <= start <= start + length < 2**63:
+        return Range(start, length, digest)
+    raise TypeError(f"{shortened(repr((start, length, digest)))} is no range of bytes with its digest")
 
 
 def _damaged(path: Path, where: Range) -> str:
