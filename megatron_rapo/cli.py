@@ -115,7 +115,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     with garbage.imports():
-        from megatron_rapo.run import evaluate_model
+        from megatron_rapo.evaluate import evaluate_model
 
     evaluate_model(config, output=arguments.output)
     return 0

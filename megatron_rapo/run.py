@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_s
 from megatron_rapo.checkpoints.inputs import InputReader, check_same_inputs
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.checks import (
-    check_engine,
     check_machine,
     check_model,
     check_rollout,
@@ -27,40 +25,26 @@ from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import (
     PromptSet,
     Stops,
-    Template,
-    find_stops,
-    load_prompts,
-    load_tokenizer,
-    template_of,
-    template_stops,
 )
 from megatron_rapo.determinism import set_variables
-from megatron_rapo.distributed import init_process_group, of_first_rank, on_first_rank
-from megatron_rapo.evaluation.model import EvaluatedModel
+from megatron_rapo.distributed import init_process_group
 from megatron_rapo.evaluation.sampled import HeldOut
-from megatron_rapo.evaluation.samples import ProblemSamples, SamplesFile
-from megatron_rapo.evaluation.scores import ProblemScore
-from megatron_rapo.evaluation.tables import show
 from megatron_rapo.hf import ModelShape, check_agreement, check_weights, read_shape
 from megatron_rapo.hf.weights import model_files
-from megatron_rapo.launcher import local_world_size, rank, world_size
+from megatron_rapo.launcher import rank, world_size
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
 from megatron_rapo.reshard.layout import hf_shapes
 from megatron_rapo.rewards import Rewards, VerifierPool
-from megatron_rapo.rewards.sizing import usable_cores, workers_for
 from megatron_rapo.rollout import Engine, name_ranges
 from megatron_rapo.run_folder import check_room, claim, usable
 from megatron_rapo.sampling import Sampler
 from megatron_rapo.settings_history import record_settings
+from megatron_rapo.shared_parts import make_engine, make_verifier, prompts_of, report_left_out, resolved
 from megatron_rapo.signals import Signals, end_interrupted
-from megatron_rapo.verdicts import warnings
 
 if TYPE_CHECKING:
     from megatron_rapo.trainer import Trainer
-
-Keep = Callable[[Sequence[ProblemSamples]], None]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -112,11 +96,11 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         stack.enter_context(usable(folder))
         step = checkpoint_step(start.checkpoint) if start.checkpoint else 0
         monitor = stack.enter_context(_monitor(config, profiler, resume_step=step if resume else None))
-        verifier = stack.enter_context(_verifier(config))
+        verifier = stack.enter_context(make_verifier(config))
         monitor.launched()
-        _report_left_out(monitor.message, config.data.train, read.train_set, config)
+        report_left_out(monitor.message, config.data.train, read.train_set, config)
         if read.heldout:
-            _report_left_out(monitor.message, read.heldout.settings.data, read.heldout.prompts, config)
+            report_left_out(monitor.message, read.heldout.settings.data, read.heldout.prompts, config)
         monitor.message(f"a completion stops at {read.stops.shown}")
         monitor.message(f"starting Megatron and vLLM on {_count(dist.get_world_size(), 'process', 'processes')}")
         trainer, engine = _build(config, read, start, verifier, monitor, profiler, signals)
@@ -131,6 +115,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
             monitor.message(f"{folder}: has no checkpoint yet, so the run begins again at step 1")
         with _profile_kept(profiler, monitor):
             finished = trainer.run()
+    dist.barrier()  # the first process has written all: a launcher ends the others' with the first that ends
     dist.destroy_process_group()
     return finished
 
@@ -147,11 +132,11 @@ def _read(config: Config) -> _Read:
     check_agreement(config.model.path, shape)
     check_writers(config.monitor.writers)
     rewards = Rewards.load(config.reward)
-    config, stops = _resolved(config, shape)
-    train_set = _prompts(config, config.data.train)
+    config, stops = resolved(config, shape)
+    train_set = prompts_of(config, config.data.train)
     heldout = None
     if config.evaluation:
-        heldout = HeldOut(config, config.evaluation, _prompts(config, config.evaluation.data))
+        heldout = HeldOut(config, config.evaluation, prompts_of(config, config.evaluation.data))
     batch = config.batch
     if batch.prompts_per_step * (1 + batch.refill_rounds) + batch.spare_prompts > len(train_set.prompts):
         raise ConfigError(
@@ -226,7 +211,7 @@ def _build(
         record_machine(config.run.folder, parallel.device)
         policy = Policy(config, read.shape, parallel)
     with monitor.phase("build_engine"):
-        engine = _engine(config, sleeps=config.memory.engine_sleep)
+        engine = make_engine(config, sleeps=config.memory.engine_sleep)
     sampler = Sampler(engine, verifier, read.rewards)
     weight_sync = WeightSync(
         config,
@@ -251,161 +236,8 @@ def _build(
     return trainer, engine
 
 
-def evaluate_model(config: Config, *, output: Path | None) -> None:
-    """Run `evaluate` on this process: the scores of model.path on [evaluation].data, shown.
-
-    With an `output` its samples are kept there, and the scores beside it; what is there already is gone on with.
-    Raises ConfigError, DataError, SamplesError and ScoresError before anything expensive is built.
-    """
-    settings = config.evaluation
-    if settings is None:
-        raise ConfigError("evaluation: required by evaluate and not set; add the section or --set evaluation.data=...")
-    model = EvaluatedModel.find(config.model.path)
-    config = _with_model(config, model.files)
-    shape = read_shape(model.files)
-    check_rollout(config, shape, world_size())
-    check_engine(config)
-    check_agreement(model.files, shape)
-    if not model.is_checkpoint:
-        check_weights(model.path, hf_shapes(shape), tied=shape.tied)
-    config, stops = _resolved(config, shape)
-    heldout = HeldOut(config, settings, _prompts(config, settings.data))
-    weights = model.digest() if output and rank() == 0 else ""
-    done: list[ProblemScore] = []
-    with ExitStack() as stack:
-        keep: Keep = _nothing
-        if output and rank() == 0:  # the only one that writes
-            about = {"model": str(model.path), "data": str(settings.data), "left_out": len(heldout.prompts.too_long)}
-            file = stack.enter_context(SamplesFile(output, heldout.sampled_with(weights), about))
-            file.read(lambda sampled: done.append(ProblemScore.of(sampled)))
-            keep = file.append
-        Signals(grace_s=0.0)  # what is finished is written
-        init_process_group(config.run.timeout_s)
-        heldout.prompts.unlink()  # now that every process has them
-        console = Console(0) if dist.get_rank() == 0 else None
-        say: Say = console.message if console else _nothing
-        _report_left_out(say, settings.data, heldout.prompts, config)
-        say(f"a completion stops at {stops.shown}")
-        done = of_first_rank(done)
-        if len(done) < len(heldout.prompts.prompts):
-            done += _sample(heldout, model, start=len(done), keep=keep, say=say)
-    if console:
-        scores = heldout.scores(done, model=str(model.path), weights=weights)
-        show(console, scores)
-        judged = heldout.judged(scores)
-        console.message(str(judged))
-        for text in warnings(judged, config).values():
-            console.message(f"WARNING: {text}")
-        if output:
-            scores.save(output.with_suffix(".json"))
-    dist.destroy_process_group()
-
-
-def _sample(heldout: HeldOut, model: EvaluatedModel, *, start: int, keep: Keep, say: Say) -> list[ProblemScore]:
-    """The problems from `start` on; the first process keeps them as they come. Collective over the world."""
-    total, done = len(heldout.prompts.prompts), []
-    if start:
-        say(f"going on: {start} of {total} problems are there")
-    if model.is_checkpoint:
-        say(f"{model.hf_folder}: is made of {model.path}, where it is not there yet, and stays")
-    on_first_rank(model.prepare)
-    config = _with_model(heldout.config, model.hf_folder)
-    with _verifier(config) as verifier, closing(_engine(config, sleeps=False)) as engine:
-        for part in heldout.parts(Sampler(engine, verifier, Rewards(config.reward)), start=start):
-            on_first_rank(partial(keep, part))
-            done += [ProblemScore.of(sampled) for sampled in part]
-            say(f"{start + len(done)} of {total} problems")
-    return done
-
-
 def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
-
-
-def _nothing(_: object) -> None:
-    """What a process does that neither keeps nor says anything."""
-
-
-def _with_model(config: Config, folder: Path) -> Config:
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": folder})})
-
-
-def _prompts(config: Config, path: Path) -> PromptSet:
-    data = config.data
-    return load_prompts(
-        path,
-        config.model.path,
-        _template(config),
-        data.max_prompt_tokens,
-        problem_field=data.problem_field,
-        answer_field=data.answer_field,
-        shared=world_size() > 1,
-    )
-
-
-def _resolved(config: Config, shape: ModelShape) -> tuple[Config, Stops]:
-    """Return the configuration with what its template decides, and all that completions stop at.
-
-    rollout.stop has the template's stop strings, unless it is set, and data.template_digest says which file it is. So
-    what is saved with a run, and compared when it is resumed, says both.
-    """
-    data, rollout = config.data, config.rollout
-    template, tokenizer = _template(config), load_tokenizer(config.model.path)
-    if data.template_digest not in ("", template.digest):
-        raise ConfigError(
-            f"data.template_digest={data.template_digest}: data.template={data.template} has "
-            f"{template.digest or 'none'}; give the file that the digest is of, or leave the digest out."
-        )
-    strings = template_stops(template, tokenizer) if rollout.stop is None else rollout.stop
-    stops = find_stops(
-        config.model.path,
-        tokenizer,
-        vocab_size=shape.vocab_size,
-        strings=strings,
-        token_ids=rollout.stop_token_ids,
-    )
-    resolved = {
-        "data": data.model_copy(update={"template_digest": template.digest}),
-        "rollout": rollout.model_copy(update={"stop": strings}),
-    }
-    return config.model_copy(update=resolved), stops
-
-
-def _template(config: Config) -> Template:
-    data = config.data
-    return template_of(data.template, instruction=data.instruction, system=data.system)
-
-
-def _report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -> None:
-    left_out = len(prompts.too_long)
-    if left_out:
-        say(
-            f"{path}: {left_out} of {left_out + len(prompts.prompts)} problems left out, their prompts are over "
-            f"data.max_prompt_tokens={config.data.max_prompt_tokens}"
-        )
-
-
-def _verifier(config: Config) -> VerifierPool:
-    reward = config.reward
-    workers = workers_for(local_world_size(), usable_cores()) if reward.workers == "auto" else reward.workers
-    return VerifierPool(
-        workers,
-        reward.timeout_s,
-        budget_s=reward.budget_s,
-        memory_bytes=reward.memory_mib * 2**20,
-        answer=reward.answer,
-    )
-
-
-def _engine(config: Config, *, sleeps: bool) -> Engine:
-    return Engine(
-        config.model.path,
-        config.rollout,
-        dtype=config.precision.dtype,
-        max_sequence_tokens=config.max_sequence_tokens,
-        seed=config.run.seed,
-        sleeps=sleeps,
-    )
 
 
 def _monitor(config: Config, profiler: Profiler, *, resume_step: int | None) -> Monitor:

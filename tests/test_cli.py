@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rapo import cli, run
+from megatron_rapo import cli, evaluate, run
 from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data.rows import DataError
@@ -204,7 +204,7 @@ def evaluated(config, monkeypatch):
 
     def evaluated(*arguments):
         called = []
-        monkeypatch.setattr(run, "evaluate_model", lambda config, **options: called.append((config, options)))
+        monkeypatch.setattr(evaluate, "evaluate_model", lambda config, **options: called.append((config, options)))
         overrides = ["--set", "model.path=other", "--set", "evaluation.data=held.jsonl"]
         assert cli.main(["evaluate", str(config), *overrides, *arguments]) == 0
         return called[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_rapo import run
+from megatron_rapo import evaluate, run
 from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import DataError
@@ -17,6 +17,7 @@ from megatron_rapo.evaluation.samples import ProblemSamples, Sample, SamplesErro
 from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.hf import read_shape
 from megatron_rapo.rewards import RewardError
+from megatron_rapo.shared_parts import resolved
 from tests.models import save_tiny_model
 from tests.runs import tiny_config
 
@@ -37,8 +38,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def built(*arguments: object, **options: object) -> None:
         raise AssertionError("not refused in time")
 
-    monkeypatch.setattr(run, "init_process_group", built)
-    monkeypatch.setattr(run, "Signals", lambda grace_s, closing_s=0.0: None)
+    for command in (run, evaluate):
+        monkeypatch.setattr(command, "init_process_group", built)
+        monkeypatch.setattr(command, "Signals", lambda grace_s, closing_s=0.0: None)
 
 
 def problems(path: Path, count: int) -> Path:
@@ -94,7 +96,7 @@ def test_the_strings_that_stop_completions_are_written_out(
     model: Path, sections: dict[str, Any], strings: list[str]
 ) -> None:
     """So that what is saved with a run, and compared when it is resumed, does not depend on the template's own."""
-    config, stops = run._resolved(tiny_config(model, Path("run"), **sections), read_shape(model))
+    config, stops = resolved(tiny_config(model, Path("run"), **sections), read_shape(model))
     assert json.loads(config.to_json())["rollout"]["stop"] == strings == list(stops.strings)
     assert stops.token_ids == (1, 7)[: 1 + len(config.rollout.stop_token_ids)]
 
@@ -104,18 +106,18 @@ def test_another_text_in_the_file_of_a_template_is_seen(tmp_path: Path, model: P
     path, shape, digests = tmp_path / "mine.toml", read_shape(model), []
     for text in ('before = "Q: "\nstop = ["Q:"]', 'before = "Q: "', 'before = "Q:\\n"'):
         path.write_text(text)
-        config, _ = run._resolved(tiny_config(model, tmp_path, data={"template": str(path)}), shape)
+        config, _ = resolved(tiny_config(model, tmp_path, data={"template": str(path)}), shape)
         digests.append(config.data.template_digest)
     assert digests[0] == digests[1] != digests[2] and len(digests[2]) == 16
-    again, _ = run._resolved(config, shape)
+    again, _ = resolved(config, shape)
     assert again == config
     with pytest.raises(ConfigError) as refused:
-        run._resolved(tiny_config(model, tmp_path, data={"template": str(path), "template_digest": digests[0]}), shape)
+        resolved(tiny_config(model, tmp_path, data={"template": str(path), "template_digest": digests[0]}), shape)
     assert str(refused.value) == (
         f"data.template_digest={digests[0]}: data.template={path} has {digests[2]}; give the file that the digest is "
         "of, or leave the digest out."
     )
-    assert run._resolved(tiny_config(model, tmp_path), shape)[0].data.template_digest == ""
+    assert resolved(tiny_config(model, tmp_path), shape)[0].data.template_digest == ""
 
 
 @pytest.mark.usefixtures("alone")
@@ -186,7 +188,7 @@ def test_both_commands_check_the_engines(
         if command == "train":
             run.train(config, resume=False, overwrite=False)
         else:
-            run.evaluate_model(config, output=None)
+            evaluate.evaluate_model(config, output=None)
     assert str(refused.value).startswith(words)
 
 
@@ -223,7 +225,7 @@ def test_both_commands_check_the_weights_and_the_memory(
         if command == "train":
             run.train(config, resume=False, overwrite=False)
         else:
-            run.evaluate_model(config, output=None)
+            evaluate.evaluate_model(config, output=None)
     assert str(refused.value).startswith(words.format(model=copy))
 
 
@@ -244,7 +246,7 @@ def evaluation_config(folder: Path, model: Path, **settings: Any) -> Config:
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, model: Path, name: str, words: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SamplesError) as refused:
-        run.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path / name)
+        evaluate.evaluate_model(evaluation_config(tmp_path, model), output=tmp_path / name)
     assert str(refused.value).startswith(f"--output {tmp_path / name}: {words}")
 
 
@@ -253,13 +255,13 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     config = evaluation_config(tmp_path, tmp_path / "run/checkpoints/step-000001")
     with pytest.raises(ConfigError, match=r"step-000001: no such checkpoint; there is none yet\."):
-        run.evaluate_model(config, output=None)
+        evaluate.evaluate_model(config, output=None)
 
 
 @pytest.mark.usefixtures("alone")
 def test_evaluate_needs_its_section(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        run.evaluate_model(tiny_config(model, tmp_path / "run"), output=None)
+        evaluate.evaluate_model(tiny_config(model, tmp_path / "run"), output=None)
     assert str(refused.value) == (
         "evaluation: required by evaluate and not set; add the section or --set evaluation.data=..."
     )
@@ -272,10 +274,10 @@ def finished(tmp_path: Path, model: Path, alone: None, monkeypatch: pytest.Monke
     config = evaluation_config(tmp_path, model)
     kept: list[Any] = []
     monkeypatch.setattr(
-        run, "SamplesFile", lambda path, *settings: kept.extend(settings) or SamplesFile(path, *settings)
+        evaluate, "SamplesFile", lambda path, *settings: kept.extend(settings) or SamplesFile(path, *settings)
     )
     with pytest.raises(AssertionError, match="not refused in time"):
-        run.evaluate_model(config, output=output)
+        evaluate.evaluate_model(config, output=output)
     monkeypatch.undo()
     with SamplesFile(output, *kept) as file:
         for i, right in enumerate((1, 4)):
@@ -297,8 +299,8 @@ def finished(tmp_path: Path, model: Path, alone: None, monkeypatch: pytest.Monke
 
 
 def without_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "Signals", lambda grace_s: None)
-    monkeypatch.setattr(run, "_engine", lambda *_, **__: pytest.fail("an engine was built"))
+    monkeypatch.setattr(evaluate, "Signals", lambda grace_s: None)
+    monkeypatch.setattr(evaluate, "make_engine", lambda *_, **__: pytest.fail("an engine was built"))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
 
@@ -309,7 +311,7 @@ def test_what_is_all_there_is_summed_up_anew(
     """For other k, too, and without an engine."""
     without_engine(monkeypatch)
     before = finished.read_bytes()
-    run.evaluate_model(evaluation_config(tmp_path, model, k=(2,)), output=finished)
+    evaluate.evaluate_model(evaluation_config(tmp_path, model, k=(2,)), output=finished)
     scores = Scores.read(finished.with_suffix(".json"))
     assert scores.k == (2,) and scores.scores["pass@2"].value == (1 / 2 + 1) / 2
     assert finished.read_bytes() == before
@@ -320,7 +322,7 @@ def test_other_settings_are_refused(
 ) -> None:
     without_engine(monkeypatch)
     with pytest.raises(SamplesError, match=r"two kinds: evaluation\.temperature was 1\.0 and is 0\.5\. Go on with"):
-        run.evaluate_model(evaluation_config(tmp_path, model, temperature=0.5), output=finished)
+        evaluate.evaluate_model(evaluation_config(tmp_path, model, temperature=0.5), output=finished)
     other = save_tiny_model(tmp_path / "other", tied=True, seed=1)
     with pytest.raises(SamplesError, match=r"two kinds: the weights of model\.path was "):
-        run.evaluate_model(evaluation_config(tmp_path, other), output=finished)
+        evaluate.evaluate_model(evaluation_config(tmp_path, other), output=finished)
