@@ -34,7 +34,9 @@ def test_every_verdict_has_its_share(load):
     found = Judged.of(groups, load())
     assert found.verdicts == {o.value: {R: 2, W: 2, N: 3, T: 1}.get(o, 0) for o in Outcome}
     said = str(found)
-    assert said.startswith("8 completions: 25.0% correct, 25.0% wrong, 37.5% no answer, 0.0% unparsable")
+    assert said.startswith(
+        "8 completions: 25.0% correct, 25.0% wrong, 0.0% unevaluated, 37.5% no answer, 0.0% unparsable"
+    )
     assert said.endswith("; 37.5% cut off by rollout.max_completion_tokens=512") and ", 12.5% timeout" in said
     assert all(f"% {outcome.value.replace('_', ' ')}" in said for outcome in Outcome)
 
@@ -68,7 +70,7 @@ def test_a_warning_says_how_many_and_names_the_settings(load):
         "it, or see to it that the model stops (rollout.stop)."
     )
     late = warnings(judged(correct=1, timeout=50), load())["timeout"]
-    assert "reward.timeout_s=5.0, reward.budget_s=120.0 or reward.workers=1" in late
+    assert "reward.timeout_s=5.0, reward.budget_s=120.0 or reward.workers=auto" in late
 
 
 def test_every_verdict_that_can_be_too_many_has_a_remedy(load):
@@ -87,7 +89,7 @@ def look(load, *steps):
 
 def test_the_first_rollout_is_always_told(load):
     [said] = look(load, ([group(R, W), group(W, W)], 1), ([group(R, W)], 1))
-    assert said.startswith("first rollout, 4 completions: 25.0% correct, 75.0% wrong, 0.0% no answer")
+    assert said.startswith("first rollout, 4 completions: 25.0% correct, 75.0% wrong, 0.0% unevaluated, 0.0% no answer")
     assert said.endswith("; 1 of 2 groups with different rewards")
 
 

@@ -68,8 +68,8 @@ max_completion_tokens = 64
 [run]
 folder = "{folder}"
 steps = {steps}
-timeout_s = {timeout_s}
 """
+CONFIG += f"timeout_s = {COLLECTIVE_S}\n"
 ONE_PASS = ("--set", "batch.optimizer_steps_per_rollout=1", "--set", "batch.old_logprobs_from_training=true")
 LAYOUTS: dict[str, Sequence[str]] = {  # on two processes, as settings on the command line
     "TP2": (),
@@ -91,7 +91,7 @@ def start(
     heldout = folder / "heldout.jsonl"
     heldout.write_text("".join((ROOT / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[:6]))
     config = folder / "config.toml"
-    config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps, timeout_s=COLLECTIVE_S))
+    config.write_text(CONFIG.format(folder=folder / "run", heldout=heldout, steps=steps))
     launch = [*prefix, sys.executable, "-m", "megatron_rapo", "launch", f"--nproc-per-node={nproc}"]
     command = [*launch, "train", str(config), *arguments]
     return subprocess.Popen(

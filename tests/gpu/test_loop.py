@@ -17,7 +17,7 @@ from tests import training
 from tests.training import ROOT, kill_tree, metrics, start
 
 STEPS, TIMEOUT_S = 3, 300
-COMMON = ("parallel.tensor=1", "precision.dtype=bfloat16", "rollout.kv_cache_mib=256", "run.timeout_s=240")
+COMMON = ("parallel.tensor=1", "precision.dtype=bfloat16", "rollout.kv_cache_mib=256", "run.timeout_s=1200")
 
 
 class Run(NamedTuple):

@@ -165,7 +165,7 @@ def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[Tr
     def parts(batches: Sequence[PackedBatch]) -> dict[str, float]:
         return {"divergence": norm(unrewarded(batches), beta=0.0), "rest": norm(batches, alpha=0.0)}
 
-    without = {"weight_sync": None, "signals": None, "sampler": None, "profiler": None}  # what it would train with
+    without = {"weight_sync": None, "signals": None, "sampler": None, "profiler": None, "inputs": None}  # of a run
     trainer = Trainer(config, policy=policy, monitor=Monitor(), train_prompts=[None], **without)
     first = scored[: config.parallel.pipeline]  # what the trainer measures
     measured = {

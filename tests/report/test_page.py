@@ -221,7 +221,7 @@ def colour_by_gap(page: Page) -> None:
 
 def test_settings_that_were_changed_on_the_way_are_a_table(page: Page) -> None:
     found = texts(page, "#settings .scroll:nth-of-type(2) td")
-    assert found == ["one", "3", "run.timeout_s", "600.0", "60.0", "two", "3", "run.timeout_s", "600.0", "60.0"]
+    assert found == ["one", "3", "run.timeout_s", "600.0", "1200.0", "two", "3", "run.timeout_s", "600.0", "1200.0"]
 
 
 def test_tokens_are_coloured_by_what_is_chosen_and_read_out(page: Page) -> None:

@@ -120,8 +120,8 @@ def test_settings_that_differ_are_shown(runs: list[Path]) -> None:
 
 def test_settings_that_were_changed_on_the_way_are_shown(runs: list[Path]) -> None:
     [run] = read_runs(runs[:1])
-    assert run.changes == [{"step": 3, "name": "run.timeout_s", "before": "600.0", "after": "60.0"}]
-    assert run.settings["run.timeout_s"] == 60.0
+    assert run.changes == [{"step": 3, "name": "run.timeout_s", "before": "600.0", "after": "1200.0"}]
+    assert run.settings["run.timeout_s"] == 1200.0
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
