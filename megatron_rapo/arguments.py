@@ -9,7 +9,28 @@ from collections.abc import Callable
 
 from megatron_rapo.errors import printable, shortened
 
+Function = Callable[[argparse.Namespace], int]
 _DIGITS = re.compile(r"[0-9]{1,18}")
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser for `megatron_rapo NAME`; of a module's docstring the first line comes first in its help."""
+    first, _, rest = description.partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"megatron_rapo {name}",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def sub_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, function: Function, text: str
+) -> argparse.ArgumentParser:
+    """Add a command to `commands`; its options have the `function` to call with them."""
+    added = commands.add_parser(name, help=text, description=text)
+    added.set_defaults(function=function)
+    return added
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

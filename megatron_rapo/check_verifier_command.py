@@ -17,7 +17,6 @@ where less than 99 % agree, or more than 0.5 % of the other rows' answers pass.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -26,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_rapo.arguments import whole_number
+from megatron_rapo.arguments import command_parser, whole_number
 from megatron_rapo.data import rows as data
 from megatron_rapo.errors import InputError, printable
 from megatron_rapo.rewards import VerifierPool, final_answer
@@ -221,12 +220,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status. Raises InputError."""
-    parser = argparse.ArgumentParser(
-        prog="megatron_rapo check-verifier",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join((__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("check-verifier", __doc__ or "")
     parser.add_argument("file", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--answer", required=True, metavar="FIELD", help="column of the reference answer")
     parser.add_argument("--solution", metavar="FIELD", help="column of a written-out solution; may be the same")

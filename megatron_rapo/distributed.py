@@ -38,7 +38,7 @@ def _backend() -> str:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether a collective failed because another process is gone or late: gloo and NCCL name themselves in that."""
+    """Return whether a collective failed because another process is gone or late, which gloo and NCCL say."""
     text = str(error)
     causes = ("closed by peer", "reset by peer", "Broken pipe", "timed out", "Timed out", "timeout")
     return ("gloo/" in text or "NCCL" in text) and any(cause in text for cause in causes)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from megatron_rapo.arguments import whole_number
 from megatron_rapo.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,17 +57,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog="On several nodes: the same call on each, with --nnodes, --node-rank and --master-addr. Under srun "
         "nothing is launched: srun starts megatron-rapo train itself (slurm/launch.sh).",
     )
-    parser.add_argument("--nproc-per-node", type=_positive, default=1, metavar="N", help="processes, one a GPU (1)")
-    parser.add_argument("--nnodes", type=_positive, default=1, metavar="N", help="nodes (1)")
-    parser.add_argument("--node-rank", type=int, default=0, metavar="I", help="place of this node, from 0 on")
+    parser.add_argument(
+        "--nproc-per-node", type=whole_number(1, 1024), default=1, metavar="N", help="processes, one a GPU (1)"
+    )
+    parser.add_argument("--nnodes", type=whole_number(1, 65535), default=1, metavar="N", help="nodes (1)")
+    parser.add_argument(
+        "--node-rank", type=whole_number(0, 65534), default=0, metavar="I", help="place of this node, from 0 on"
+    )
     parser.add_argument("--master-addr", default="127.0.0.1", metavar="HOST", help="address of node 0")
     parser.add_argument(
-        "--master-port", type=_positive, default=29500, metavar="PORT", help="free port of node 0 (29500)"
+        "--master-port", type=whole_number(1, 65535), default=29500, metavar="PORT", help="free port of node 0 (29500)"
     )
     parser.add_argument("command", metavar="COMMAND", help=f"{' or '.join(COMMANDS)}, and its own arguments")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if not 0 <= options.node_rank < options.nnodes:
+    if options.node_rank >= options.nnodes:
         parser.error(f"--node-rank {options.node_rank}: the nodes are 0 to {options.nnodes - 1}")
     if options.nnodes > 1 and options.master_addr == "127.0.0.1":
         parser.error(f"--nnodes {options.nnodes}: name node 0 with --master-addr, by which the others find it")
@@ -113,9 +118,3 @@ def _forward(number: int, _frame: FrameType | None) -> None:
             child.send_signal(number)
         except psutil.NoSuchProcess:
             continue  # has just ended
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text[:6]) < 2**16:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r}: not a whole number from 1 to 65535")
-    return int(text)

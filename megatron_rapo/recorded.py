@@ -15,7 +15,7 @@ OF_A_PROMPT = 4
 
 
 def due(settings: MonitorConfig, step: int) -> bool:
-    """Whether completions of `step` (from 1) are recorded: of the first, and of every so many."""
+    """Return whether completions of `step` (from 1) are recorded: of the first, and of every so many."""
     every = settings.rollouts_every_steps
     return every > 0 and (step == 1 or step % every == 0)
 

@@ -85,7 +85,7 @@ _EARLIER_RUN = (
 
 
 def _why_not_delete(config: Config) -> str | None:
-    """Whether --overwrite would delete something else than an earlier run."""
+    """Return whether --overwrite would delete something else than an earlier run."""
     folder = config.run.folder.resolve()
     if not (folder / METRICS_FILE).is_file():
         return f"run.folder={folder}: has no {METRICS_FILE}, so no run made it; it is not deleted, name another folder."

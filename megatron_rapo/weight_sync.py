@@ -65,7 +65,7 @@ class WeightSync:
 
 
 def _due(how_often: str | int, step: int) -> bool:
-    """Whether what is done "every" time, the "first" only, or once in so many steps (0: never), is done at `step`."""
+    """Return whether `step` is due: "every" one is, the "first" only, or one in so many (0: none)."""
     if isinstance(how_often, str):
         return how_often == "every"
     return how_often > 0 and step % how_often == 0

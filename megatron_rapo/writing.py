@@ -116,7 +116,7 @@ def put_in_place(partial: Path, folder: Path) -> None:
 
 
 def is_of_disk(error: OSError) -> bool:
-    """Whether it says that a disk does not take what is written."""
+    """Return whether it says that a disk does not take what is written."""
     return error.errno in {*_FULL, *_READ_ONLY, errno.EIO}
 
 

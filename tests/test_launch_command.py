@@ -39,8 +39,8 @@ def test_bad_input_is_one_line_and_nothing_is_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nproc-per-node", "0", "train"], "'0': not a whole number from 1 to 65535"),
-        (["--master-port", "70000", "train"], "'70000': not a whole number from 1 to 65535"),
+        (["--nproc-per-node", "0", "train"], "'0': not a whole number from 1 to 1,024"),
+        (["--master-port", "70000", "train"], "'70000': not a whole number from 1 to 65,535"),
         (["--nnodes", "2", "--node-rank", "2", "train"], "--node-rank 2: the nodes are 0 to 1"),
         (["--nnodes", "2", "train"], "--nnodes 2: name node 0 with --master-addr"),
         ([], "required: COMMAND"),

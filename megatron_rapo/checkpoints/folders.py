@@ -101,7 +101,7 @@ def _named(root: Path) -> Path | None:
 
 
 def has_checkpoint(root: Path) -> bool:
-    """Whether a save under `root` ever came to its end."""
+    """Return whether a save under `root` ever came to its end."""
     names = (path.name.removeprefix(_PREFIX) for path in root.glob(f"{_PREFIX}*"))
     return (root / _LATEST).exists() or any(name.isdecimal() for name in names)
 

@@ -68,7 +68,7 @@ class BatchConfig(Section):
 
     @property
     def carries(self) -> bool:
-        """Whether a step may train on tokens that were sampled from earlier weights."""
+        """Return whether a step may train on tokens that were sampled from earlier weights."""
         return self.spare_prompts > 0 and self.max_carried_steps > 0
 
     @property

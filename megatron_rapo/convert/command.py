@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from megatron_rapo.arguments import number, said, whole_number
+from megatron_rapo.arguments import command_parser, number, said, sub_command, whole_number
 from megatron_rapo.checkpoints.tensors import Reader
 from megatron_rapo.convert import (
     Layout,
@@ -174,18 +174,8 @@ def size(text: str) -> str:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="megatron_rapo convert",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join((__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("convert", __doc__ or "")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(function=function)
-        return added
 
     def converts(added: argparse.ArgumentParser) -> None:
         added.add_argument("input", type=Path, metavar="INPUT")
@@ -213,23 +203,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                 option, type=whole_number(1, 2**14), default=1, metavar="N", help=f"{text} that it is cut up for"
             )
 
-    there = command("hf-to-megatron", to_megatron, "a Megatron checkpoint of a Hugging Face folder")
+    there = sub_command(commands, "hf-to-megatron", to_megatron, "a Megatron checkpoint of a Hugging Face folder")
     converts(there)
     casts(there)
     cuts(there)
-    anew = command("reshard", reshard, "a Megatron checkpoint, optimizer state and all, cut up for another layout")
+    anew = sub_command(
+        commands, "reshard", reshard, "a Megatron checkpoint, optimizer state and all, cut up for another layout"
+    )
     converts(anew)
     cuts(anew)
     likes(anew)
-    back = command("megatron-to-hf", to_hf, "a Hugging Face folder of a Megatron checkpoint")
+    back = sub_command(commands, "megatron-to-hf", to_hf, "a Hugging Face folder of a Megatron checkpoint")
     converts(back)
     casts(back)
     likes(back)
     back.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="of each safetensors file")
-    looks = command("inspect", inspect, "what is in a checkpoint of either kind")
+    looks = sub_command(commands, "inspect", inspect, "what is in a checkpoint of either kind")
     looks.add_argument("input", type=Path, metavar="INPUT")
     likes(looks)
-    compares = command("verify", verify, "whether two checkpoints, of either kind, are the same; status 0 or 1")
+    compares = sub_command(
+        commands, "verify", verify, "whether two checkpoints, of either kind, are the same; status 0 or 1"
+    )
     compares.add_argument("a", type=Path, metavar="A")
     compares.add_argument("b", type=Path, metavar="B")
     compares.add_argument(

@@ -111,7 +111,7 @@ def _lock(file: BinaryIO, how: int) -> bool:
 
 
 def _is(path: Path, file: BinaryIO) -> bool:
-    """Whether the name still leads to this file: another process may have removed it meanwhile."""
+    """Return whether the name still leads to this file: another process may have removed it meanwhile."""
     try:
         return path.lstat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:

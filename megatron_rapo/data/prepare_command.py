@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_rapo.arguments import number
+from megatron_rapo.arguments import command_parser, number, sub_command
 from megatron_rapo.data import (
     TEMPLATES,
     DataError,
@@ -126,20 +126,10 @@ def column(text: str) -> tuple[str, str]:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="megatron_rapo prepare-data",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join((__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("prepare-data", __doc__ or "")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(function=function)
-        return added
-
-    make = command("prepare", prepare_file, "a Parquet file that can be trained on, of a data set")
+    make = sub_command(commands, "prepare", prepare_file, "a Parquet file that can be trained on, of a data set")
     make.add_argument("source", metavar="SOURCE", help=f"{', '.join(SOURCES)}, or a file")
     make.add_argument("output", type=Path, metavar="OUTPUT", help="Parquet file to write")
     origin = make.add_argument_group("where a named data set comes from")
@@ -167,7 +157,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--drop", nargs="+", default=[], choices=(CONTAMINATED, UNPARSABLE), help="leave these out, not only report"
     )
     make.add_argument("--overwrite", action="store_true", help="replace OUTPUT and its manifest")
-    look = command("show", show, "one problem's prompt, exactly as the model gets it")
+    look = sub_command(commands, "show", show, "one problem's prompt, exactly as the model gets it")
     look.add_argument("file", type=Path, metavar="FILE", help="JSONL or Parquet, as data.train")
     look.add_argument(
         "--template", default="qwen-boxed", metavar="NAME", help=f"{', '.join(TEMPLATES)} or a file (%(default)s)"

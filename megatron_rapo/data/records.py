@@ -75,7 +75,7 @@ def _value(row: dict[str, Any], name: str, columns: Iterable[str], place: str, r
 
 
 def _look_up(row: dict[str, Any], column: str) -> tuple[bool, Any]:
-    """Whether there is such a column, and what it holds; "a.b" is also b of the struct a."""
+    """Return whether there is such a column, and what it holds; "a.b" is also b of the struct a."""
     if column in row:
         return True, row[column]
     outer, dot, inner = column.partition(".")

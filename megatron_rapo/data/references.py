@@ -26,7 +26,7 @@ def unparsable(answers: Sequence[str]) -> dict[str, Outcome]:
 
 
 def _is_text(answer: str) -> bool:
-    """Whether it is empty, closes the box around it, or is prose."""
+    """Return whether it is empty, closes the box around it, or is prose."""
     return last_boxed(_boxed(answer)) == "" or (len(answer) <= MAX_ANSWER_CHARS and reads_as_prose(answer))
 
 

@@ -166,7 +166,7 @@ def _header(path: Path) -> Iterator[tuple[str, Stored]]:
 
 
 def _same(folder: Path, one: Stored, other: Stored) -> bool:
-    """Whether embedding and head are the same numbers to the bit; some rows at a time."""
+    """Return whether embedding and head are the same numbers to the bit; some rows at a time."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     a, b = open_file(folder / one.file).get_slice(EMBEDDING), open_file(folder / other.file).get_slice(HEAD)

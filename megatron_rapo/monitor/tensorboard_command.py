@@ -10,18 +10,18 @@ groups.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_rapo.arguments import command_parser
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.writers import TENSORBOARD_FOLDER
 
 
 def events_folder(name: str, runs: Path) -> Path:
-    """Where the run's event files are. Raises InputError."""
+    """Return where the run's event files are. Raises InputError."""
     folder = Path(name)
     if name.isdecimal() and not folder.is_dir():
         folder = _of_job(name, runs)
@@ -43,7 +43,7 @@ def _of_job(number: str, runs: Path) -> Path:
 
 
 def command(names: Sequence[str], options: Sequence[str], runs: Path) -> list[str]:
-    """What to start for runs of these names. Raises InputError."""
+    """Return what to start for runs of these names. Raises InputError."""
     folders = [events_folder(name, runs).resolve() for name in names]
     if len(folders) == 1:
         which = ["--logdir", str(folders[0])]
@@ -54,13 +54,7 @@ def command(names: Sequence[str], options: Sequence[str], runs: Path) -> list[st
 
 def main(arguments: Sequence[str]) -> int:
     """Become TensorBoard; returns only where it cannot be started. Raises InputError for a run that is not there."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="megatron_rapo tensorboard",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("tensorboard", __doc__ or "")
     parser.add_argument("run", nargs="+", metavar="RUN_OR_JOB", help="a run's folder, or the number of its job")
     known, options = parser.parse_known_args(arguments)
     started = command(known.run, options, Path(os.environ.get("RAPO_RUNS", "runs")))

@@ -63,12 +63,12 @@ class Chain:
 
     @property
     def is_value(self) -> bool:
-        """Whether it says one value: alone, or with the symbol that has it."""
+        """Return whether it says one value: alone, or with the symbol that has it."""
         return not self.is_chain or is_symbol(self.name)
 
     @cached_property
     def is_statement(self) -> bool:
-        """Whether it has only numbers, so that it is true or false."""
+        """Return whether it has only numbers, so that it is true or false."""
         return self.is_chain and all(read(member) is not None for member in self.members)
 
     def same_members(self, other: Chain) -> bool:
@@ -118,7 +118,7 @@ def _of_equal(reference: Quantity, values: Sequence[Quantity], relations: Sequen
 
 
 def _is_about(value: Node, decimal: Node) -> bool:
-    """Whether `decimal` is `value` to all the places that it has."""
+    """Return whether `decimal` is `value` to all the places that it has."""
     places = decimal.places or 0
     difference = Node("sum", (value, Node("negative", (decimal,))))
     exact = fraction(difference)

@@ -256,7 +256,7 @@ def is_whole(node: Node) -> bool:
 
 
 def _is_fraction(node: Node) -> bool:
-    """Whether it is the fraction of a mixed number: of two whole numbers, and below 1."""
+    """Return whether it is the fraction of a mixed number: of two whole numbers, and below 1."""
     return node.kind == "quotient" and all(map(is_whole, node.parts)) and 0 < (fraction(node) or 0) < 1
 
 

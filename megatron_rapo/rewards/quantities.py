@@ -119,7 +119,7 @@ def compare(reference: Quantity, given: Quantity) -> Outcome:
 
 
 def _is_decimal(node: Node) -> bool:
-    """Whether it may be rounded from a value without an end."""
+    """Return whether it may be rounded from a value without an end."""
     return any(map(_is_decimal, node.parts)) or (node.places or 0) >= APPROXIMATE_PLACES
 
 
@@ -165,7 +165,7 @@ def _rounded(decimal: Node, value: Fraction | None) -> bool:
 
 
 def _ends(value: Fraction) -> bool:
-    """Whether some decimal is exactly `value`."""
+    """Return whether some decimal is exactly `value`."""
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:

@@ -187,7 +187,7 @@ def _judge_expression(ours: Chain, theirs: Chain) -> Outcome:
 
 
 def _is_one_value(ours: Chain, theirs: Chain) -> bool:
-    """Whether what is asked for may be named (y = 2x for 2x): not where both are equations, which must be the same."""
+    """Return whether the value may have a name (y = 2x for 2x): two equations must be the same."""
     if ours.is_chain and theirs.is_chain:
         return False
     named = [each for each in (ours, theirs) if each.is_chain]

@@ -62,7 +62,7 @@ def _choice(text: str) -> str | None:
 
 
 def _is_variable(reference: str) -> bool:
-    """Whether a reference of one letter is no choice: a small letter by itself."""
+    """Return whether a reference of one letter is no choice: a small letter by itself."""
     return len(reference) == 1 and reference.islower()
 
 

@@ -61,7 +61,7 @@ class Endings:
         return self._stop_string(self._decode([*begun, *new])) if self._has_string(last) else None
 
     def _could_complete(self, token_id: int) -> bool:
-        """Whether it has the last character of a stop string, or a part of a character."""
+        """Return whether it has the last character of a stop string, or a part of a character."""
         if token_id not in self._may_complete:
             text = self._decode([token_id, token_id])  # twice: some tokenizers drop a blank at the beginning of a text
             self._may_complete[token_id] = any(character in text for character in self._last_characters)

@@ -119,7 +119,7 @@ def _keep_process_groups() -> None:
 
 
 def on_cpu() -> bool:
-    """Whether vLLM runs on the CPU; import it first."""
+    """Return whether vLLM runs on the CPU; import it first."""
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
