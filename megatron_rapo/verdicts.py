@@ -62,8 +62,8 @@ def warnings(judged: Judged, config: Config) -> dict[str, str]:
     remedies = {
         "no_answer": (
             "have no answer in the form that is judged. If they were not cut off, the prompt does not ask for it "
-            f"(data.template={config.data.template}), or the model answers in another form (reward.answer): choose "
-            "these to fit each other and the model."
+            f"(data.template={config.data.template}, data.instruction), or the model answers in another form "
+            "(reward.answer): choose these to fit each other and the model."
         ),
         "unparsable": (
             "have an answer that is not mathematics. Look at some: the prompt should ask for the bare answer "

@@ -40,7 +40,7 @@ class CheckpointConfig(Section):
     keep_every: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Checkpoints of every so many steps are kept besides them; 0: none."""
     grace_s: float = Field(default=25.0, gt=0, le=MAX_SECONDS)
-    """How long a run goes on after SIGTERM or SIGUSR1, to finish what it does and save, seconds (torchrun waits 30)."""
+    """How long a run goes on after SIGTERM or SIGUSR1, to finish and save, seconds (plain torchrun waits 30)."""
     hf_every: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Steps between Hugging Face folders of the policy, written during the run (RUN/exports/step-...); 0: none."""
     hf_export: bool = True
