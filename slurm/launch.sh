@@ -32,6 +32,8 @@ fail() {
 }
 
 main() { # CONFIG MODEL
+    trap on_usr1 USR1
+    trap on_term TERM
     check_job
     read_variables "$@"
     check_paths
@@ -120,8 +122,8 @@ check_container() {
 # need not be one that its neighbours can look up.
 meeting_place() {
     local first
-    first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-    MASTER_ADDR="$(scontrol show node --oneliner "$first" | grep -oP '\bNodeAddr=\K\S+')"
+    first="$(ask show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+    MASTER_ADDR="$(ask show node --oneliner "$first" | grep -oP '\bNodeAddr=\K\S+')"
     MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
     while (: >"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do ((MASTER_PORT++)); done
     export MASTER_ADDR MASTER_PORT
@@ -168,6 +170,7 @@ mounts() { # each thing where it is, with commas between
 }
 
 # Soon before the time limit, or at once where a preempting cluster sends this signal: srun passes it on.
+# shellcheck disable=SC2329 # trap calls it
 on_usr1() {
     echo "told by Slurm to end soon (SIGUSR1)"
     TOLD=1 SIGNALLED=1
@@ -175,6 +178,7 @@ on_usr1() {
 }
 
 # Slurm sends it to the processes too, which then have KillWait seconds; there is nothing to do but wait for them.
+# shellcheck disable=SC2329 # trap calls it
 on_term() {
     SIGNALLED=1
     if [[ -z "$SRUN" ]]; then exit 143; fi
@@ -184,7 +188,7 @@ requeue_or_end() { # STATUS
     local status="$1" state
     may_go_on "$status" || return "$status"
     state="$(job_says JobState)"
-    if [[ "$state" == RUNNING ]] && scontrol requeue "$SLURM_JOB_ID"; then
+    if [[ "$state" == RUNNING ]] && ask requeue "$SLURM_JOB_ID"; then
         echo "stopped with status $status, and requeued to go on"
     else # cancelled, or pre-empted without notice, which Slurm requeues by itself
         echo "stopped with status $status, and Slurm is ending the job (${state:-it does not answer}); what does not" \
@@ -202,9 +206,18 @@ may_go_on() { # STATUS
 }
 
 job_says() { # FIELD
-    scontrol show job --oneliner "$SLURM_JOB_ID" | grep -oP "\b$1=\K\S+" | head -n 1
+    ask show job --oneliner "$SLURM_JOB_ID" | grep -oP "\b$1=\K\S+" | head -n 1
 }
 
-trap on_usr1 USR1
-trap on_term TERM
-main "$@"
+# A busy controller does not answer at once. And what ends or requeues this job sends SIGTERM to scontrol as well, which
+# may come before the answer.
+ask() ( # SCONTROL-ARGUMENTS...
+    trap '' TERM
+    for pause_s in 1 2 0; do
+        scontrol "$@" && exit
+        sleep "$pause_s"
+    done
+    exit 1
+)
+
+main "$@"; exit # on one line, so that bash reads nothing more: an update of the repository may have changed the file

@@ -16,9 +16,11 @@ from pathlib import Path
 from tests.patience import HANG_S
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")  # in JobState
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # other tests' own
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where daemons are, and not everybody looks
 _CONFIG = """
+# No test is to depend on Slurm's clocks: they run out only where something hangs.
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
@@ -38,7 +40,13 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=1
 MpiDefault=none
-KillWait=30
+KillWait={patience}
+UnkillableStepTimeout={patience}
+BatchStartTimeout={patience}
+MessageTimeout=300
+TCPTimeout=300
+SlurmdTimeout={patience}
+MinJobAge={patience}
 ReturnToService=2
 SlurmdParameters=config_overrides
 FirstJobId={first_job}
@@ -47,7 +55,7 @@ PreemptMode=REQUEUE
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
 PartitionName=sudden Nodes=ALL Default=YES PriorityTier=1
-PartitionName=graceful Nodes=ALL PriorityTier=1 GraceTime=60
+PartitionName=graceful Nodes=ALL PriorityTier=1 GraceTime={patience}
 PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 """
 
@@ -88,12 +96,22 @@ class Cluster:
         """Have a job of higher priority take both nodes, and end at once."""
         self.call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
 
+    def wait_until_requeued(self, number: str) -> None:
+        """Until a job that has run waits again, as one does for two minutes; an AssertionError if it ends instead."""
+
+        def requeued() -> bool:
+            job = self.job(number)
+            assert job["JobState"] not in ENDED, job
+            return job["JobState"] == "PENDING" and job["Restarts"] != "0"
+
+        wait_until(requeued, f"job {number} is requeued")
+
     def start_again(self, number: str) -> None:
         """Soon, a job that was requeued, which would wait two minutes by itself.
 
         Not in the second of its end: a node refuses what was granted before it was told to end a job, to the second.
         """
-        wait_until(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is requeued")
+        self.wait_until_requeued(number)
         self.call("scontrol", "update", f"JobId={number}", "StartTime=now+2")
 
 
@@ -101,7 +119,7 @@ class Cluster:
 def running() -> Iterator[Cluster]:
     """A cluster of the nodes n1 and n2, stopped with all of its jobs in the end.
 
-    The partition `sudden` is pre-empted as Slurm does it by default, `graceful` with a minute's notice, by `high`.
+    The partition `sudden` is pre-empted as Slurm does it by default, `graceful` with notice, by `high`.
     """
     with ExitStack() as stack:
         # Not pytest's own folder: a socket's path is at most 107 characters.
@@ -112,7 +130,7 @@ def running() -> Iterator[Cluster]:
         host = socket.gethostname().partition(".")[0]
         first_job = random.randrange(1000, 60_000)  # by which jobs choose a port
         (folder / "slurm.conf").write_text(
-            _CONFIG.format(folder=folder, host=host, ports=_free_ports(3), first_job=first_job)
+            _CONFIG.format(folder=folder, host=host, ports=_free_ports(3), first_job=first_job, patience=int(HANG_S))
         )
         munge = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid"}
         munge |= {"seed-file": "munge.seed", "log-file": "munge.log"}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, running, wait_until, why_not
+from tests.slurm.cluster import ENDED, PATH, Cluster, running, wait_until, why_not
 from tests.training import CONFIG, ROOT, metrics, same_run
 
 ON_CPUS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
-STEPS = 6
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
 
@@ -23,13 +23,19 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-def submit(cluster: Cluster, folder: Path, *options: str, **variables: object) -> str:
+def set_steps(folder: Path, steps: int) -> Path:
+    """Write the settings of a run of so many steps, which each start of the job reads again."""
+    config = folder / "config.toml"
+    config.write_text(CONFIG.format(folder="set by the script", heldout="too", steps=steps))
+    return config
+
+
+def submit(cluster: Cluster, folder: Path, *options: str, steps: int = 1, **variables: object) -> str:
     """The number of a job of slurm/rapo_3b.sh, called in `folder`, that trains the tiny model into folder/run."""
     folder.mkdir(exist_ok=True)
     heldout = folder / "heldout.jsonl"
     heldout.write_text("".join((ROOT / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[:6]))
-    config = folder / "config.toml"
-    config.write_text(CONFIG.format(folder="set by the script", heldout="too", steps=STEPS))
+    config = set_steps(folder, steps)
     paths = {
         "RAPO_HOME": ROOT,
         "RAPO_CONFIG": config,
@@ -59,23 +65,23 @@ def wait_for_step(cluster: Cluster, folder: Path, number: str, step: int) -> Non
 
 
 def wait_for_end(cluster: Cluster, folder: Path, number: str) -> dict[str, str]:
-    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-    wait_until(lambda: cluster.job(number)["JobState"] in ended, f"job {number} ends")
+    wait_until(lambda: cluster.job(number)["JobState"] in ENDED, f"job {number} ends")
     return cluster.job(number)
 
 
 def test_a_run_that_is_preempted_and_told_to_end_is_the_undisturbed_one(cluster: Cluster, tmp_path: Path) -> None:
+    """It has more steps to do than it can, so that it never ends before it is told to; then two more."""
     alone, disturbed = tmp_path / "alone", tmp_path / "disturbed"
-    job = submit(cluster, alone)
-    assert wait_for_end(cluster, alone, job)["JobState"] == "COMPLETED", output(alone, job)
-
-    job = submit(cluster, disturbed, "--partition=graceful")
+    job = submit(cluster, disturbed, "--partition=graceful", steps=100_000)
     wait_for_step(cluster, disturbed, job, 1)
     cluster.preempt()
     cluster.start_again(job)
     saved = metrics(disturbed)[-1]["step"]
     wait_for_step(cluster, disturbed, job, saved + 1)
     cluster.call("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
+    cluster.wait_until_requeued(job)
+    steps = metrics(disturbed)[-1]["step"] + 2
+    set_steps(disturbed, steps)
     cluster.start_again(job)
     ended = wait_for_end(cluster, disturbed, job)
 
@@ -84,6 +90,9 @@ def test_a_run_that_is_preempted_and_told_to_end_is_the_undisturbed_one(cluster:
     assert "told to end (SIGTERM)" in said and "told to end soon (SIGUSR1)" in said
     assert said.count("stopped with status 75, and requeued to go on") == 2
     assert f"on n[1-2], start 3: {disturbed / 'run'} --resume\n" in said
+
+    job = submit(cluster, alone, steps=steps)
+    assert wait_for_end(cluster, alone, job)["JobState"] == "COMPLETED", output(alone, job)
     assert same_run(disturbed, alone)
 
 
@@ -119,7 +128,7 @@ def test_whatever_ends_after_a_notice_is_requeued(cluster: Cluster, tmp_path: Pa
     job = submit(cluster, tmp_path, RAPO_PYTHON=python)
     wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up")
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    wait_until(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued")
+    cluster.wait_until_requeued(job)
     cluster.call("scancel", job)
     status = 138 if on_usr1 == "-" else 1
     assert f"stopped with status {status}, and requeued to go on" in output(tmp_path, job)
@@ -131,9 +140,30 @@ def test_preempted_while_its_processes_start_it_is_requeued(cluster: Cluster, tm
     job = submit(cluster, tmp_path, "--partition=graceful", RAPO_PYTHON=python)
     wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up")
     cluster.preempt()
-    wait_until(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued")
+    cluster.wait_until_requeued(job)
     cluster.call("scancel", job)
     assert "stopped with status 143, and requeued to go on" in output(tmp_path, job)
+
+
+def test_a_controller_that_does_not_answer_at_once_is_asked_again(cluster: Cluster, tmp_path: Path) -> None:
+    """Whether the job is still running, when its processes have stopped: without an answer it would not be requeued."""
+    asked, scontrol = tmp_path / "asked", tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(
+        f"""#!/bin/bash
+if [[ "$1 $2" == "show job" && ! -e {asked} ]]; then
+    touch {asked}
+    exit 1
+fi
+exec {shutil.which("scontrol", path=PATH)} "$@"
+"""
+    )
+    scontrol.chmod(0o755)
+    path = f"{scontrol.parent}:{PATH}"
+    job = submit(cluster, tmp_path, RAPO_PYTHON=stand_in(tmp_path, "exit 75"), PATH=path)
+    cluster.wait_until_requeued(job)
+    cluster.call("scancel", job)
+    assert asked.exists() and "stopped with status 75, and requeued to go on" in output(tmp_path, job)
 
 
 def test_a_container_needs_pyxis(cluster: Cluster, tmp_path: Path) -> None:
