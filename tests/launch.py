@@ -116,7 +116,7 @@ def _dump_stacks(process: subprocess.Popen[Any]) -> None:
     for worker in psutil.Process(process.pid).children(recursive=True):
         with _gone_is_fine():
             worker.send_signal(signal.SIGABRT)
-    psutil.wait_procs(psutil.Process(process.pid).children(recursive=True), timeout=5)
+    psutil.wait_procs(psutil.Process(process.pid).children(recursive=True), timeout=60)
 
 
 def _kill_tree(process: subprocess.Popen[Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_rapo.ending import only_by_returning
 from megatron_rapo.errors import InputError
+from tests.patience import HANG_S
 
 ENDS = {
     "os._exit(0)": 1,
@@ -39,7 +40,7 @@ sys.exit(status)
 
 @pytest.mark.parametrize("code", ENDS)
 def test_a_command_that_did_not_finish_does_not_end_with_0(code: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", SCRIPT, code], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", SCRIPT, code], capture_output=True, text=True, timeout=HANG_S)
     assert ended.returncode == ENDS[code], ended.stderr
     assert "Traceback" not in ended.stderr
     if ENDS[code] == 1:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,13 @@ def finish(process: subprocess.Popen[str], timeout_s: float = HANG_S) -> str:
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
+    """Kill a run as a power cut does: no process sees that another has gone."""
     if process.poll() is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
+        processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for end in (psutil.Process.suspend, psutil.Process.kill):
+            for each in processes:
+                with suppress(psutil.NoSuchProcess):
+                    end(each)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

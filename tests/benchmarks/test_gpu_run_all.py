@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.environment import NO_GPU, REPOSITORY
 from benchmarks.gpu.run_all import PARTS, Part, run_all
+from tests.patience import HANG_S
 
 
 def python(code: str, limit_s: float = 60) -> Part:
@@ -32,7 +33,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
         "good": python("print('[2]')"),
         "tests": Part(
             command=(sys.executable, "-m", "pytest", "-q", "{folder}/test_three.py", "--junitxml={folder}/tests.xml"),
-            limit_s=60,
+            limit_s=HANG_S,
             is_pytest=True,
         ),
     }

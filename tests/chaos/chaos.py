@@ -47,7 +47,7 @@ def chaos(folder: Path, kills: int, seed: int, layout: str, model: Path = TINY_M
     """Both runs, in `folder`: where each kill fell, and whether the runs are the same."""
     steps, nproc = kills + STEPS_MORE, PROCESSES.get(layout, 2)
     settings = [*LAYOUTS[layout], "--set", f"model.path={model}"]
-    finish(start(folder / "alone", *settings, steps=steps, nproc=nproc), timeout_s=60 + 20 * steps)
+    finish(start(folder / "alone", *settings, steps=steps, nproc=nproc))
     step_s = {name: seconds_of(folder / "alone", name) for name in PHASES}
     rng = random.Random(seed)
     found = []
@@ -55,7 +55,7 @@ def chaos(folder: Path, kills: int, seed: int, layout: str, model: Path = TINY_M
         found.append(run_and_kill(folder / "killed", steps, rng, step_s, settings, nproc))
         print(f"kill {number + 1} of {kills}: {found[-1]}", file=sys.stderr, flush=True)
     last = start(folder / "killed", *settings, *how_to_go_on(folder / "killed"), steps=steps, nproc=nproc)
-    output = finish(last, timeout_s=60 + 20 * steps)
+    output = finish(last)
     assert "WARNING" not in output, output
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),

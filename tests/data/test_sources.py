@@ -13,6 +13,7 @@ from megatron_rapo.config.file import load_config
 from megatron_rapo.data import TEMPLATES
 from megatron_rapo.data.rows import DataError
 from megatron_rapo.data.sources import SOURCES, find_original
+from tests.patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
 CONTENT, COMMIT = b'{"problem": "p", "answer": "2"}\n', "0123456789abcdef0123456789abcdef01234567"
@@ -94,7 +95,9 @@ def download(revision, home, **environment):
         "except DataError as error:\n    print(error)\n"
     )
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(home), **environment}
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=variables, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=variables, timeout=HANG_S
+    )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

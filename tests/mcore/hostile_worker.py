@@ -31,6 +31,7 @@ from megatron_rapo.mcore.policy import Policy
 from tests.launch import write_result
 from tests.mcore.checkpoint_worker import step
 from tests.mcore.saving import saved
+from tests.patience import COLLECTIVE_S
 from tests.runs import recorded_rollout, tiny_config
 
 EVIL = "evil.distcp"
@@ -48,10 +49,10 @@ class Evil:
 
 
 def main(folder: Path) -> None:
-    init_process_group(timeout_s=60.0)
+    init_process_group(timeout_s=COLLECTIVE_S)
     model = folder / "model"
     config = tiny_config(model, folder)
-    policy = Policy(config, read_shape(model), init_parallel(config.parallel, timeout_s=60.0, seed=0))
+    policy = Policy(config, read_shape(model), init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0))
     step(policy, config, recorded_rollout(model, 4))
     sound = saved(folder / "run" / CHECKPOINTS, 1, policy, {"step": 1})
     found: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.optimizer_states import CASES, LAYOUTS, PROCESSES, TIED
 from tests.mcore.saving import saved
+from tests.patience import COLLECTIVE_S
 
 recorded_rollout = functools.cache(runs.recorded_rollout)
 CONTENT = saver.content
@@ -140,7 +141,7 @@ def build(folder: Path, model: str, layout: str) -> tuple[Policy, Config]:
     sections = {name: dict(fields) for name, fields in LAYOUTS[layout].items()}
     sections["optimizer"] = {"distributed": True, "lr": 1e-3} | sections.get("optimizer", {})
     config = runs.tiny_config(folder / model, folder, run={"deterministic": True}, **sections)
-    parallel = init_parallel(config.parallel, timeout_s=60.0, seed=0)
+    parallel = init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0)
     return Policy(config, read_shape(config.model.path), parallel), config
 
 

@@ -21,7 +21,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("states")
     for name, sizes in MODELS.items():
         save_tiny_model(folder / name, **sizes)
-    return run_distributed(WORKER, max(PROCESSES), folder, timeout_s=280) or {}
+    return run_distributed(WORKER, max(PROCESSES), folder) or {}
 
 
 @pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)

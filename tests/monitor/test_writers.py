@@ -15,6 +15,7 @@ import pytest
 
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import Recorder, Sample, check_writers, writers
+from tests.patience import HANG_S
 
 SAMPLE = Sample(prompt="1+1=", completion="\\boxed{2}", answer="2", reward=1.0)
 SCALARS = {"reward/mean": 0.25, "eval/pass@1": 0.5}
@@ -119,7 +120,7 @@ def test_wandb_has_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         pytest.skip("wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     log_three_steps(tmp_path / "run", "wandb")
-    expected, deadline = [(1, 0.25), (2, 0.5), (2, 0.75)], time.monotonic() + 20
+    expected, deadline = [(1, 0.25), (2, 0.5), (2, 0.75)], time.monotonic() + HANG_S
     while wandb_rows(tmp_path / "run") != expected and time.monotonic() < deadline:
         time.sleep(0.1)  # another process of wandb's writes the files, not always before finish() returns
     assert wandb_rows(tmp_path / "run") == expected
