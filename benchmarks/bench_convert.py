@@ -32,9 +32,9 @@ from torch import Tensor
 from benchmarks.environment import child_environment, conclude, environment, fields_of
 from benchmarks.models import write_model
 from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf
-from megatron_rapo.hf import read_shape
-from megatron_rapo.hf.stored import WEIGHTS
-from megatron_rapo.reshard.layout import hf_shapes
+from megatron_rapo.models import read_shape
+from megatron_rapo.models.parameter_map import hf_shapes
+from megatron_rapo.models.stored_weights import WEIGHTS
 
 SIDES = ("copy", "to_megatron", "to_hf")
 SPEED_TARGET = 0.5  # of a copy's

@@ -25,8 +25,8 @@ from torch import Tensor
 from benchmarks.environment import conclude, environment, say
 from benchmarks.models import CPU_SIZES
 from benchmarks.turns import Side, figures, take_turns
-from megatron_rapo.mcore.rms_norm import RMSNorm
-from megatron_rapo.mcore.swiglu import SwiGLU
+from megatron_rapo.mcore.torch_layers.rms_norm import RMSNorm
+from megatron_rapo.mcore.torch_layers.swiglu import SwiGLU
 
 TOKENS = 2048
 EPS = 1e-5

@@ -26,13 +26,13 @@ import torch.distributed as dist
 from benchmarks.environment import environment
 from benchmarks.models import QWEN2_SMALL, write_model
 from megatron_rapo.config import Config
-from megatron_rapo.hf import WeightReader, read_shape
+from megatron_rapo.models import WeightReader, read_shape
+from megatron_rapo.models.parameter_map import engine_shards, fill
 from megatron_rapo.monitor import Monitor
-from megatron_rapo.reshard.layout import engine_shards, fill
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine
-from megatron_rapo.rollouts import Rollouts
-from megatron_rapo.sampling import Sampler
+from megatron_rapo.rollout.sampler import Sampler
+from megatron_rapo.training.group_scheduler import Rollouts
 from megatron_rapo.types import Problem, Prompt
 
 POLICIES = {"waits": (0, 1), "carries, 1 step": (1, 1), "carries, 3 steps": (1, 3), "drops": (1, 0)}

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks.environment import conclude, environment, refuse_without_gpu, say
 from benchmarks.memory import available_bytes, peak_bytes, reset_peak_bytes
-from megatron_rapo.output_head import ReferenceHead, token_scores
+from megatron_rapo.scoring.output_head import ReferenceHead, token_scores
 
 BASE = "naive-sampled"  # what the targets are ratios to
 SIZES = ((4096, 151_936, 512), (2048, 32_000, 512))

@@ -37,11 +37,11 @@ import torch.distributed as dist
 from benchmarks.environment import conclude, environment, say
 from benchmarks.models import write_model
 from megatron_rapo.config import Config
-from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy, microbatches
-from megatron_rapo.objective import loss_function
-from megatron_rapo.packing import PackedBatch, pack
+from megatron_rapo.models import ModelShape, read_shape
+from megatron_rapo.scoring.objective import loss_function
+from megatron_rapo.scoring.packing import PackedBatch, pack
 from megatron_rapo.types import TrainingSequence
 
 LLAMA = {

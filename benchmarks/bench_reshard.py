@@ -37,12 +37,12 @@ from torch import Tensor
 from benchmarks.environment import child_environment, conclude, environment
 from benchmarks.models import DTYPE, write_model
 from megatron_rapo.config import RolloutConfig
-from megatron_rapo.hf import ModelShape, read_shape
+from megatron_rapo.models import ModelShape, read_shape
+from megatron_rapo.models.parameter_map import EMBEDDING, TORCH_NORMS, stages_of_layers, trainer_shards
 from megatron_rapo.reshard.gather import ShardedWeights
-from megatron_rapo.reshard.layout import EMBEDDING, TORCH_NORMS, stages_of_layers, trainer_shards
 from megatron_rapo.reshard.plan import Layouts, plan
 from megatron_rapo.reshard.transfer import Report, Resharder
-from megatron_rapo.rollout import guest
+from megatron_rapo.rollout import vllm_patches
 
 CASES = {  # processes, trainer's tensor and pipeline, engine's tensor
     "TP2 -> TP2": (2, 2, 1, 2),
@@ -158,7 +158,7 @@ def ours(engine: Any, resharder: Resharder, *, prove: bool) -> dict[str, float]:
 
 
 def gather(engine: Any, gathering: ShardedWeights, *, packed: bool) -> dict[str, float]:
-    with torch.no_grad(), nullcontext() if packed else guest.plain_weights():  # a reload would pack them
+    with torch.no_grad(), nullcontext() if packed else vllm_patches.plain_weights():  # a reload would pack them
         engine._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": gathering.hf_tensors()})
     return {}
 

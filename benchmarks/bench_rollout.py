@@ -34,8 +34,8 @@ from benchmarks.models import CPU_SIZES, write_model
 from benchmarks.turns import Turn, figures, take_turns
 from megatron_rapo.config import RolloutConfig
 from megatron_rapo.data import load_tokenizer
-from megatron_rapo.distributed import init_process_group
 from megatron_rapo.rollout import Engine, Sampling
+from megatron_rapo.runtime.distributed import init_process_group
 
 TARGET = 1.10  # of vLLM's time, that ours, packed, takes at most
 TIMEOUT_S = 1800.0

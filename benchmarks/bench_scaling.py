@@ -31,11 +31,11 @@ from benchmarks.launch import launch
 from benchmarks.models import CPU_SIZES, write_model
 from benchmarks.turns import take_turns
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.objective import loss_function
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
+from megatron_rapo.scoring.packing import PackedBatch
 
 TOKENS_TARGET = 2.1  # times the seconds that twice the tokens take at most
 MICROBATCH = {"1M": 2048, "10M": 1024, "135M": 512}  # tokens

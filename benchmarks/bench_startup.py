@@ -41,11 +41,11 @@ ENVIRONMENT = {  # as quickstart.sh
 }
 AFTERWARDS = ("checkpoint", "other")  # phases of which next to nothing is before the end of the first step
 IMPORTS = """
-from megatron_rapo import garbage
-with garbage.imports():
-    import megatron_rapo.run, megatron_rapo.trainer
-from megatron_rapo.rollout import guest
-guest.import_vllm()
+from megatron_rapo.runtime import gc_control
+with gc_control.imports():
+    import megatron_rapo.run, megatron_rapo.training.trainer
+from megatron_rapo.rollout import vllm_patches
+vllm_patches.import_vllm()
 """
 
 

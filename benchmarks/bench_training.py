@@ -34,11 +34,11 @@ from benchmarks.megatron_step import BareStep
 from benchmarks.models import CPU_SIZES, write_model
 from benchmarks.turns import Turn, figures, take_turns
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.objective import loss_function
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
+from megatron_rapo.scoring.packing import PackedBatch
 
 TARGET = 1.15  # of the bare step's time, that ours takes at most
 TARGET_FOR = "135M"

@@ -15,12 +15,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_rapo.config import Config
-from megatron_rapo.hf import ModelShape
 from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.model import attention_sequences, load_weights, norm_names, transformer_config
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.models import ModelShape
+from megatron_rapo.scoring.packing import PackedBatch
 
 
 class BareStep:

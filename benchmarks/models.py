@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_rapo.hf import read_shape
-from megatron_rapo.hf.weights import FolderWriter
-from megatron_rapo.reshard.layout import hf_shapes
+from megatron_rapo.models import read_shape
+from megatron_rapo.models.hf_weights import FolderWriter
+from megatron_rapo.models.parameter_map import hf_shapes
 
 DTYPE = torch.bfloat16
 QWEN2_1B = {  # 1.02e9 parameters; between Qwen2.5's 0.5B and 1.5B, whose dimensions 128 does not divide

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_rapo import garbage
-from megatron_rapo.arguments import number, said, whole_number
+from megatron_rapo.commands.arguments import number, said, whole_number
 from megatron_rapo.config.file import load_config
-from megatron_rapo.ending import only_by_returning
 from megatron_rapo.errors import InputError, print_error
-from megatron_rapo.launcher import adopt_srun, rank
+from megatron_rapo.runtime import gc_control
+from megatron_rapo.runtime.exit_status import only_by_returning
+from megatron_rapo.runtime.rank import adopt_srun, rank
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 REQUEUE_STATUS = 75
 """Exit status of a run that stopped because it was told to, and can go on (sysexits.h: EX_TEMPFAIL)."""
 TOOLS = {
-    "launch": ("launch", "start train or evaluate on several processes of this machine"),
-    "convert": ("convert.command", "convert, reshard, inspect and compare checkpoints"),
-    "prepare-data": ("data.prepare_command", "make a data set ready for training, or show a prompt of it"),
-    "check-verifier": ("check_verifier_command", "measure the verifier on a data set"),
-    "tensorboard": ("monitor.tensorboard_command", "open TensorBoard on runs, by their folders or Slurm job numbers"),
+    "launch": ("commands.launch", "start train or evaluate on several processes of this machine"),
+    "convert": ("commands.convert", "convert, reshard, inspect and compare checkpoints"),
+    "prepare-data": ("commands.prepare_data", "make a data set ready for training, or show a prompt of it"),
+    "check-verifier": ("commands.check_verifier", "measure the verifier on a data set"),
+    "tensorboard": ("commands.tensorboard", "open TensorBoard on runs, by their folders or Slurm job numbers"),
 }
 """Commands that parse their own arguments: the module whose `main` does, and a line for --help."""
 MAX_PROFILED = 1000
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except RuntimeError as error:
-        from megatron_rapo.distributed import is_lost_process
+        from megatron_rapo.runtime.distributed import is_lost_process
 
         if not is_lost_process(error):
             raise
@@ -105,7 +105,7 @@ def _place() -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
-    with garbage.imports():
+    with gc_control.imports():
         from megatron_rapo.run import train
 
     finished = train(config, resume=arguments.resume, overwrite=arguments.overwrite, profile=arguments.profile)
@@ -114,22 +114,22 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
-    with garbage.imports():
-        from megatron_rapo.evaluate import evaluate_model
+    with gc_control.imports():
+        from megatron_rapo.commands.evaluate import evaluate_model
 
     evaluate_model(config, output=arguments.output)
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from megatron_rapo.evaluation.command import compare_files
+    from megatron_rapo.commands.compare import compare_files
 
     compare_files(arguments.scores, k=arguments.k, output=arguments.output, plot=arguments.plot, hard=arguments.hard)
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from megatron_rapo.report.command import Options, report
+    from megatron_rapo.commands.report import Options, report
 
     options = Options(output=arguments.output, evaluations=arguments.evaluation, rollouts_mib=arguments.rollouts_mib)
     return report(arguments.run, options)
@@ -147,7 +147,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     if arguments.all and arguments.set:
         raise InputError("audit: --all shows the default settings; pass a CONFIG.toml instead of --all to use --set.")
     config = None if arguments.all else load_config(arguments.config, arguments.set)
-    from megatron_rapo.audit.command import audit_all, audit_config
+    from megatron_rapo.commands.audit import audit_all, audit_config
 
     if config:
         return audit_config(config, as_json=arguments.json)
@@ -156,7 +156,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _preflight(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
-    from megatron_rapo.preflight.command import Options, preflight
+    from megatron_rapo.commands.preflight import Options, preflight
 
     return preflight(
         config,
@@ -174,7 +174,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
 
 
 def _judge(arguments: argparse.Namespace) -> int:
-    from megatron_rapo.judge_command import Options, judge_file
+    from megatron_rapo.commands.judge import Options, judge_file
 
     options = Options(
         answer=arguments.answer, workers=arguments.workers, timeout_s=arguments.timeout_s, output=arguments.output
@@ -183,7 +183,7 @@ def _judge(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from megatron_rapo.doctor import doctor
+    from megatron_rapo.commands.doctor import doctor
 
     return doctor(as_json=arguments.json)
 

@@ -10,41 +10,41 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from megatron_rapo import garbage
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, has_checkpoint, latest_checkpoint
 from megatron_rapo.checkpoints.inputs import InputReader, check_same_inputs
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
-from megatron_rapo.checks import (
+from megatron_rapo.config import Config, ConfigError
+from megatron_rapo.data import (
+    PromptSet,
+    Stops,
+)
+from megatron_rapo.evaluation.held_out import HeldOut
+from megatron_rapo.models import ModelShape, check_agreement, check_weights, read_shape
+from megatron_rapo.models.hf_weights import model_files
+from megatron_rapo.models.parameter_map import hf_shapes
+from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
+from megatron_rapo.monitor.settings_history import record_settings
+from megatron_rapo.preflight.checks import (
     check_machine,
     check_model,
     check_rollout,
     check_world_size,
     resolve_layers,
 )
-from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.data import (
-    PromptSet,
-    Stops,
-)
-from megatron_rapo.determinism import set_variables
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.evaluation.sampled import HeldOut
-from megatron_rapo.hf import ModelShape, check_agreement, check_weights, read_shape
-from megatron_rapo.hf.weights import model_files
-from megatron_rapo.launcher import rank, world_size
-from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
-from megatron_rapo.reshard.layout import hf_shapes
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine, name_ranges
-from megatron_rapo.run_folder import check_room, claim, usable
-from megatron_rapo.sampling import Sampler
-from megatron_rapo.settings_history import record_settings
-from megatron_rapo.shared_parts import make_engine, make_verifier, prompts_of, report_left_out, resolved
-from megatron_rapo.signals import Signals, end_interrupted
+from megatron_rapo.rollout.sampler import Sampler
+from megatron_rapo.rollout.setup import make_engine, make_verifier, prompts_of, report_left_out, resolved
+from megatron_rapo.runtime import gc_control
+from megatron_rapo.runtime.determinism import set_variables
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.runtime.rank import rank, world_size
+from megatron_rapo.runtime.signals import Signals, end_interrupted
+from megatron_rapo.training.run_folder import check_room, claim, usable
 
 if TYPE_CHECKING:
-    from megatron_rapo.trainer import Trainer
+    from megatron_rapo.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -197,14 +197,14 @@ def _build(
 ) -> tuple[Trainer, Engine]:
     """The expensive part: the trainer with its policy, and the engine that it samples with."""
     with monitor.phase("build_trainer"):
-        with garbage.imports():
-            from megatron_rapo.machine import record_machine
+        with gc_control.imports():
             from megatron_rapo.mcore.fused import described, fused_kernels
             from megatron_rapo.mcore.parallel import init_parallel
             from megatron_rapo.mcore.policy import Policy
             from megatron_rapo.reshard.transfer import make_resharder
-            from megatron_rapo.trainer import Trainer
-            from megatron_rapo.weight_sync import WeightSync
+            from megatron_rapo.runtime.machine import record_machine
+            from megatron_rapo.training.trainer import Trainer
+            from megatron_rapo.training.weight_sync import WeightSync
         for line in described(fused_kernels(resolve_layers(config))):
             monitor.message(line)
         parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)

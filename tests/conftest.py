@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_rapo.config.file import load_config
+from tests.qwen_run import write_run
 from tests.settings import MINIMAL
 
 SHARING = {  # what makes the same expensive fixture
@@ -43,6 +44,12 @@ def load(tmp_path):
         return load_config(path, overrides)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration file of a run of Qwen2.5-7B, beside the model's config.json."""
+    return write_run(tmp_path_factory.mktemp("qwen2.5-7b"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_rapo.hf import ModelShape
+from megatron_rapo.models import ModelShape
 
 _COMMON: dict[str, Any] = {
     "architecture": "Qwen2ForCausalLM",

@@ -11,7 +11,7 @@ import torch
 
 from megatron_rapo.config import Config
 from megatron_rapo.types import TrainingSequence
-from tests.models import load_reference
+from tests.tiny_models import load_reference
 
 
 def tiny_config(model: Path, folder: Path, /, **sections: dict[str, Any]) -> Config:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rapo import cli, evaluate, run
+from megatron_rapo import cli, run
 from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.commands import evaluate
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data.rows import DataError
 from megatron_rapo.errors import InputError

@@ -9,8 +9,8 @@ from pathlib import Path
 from megatron_rapo.checkpoints import latest_checkpoint
 from megatron_rapo.checkpoints.manifest import Manifest
 from tests.patience import HANG_S
+from tests.short_runs import ROOT, kill_tree, start
 from tests.small_disk import small_disk
-from tests.training import ROOT, kill_tree, start
 
 CONVERT = (sys.executable, "-m", "megatron_rapo", "convert")
 

@@ -25,19 +25,19 @@ from megatron_rapo.algo.reweighting import phi_of
 from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
 from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest
 from megatron_rapo.checkpoints.resume import check_same_model
-from megatron_rapo.checks import check_machine, check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config
 from megatron_rapo.config.file import load_config
 from megatron_rapo.convert import Layout, hf_to_megatron, open_source, summarise
 from megatron_rapo.data import build_prompts, load_problems, load_tokenizer, template_of
-from megatron_rapo.hf import WeightReader, check_agreement, check_weights, read_shape
-from megatron_rapo.hf.stored import INDEX, WEIGHTS
+from megatron_rapo.models import WeightReader, check_agreement, check_weights, read_shape
+from megatron_rapo.models.parameter_map import TORCH_NORMS, fill, hf_shapes, trainer_shards
+from megatron_rapo.models.stored_weights import INDEX, WEIGHTS
+from megatron_rapo.preflight.checks import check_machine, check_model, check_rollout, check_world_size
 from megatron_rapo.preflight.fit import Machine, estimate
 from megatron_rapo.preflight.seconds import HARDWARE
-from megatron_rapo.reshard.layout import TORCH_NORMS, fill, hf_shapes, trainer_shards
 from tests.fuzz import NUMBERS, TEXTS, mutated_bytes, mutated_json, problem
-from tests.models import load_reference, save_tiny_model
 from tests.settings import MINIMAL
+from tests.tiny_models import load_reference, save_tiny_model
 
 CASES = {
     "settings": 800,

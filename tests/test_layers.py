@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ RULES = {
     "only mcore/ imports megatron": Rule(outside=("mcore",), forbidden=("megatron",)),
     "only rollout/ imports vllm": Rule(outside=("rollout",), forbidden=("vllm",)),
     "settings, types and monitor/ need no torch": Rule(
-        inside=("config", "launcher", "errors", "types", "monitor"), forbidden=("torch",), deep=True
+        inside=("config", "runtime.rank", "errors", "types", "monitor"), forbidden=("torch",), deep=True
     ),
     "report/ needs no framework": Rule(
         inside=("report",), forbidden=("torch", "transformers", "megatron", "vllm"), deep=True
@@ -51,19 +52,33 @@ RULES = {
         inside=("rewards",), forbidden=("torch", "transformers"), deep=True
     ),
     "the parameter map needs neither framework": Rule(
-        inside=("reshard.layout", "reshard.plan"), forbidden=("megatron", "vllm"), deep=True
+        inside=("models", "reshard.plan"), forbidden=("megatron", "vllm"), deep=True
     ),
     "mcore/ does not know rollout/": Rule(inside=("mcore",), forbidden=(f"{PACKAGE}.rollout", "vllm"), deep=True),
     "rollout/ does not know mcore/": Rule(inside=("rollout",), forbidden=(f"{PACKAGE}.mcore", "megatron"), deep=True),
-    "the output head needs neither framework": Rule(
-        inside=("output_head",), forbidden=("megatron", "vllm", f"{PACKAGE}.mcore", f"{PACKAGE}.rollout"), deep=True
-    ),
-    "the objective knows neither mcore/ nor rollout/": Rule(
-        inside=("objective",), forbidden=(f"{PACKAGE}.mcore", f"{PACKAGE}.rollout", "megatron", "vllm"), deep=True
-    ),
+    "scoring/ needs neither framework": Rule(inside=("scoring",), forbidden=("megatron", "vllm"), deep=True),
     "algo/ is pure": Rule(inside=("algo",), forbidden=(PACKAGE, "torch.distributed"), allowed=(f"{PACKAGE}.algo",)),
-    "only run imports trainer": Rule(outside=("run",), forbidden=(f"{PACKAGE}.trainer",)),
+    "only run imports trainer": Rule(outside=("run",), forbidden=(f"{PACKAGE}.training.trainer",)),
 }
+
+
+FLOORS = (
+    ("errors", "types", "algo"),
+    ("config",),
+    ("runtime", "scoring", "rewards"),
+    ("models", "monitor", "data"),
+    ("audit", "checkpoints", "reshard", "rollout", "profiling"),
+    ("convert", "preflight"),
+    ("evaluation", "mcore"),
+    ("training", "report"),
+    ("run",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+"""Packages and loose modules from the ground up: each imports from its own package and from lower floors only. On one
+floor a later one may import from an earlier one."""
+MAX_LINES = 450
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +191,73 @@ def test_the_package_keeps_the_rule(name: str) -> None:
     assert not found, f"{name}:\n" + "\n".join(found)
 
 
+def upward(modules: dict[str, Module]) -> Iterator[str]:
+    """Imports from a package on the same or a higher floor, as `file:line: what`."""
+    order = [name for floor in FLOORS for name in floor]
+    for module in modules.values():
+        for target, line in module.imports.items():
+            here, there = _room(module.name), _room(target)
+            if target in modules and here and there and here != there and order.index(there) > order.index(here):
+                yield f"{module.path}:{line}: imports {target}"
+
+
+def _room(name: str) -> str:
+    """The package or loose module that a module belongs to; empty for the whole package itself."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def circles(modules: dict[str, Module]) -> list[list[str]]:
+    """Modules that import each other in a circle. A package's face, its __init__.py, only hands names on."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for module in modules.values():
+        if module.path.name != "__init__.py":
+            sorter.add(module.name, *(target for target in module.imports if target in modules))
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def test_imports_point_down() -> None:
+    assert sorted(name for floor in FLOORS for name in floor) == sorted(
+        {_room(name) for name in read_modules(ROOT)} - {""}
+    )
+    assert list(upward(read_modules(ROOT))) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles(read_modules(ROOT)) == []
+
+
+def test_no_module_is_long() -> None:
+    long = {
+        str(module.path): len((ROOT / module.path).read_text().splitlines()) for module in read_modules(ROOT).values()
+    }
+    assert {path: lines for path, lines in long.items() if lines > MAX_LINES} == {}
+
+
+def test_the_checker_catches_an_import_upward_and_a_circle(tmp_path: Path) -> None:
+    files = {
+        "__init__.py": "",
+        "config.py": "from megatron_rapo.data import rows\n",
+        "data/rows.py": "from megatron_rapo.data import text\n",
+        "data/text.py": "def f():\n    import megatron_rapo.data.rows\n",
+    }
+    for path, source in files.items():
+        (tmp_path / PACKAGE / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / PACKAGE / path).write_text(source)
+    modules = read_modules(tmp_path)
+    assert list(upward(modules)) == ["megatron_rapo/config.py:1: imports megatron_rapo.data.rows"]
+    assert [sorted(set(circle)) for circle in circles(modules)] == [
+        ["megatron_rapo.data.rows", "megatron_rapo.data.text"]
+    ]
+
+
 SINS = {
     "only mcore/ imports megatron": (
-        {"trainer.py": "import os\n\ndef f():\n    from megatron.core import tensor_parallel\n"},
-        "megatron_rapo/trainer.py:4: imports megatron.core",
+        {"training/trainer.py": "import os\n\ndef f():\n    from megatron.core import tensor_parallel\n"},
+        "megatron_rapo/training/trainer.py:4: imports megatron.core",
     ),
     "only rollout/ imports vllm": (
         {"mcore/a.py": "import importlib\nvllm = importlib.import_module('vllm')\n"},
@@ -190,8 +268,8 @@ SINS = {
         "megatron_rapo/config.py:1: imports megatron_rapo.units -> torch",
     ),
     "report/ needs no framework": (
-        {"report/command.py": "from megatron_rapo import metrics\n", "metrics.py": "import torch\n"},
-        "megatron_rapo/report/command.py:1: imports megatron_rapo.metrics -> torch",
+        {"report/page.py": "from megatron_rapo import metrics\n", "metrics.py": "import torch\n"},
+        "megatron_rapo/report/page.py:1: imports megatron_rapo.metrics -> torch",
     ),
     "rewards/ needs neither torch nor transformers": (
         {
@@ -203,11 +281,11 @@ SINS = {
     ),
     "the parameter map needs neither framework": (
         {
-            "reshard/layout.py": "from .plan import x\n",
+            "models/parameter_map.py": "from ..reshard.plan import x\n",
             "reshard/plan.py": "from megatron_rapo.mcore.a import b\n",
             "mcore/a.py": "import megatron.core\n",
         },
-        "megatron_rapo/reshard/layout.py:1: imports "
+        "megatron_rapo/models/parameter_map.py:1: imports "
         "megatron_rapo.reshard.plan -> megatron_rapo.mcore.a -> megatron.core",
     ),
     "mcore/ does not know rollout/": (
@@ -218,25 +296,23 @@ SINS = {
         {"rollout/engine.py": "from ..mcore import groups\n", "mcore/groups.py": ""},
         "megatron_rapo/rollout/engine.py:1: imports megatron_rapo.mcore",
     ),
-    "the output head needs neither framework": (
-        {"output_head.py": "from megatron_rapo.sums import f\n", "sums.py": "import megatron.core\n"},
-        "megatron_rapo/output_head.py:1: imports megatron_rapo.sums -> megatron.core",
-    ),
-    "the objective knows neither mcore/ nor rollout/": (
+    "scoring/ needs neither framework": (
         {
-            "objective.py": "def f():\n    from megatron_rapo.packing import pack\n",
-            "packing.py": "from megatron_rapo.mcore.step import total\n",
-            "mcore/step.py": "",
+            "scoring/objective.py": "def f():\n    from megatron_rapo.sums import f\n",
+            "sums.py": "import megatron.core\n",
         },
-        "megatron_rapo/objective.py:2: imports megatron_rapo.packing -> megatron_rapo.mcore.step",
+        "megatron_rapo/scoring/objective.py:2: imports megatron_rapo.sums -> megatron.core",
     ),
     "algo/ is pure": (
         {"algo/loss.py": "import torch\n\ndef f(x):\n    torch.distributed.all_reduce(x)\n"},
         "megatron_rapo/algo/loss.py:4: imports torch.distributed",
     ),
     "only run imports trainer": (
-        {"evaluate.py": "from megatron_rapo.trainer import Trainer\n", "run.py": "from megatron_rapo import trainer\n"},
-        "megatron_rapo/evaluate.py:1: imports megatron_rapo.trainer",
+        {
+            "commands/evaluate.py": "from megatron_rapo.training.trainer import Trainer\n",
+            "run.py": "from megatron_rapo.training import trainer\n",
+        },
+        "megatron_rapo/commands/evaluate.py:1: imports megatron_rapo.training.trainer",
     ),
 }
 
@@ -255,11 +331,11 @@ def test_the_checker_catches_a_violation(name: str, tmp_path: Path) -> None:
 def test_the_checker_lets_lawful_imports_pass(tmp_path: Path) -> None:
     files = {
         "__init__.py": "",
-        "run.py": "from megatron_rapo.trainer import Trainer\n",
-        "trainer.py": "import torch\nfrom megatron_rapo.mcore import a\nfrom megatron_rapo.rollout import b\n",
-        "mcore/a.py": "import megatron.core\nfrom megatron_rapo.reshard import layout\n",
+        "run.py": "from megatron_rapo.training.trainer import Trainer\n",
+        "training/trainer.py": "import torch\nfrom megatron_rapo.mcore import a\nfrom megatron_rapo.rollout import b\n",
+        "mcore/a.py": "import megatron.core\nfrom megatron_rapo.models import parameter_map\n",
         "rollout/b.py": "import vllm\nimport torch.distributed\n",
-        "reshard/layout.py": "import torch\n",
+        "models/parameter_map.py": "import torch\n",
         "algo/loss.py": "import torch\nfrom megatron_rapo.algo.advantages import f\nfrom . import advantages\n",
         "algo/advantages.py": "",
         "config.py": "import pydantic\n",
@@ -274,7 +350,7 @@ def test_the_checker_lets_lawful_imports_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        *((module, "torch") for module in ("config", "types", "monitor", "report.command", "rewards")),
+        *((module, "torch") for module in ("config", "types", "monitor", "commands.report", "rewards")),
         ("rewards", "transformers"),
     ],
 )

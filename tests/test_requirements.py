@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from megatron_rapo.doctor import PACKAGES
+from megatron_rapo.commands.doctor import PACKAGES
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from megatron_rapo import evaluate, run
+from megatron_rapo import run
 from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.commands import evaluate
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import DataError
 from megatron_rapo.evaluation.samples import ProblemSamples, Sample, SamplesError, SamplesFile
 from megatron_rapo.evaluation.scores import Scores
-from megatron_rapo.hf import read_shape
+from megatron_rapo.models import read_shape
 from megatron_rapo.rewards import RewardError
-from megatron_rapo.shared_parts import resolved
-from tests.models import save_tiny_model
+from megatron_rapo.rollout.setup import resolved
 from tests.runs import tiny_config
+from tests.tiny_models import save_tiny_model
 
 
 @pytest.fixture(scope="module")

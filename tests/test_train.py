@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.monitor import SCALARS, read_lines, read_rollouts
-from megatron_rapo.monitor.events import tag
-from megatron_rapo.settings_history import changes, read_history
+from megatron_rapo.monitor.settings_history import changes, read_history
+from megatron_rapo.monitor.tensorboard_writer import tag
 from tests.patience import COLLECTIVE_S, HANG_S
-from tests.training import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
+from tests.short_runs import ROOT, finish, kill_tree, metrics, ranks_after_first_step, same_run, start
 
 
 @pytest.fixture(scope="module")

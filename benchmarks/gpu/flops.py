@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from megatron_rapo.hf import ModelShape
+from megatron_rapo.models import ModelShape
 from megatron_rapo.preflight.seconds import HARDWARE
 
 PEAK_BF16 = (  # words of the device's name, all of which it has; dense FLOPs per second, by the vendor's data sheets

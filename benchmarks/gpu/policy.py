@@ -10,9 +10,9 @@ from megatron.core import parallel_state
 
 from benchmarks.gpu.settings import TIMEOUT_S
 from megatron_rapo.config import Config
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.models import read_shape
 
 
 @contextmanager

@@ -30,13 +30,13 @@ from benchmarks.environment import conclude, environment, refuse_without_gpu
 from benchmarks.memory import reset_peak_bytes
 from benchmarks.models import DTYPE, QWEN2_1B, QWEN2_SMALL, write_model
 from megatron_rapo.config import RolloutConfig
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
+from megatron_rapo.models import read_shape
+from megatron_rapo.models.parameter_map import TORCH_NORMS
 from megatron_rapo.preflight.memory import engine_numel
-from megatron_rapo.reshard.layout import TORCH_NORMS
 from megatron_rapo.reshard.plan import Layouts, plan
 from megatron_rapo.reshard.transfer import Resharder
 from megatron_rapo.rollout import Engine
+from megatron_rapo.runtime.distributed import init_process_group
 
 KV_CACHE_MIB, SMALL_KV_CACHE_MIB = 4096, 32
 COPY_TARGET = 1.5  # times as long as a plain copy, at most

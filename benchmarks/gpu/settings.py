@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rapo.checks import check_machine
 from megatron_rapo.config import Config
-from megatron_rapo.config.machine import LEAST_CAPABILITY
+from megatron_rapo.config.resources import LEAST_CAPABILITY
+from megatron_rapo.preflight.checks import check_machine
 from megatron_rapo.types import TrainingSequence
 
 TIMEOUT_S = 300.0

@@ -33,12 +33,12 @@ from benchmarks.gpu.policy import policy_of
 from benchmarks.gpu.settings import TIMEOUT_S, TRANSFORMER_ENGINE, precisions, run_config, sequences
 from benchmarks.memory import peak_bytes, release, reset_peak_bytes
 from benchmarks.models import QWEN2_1B, QWEN2_SMALL, write_model
-from megatron_rapo.checks import resolve_layers
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import ModelShape, read_shape
-from megatron_rapo.objective import loss_function
+from megatron_rapo.models import ModelShape, read_shape
+from megatron_rapo.preflight.checks import resolve_layers
 from megatron_rapo.preflight.memory import states
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
 
 WARM_UP = 2  # steps that do not count
 MFU_TARGET = 0.40  # in bfloat16

@@ -21,11 +21,12 @@ from benchmarks.grpo.clock import StepClock, write_steps
 from benchmarks.grpo.our_variants import VARIANTS
 from benchmarks.grpo.prescribed import prescribed_engine
 from benchmarks.grpo.variant import Variant
-from megatron_rapo import run, shared_parts
+from megatron_rapo import run
 from megatron_rapo.config import Config
-from megatron_rapo.launcher import rank
 from megatron_rapo.monitor import METRICS_FILE, Monitor
-from megatron_rapo.sampling import sampling_seed
+from megatron_rapo.rollout import setup
+from megatron_rapo.rollout.sampler import sampling_seed
+from megatron_rapo.runtime.rank import rank
 
 OFF = {
     "reshard": {"parity_every_steps": 0},
@@ -85,7 +86,7 @@ def timed_monitor(clock: StepClock) -> type[Monitor]:
 def train(work: Work, config: Config) -> StepClock:
     """What the steps took; the rest is in the run's folder."""
     clock = StepClock()
-    shared_parts.Engine = prescribed_engine(lengths_by_seed(work, config.run.seed))  # type: ignore[misc]
+    setup.Engine = prescribed_engine(lengths_by_seed(work, config.run.seed))  # type: ignore[misc]
     run.Monitor = timed_monitor(clock)  # type: ignore[misc]
     run.train(config, resume=False, overwrite=True)
     return clock

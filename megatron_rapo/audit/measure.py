@@ -16,11 +16,11 @@ from torch import Tensor
 from megatron_rapo.algo import DIVERGENCES, QUANTITIES, LossSums
 from megatron_rapo.algo.advantages import STD_OFFSET
 from megatron_rapo.algo.divergences import Quantity
-from megatron_rapo.audit.world import World, make_world
+from megatron_rapo.audit.toy_policy import World, make_world
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
-from megatron_rapo.objective import batch_loss, reference_exponents
-from megatron_rapo.output_head import TokenScores
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.scoring.objective import batch_loss, reference_exponents
+from megatron_rapo.scoring.output_head import TokenScores
+from megatron_rapo.scoring.packing import PackedBatch
 
 NUM_WORLDS = 6
 TOLERANCE = 0.02

@@ -15,7 +15,7 @@ import xxhash
 from torch import Tensor
 
 from megatron_rapo.checkpoints.manifest import Range
-from megatron_rapo.writing import NewFile, blocks
+from megatron_rapo.runtime.atomic_write import NewFile, blocks
 
 ALIGNMENT = 64  # bytes: where numbers begin within an archive of torch.save, and an archive of ours in its file
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError, shortened
-from megatron_rapo.safe_json import JSONError, read_json
-from megatron_rapo.writing import write_text_atomically
+from megatron_rapo.runtime.atomic_write import write_text_atomically
+from megatron_rapo.runtime.safe_json import JSONError, read_json
 
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
 MODEL_FILES = "hf"  # folder within a checkpoint, of what belongs to a model besides its weights
@@ -200,5 +200,5 @@ def _default(config: Config, section: str, field: str) -> object:
 
 
 def point_to(folder: Path) -> None:
-    """Make the whole checkpoint in `folder` (writing.py:put_in_place) the latest of its run."""
+    """Make the whole checkpoint in `folder` (runtime/atomic_write.py) the latest of its run."""
     write_text_atomically(folder.with_name(_LATEST), folder.name + "\n")

@@ -16,10 +16,10 @@ import xxhash
 from megatron_rapo.checkpoints.folders import INPUTS, MODEL_FILES, CheckpointError
 from megatron_rapo.checkpoints.manifest import whole
 from megatron_rapo.config import ConfigError
-from megatron_rapo.distributed import everywhere
-from megatron_rapo.hf.weights import INDEX, model_files
-from megatron_rapo.launcher import is_first_of_node
-from megatron_rapo.safe_json import JSONError, read_json
+from megatron_rapo.models.hf_weights import INDEX, model_files
+from megatron_rapo.runtime.distributed import everywhere
+from megatron_rapo.runtime.rank import is_first_of_node
+from megatron_rapo.runtime.safe_json import JSONError, read_json
 from megatron_rapo.types import Problem
 
 READERS = 8  # threads; one digests 6 GB/s

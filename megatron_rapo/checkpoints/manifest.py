@@ -15,8 +15,8 @@ import xxhash
 
 from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.errors import shortened
-from megatron_rapo.safe_json import read_json
-from megatron_rapo.writing import write_text_atomically
+from megatron_rapo.runtime.atomic_write import write_text_atomically
+from megatron_rapo.runtime.safe_json import read_json
 
 MANIFEST = "manifest.json"
 BLOCK_BYTES = 2**22

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_rapo.checkpoints.folders import CheckpointError
-from megatron_rapo.safe_json import JSONError, read_json
+from megatron_rapo.runtime.safe_json import JSONError, read_json
 
 METADATA, COMMON, BACKEND = ".metadata", "common.pt", "metadata.json"
 _PLANNER_CLASSES = ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")  # who wrote what

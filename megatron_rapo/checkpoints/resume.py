@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from megatron_rapo.checkpoints.folders import MODEL_FILES, CheckpointError, earlier_checkpoints, problem_of_pointer
 from megatron_rapo.checkpoints.manifest import Manifest
-from megatron_rapo.hf import ModelShape, read_shape
+from megatron_rapo.models import ModelShape, read_shape
 
 
 def sound_checkpoint(latest: Path) -> tuple[Path, list[str]]:

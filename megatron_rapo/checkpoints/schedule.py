@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from megatron_rapo.config import CheckpointConfig
-from megatron_rapo.distributed import of_first_rank
+from megatron_rapo.runtime.distributed import of_first_rank
 
 
 class Due(Enum):

@@ -2,17 +2,17 @@
 
 Every refusal is a `ConfigError` that names field, value, reason and fix, and comes before anything
 expensive starts. What depends on the number of processes, the model or the machine is checked in
-`megatron_rapo/checks.py`.
+`megatron_rapo/preflight/checks.py`.
 """
 
 from megatron_rapo.config.algorithm import AlgorithmConfig, Divergence
-from megatron_rapo.config.machine import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
+from megatron_rapo.config.resources import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
 from megatron_rapo.config.reward import FunctionConfig, LengthConfig, RewardConfig
+from megatron_rapo.config.root import Config
 from megatron_rapo.config.run import CheckpointConfig, MonitorConfig, RunConfig
 from megatron_rapo.config.section import ConfigError
 from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig
 from megatron_rapo.config.training import BatchConfig, OptimizerConfig
-from megatron_rapo.config.whole import Config
 
 __all__ = [
     "AlgorithmConfig",

@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from megatron_rapo.config.root import Config
 from megatron_rapo.config.section import ConfigError
-from megatron_rapo.config.whole import Config
 from megatron_rapo.errors import shortened
 
 if sys.version_info >= (3, 11):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_rapo.convert.files import ConversionError, Progress
 from megatron_rapo.convert.source import ModelSource
-from megatron_rapo.reshard.layout import hf_shapes
+from megatron_rapo.models.parameter_map import hf_shapes
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.safe_json import JSONError, read_json
-from megatron_rapo.writing import explained, put_in_place, write_text_atomically
+from megatron_rapo.runtime.atomic_write import explained, put_in_place, write_text_atomically
+from megatron_rapo.runtime.safe_json import JSONError, read_json
 
 RECIPE = "recipe.json"  # in the unfinished folder: what it is made from
 DONE = ".done"  # beside a finished file: what its maker said of it

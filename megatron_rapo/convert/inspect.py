@@ -14,8 +14,8 @@ from megatron_rapo.checkpoints import fp8_state
 from megatron_rapo.checkpoints.tensors import Reader
 from megatron_rapo.convert.files import Progress
 from megatron_rapo.convert.source import HfSource, MegatronSource, ModelSource, open_source
+from megatron_rapo.models.parameter_map import hf_shapes
 from megatron_rapo.reshard.digest import digest
-from megatron_rapo.reshard.layout import hf_shapes
 
 
 @dataclass(frozen=True, kw_only=True)

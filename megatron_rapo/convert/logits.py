@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 
 from megatron_rapo.convert.source import ModelSource
 from megatron_rapo.data import load_tokenizer
-from megatron_rapo.reshard.layout import hf_shapes
+from megatron_rapo.models.parameter_map import hf_shapes
 
 SAMPLE_TEXT = (
     "Problem: Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many "

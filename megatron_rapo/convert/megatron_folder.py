@@ -20,7 +20,7 @@ from megatron_rapo.checkpoints.tensors import (
     write_metadata,
 )
 from megatron_rapo.convert.model_tensors import Layout
-from megatron_rapo.hf.weights import copy_model_files
+from megatron_rapo.models.hf_weights import copy_model_files
 
 MAX_FILE_BYTES = 5 * 10**9
 Item = TypeVar("Item")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from megatron_rapo.checkpoints.tensors import Chunk
 from megatron_rapo.convert.files import ConversionError
-from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.layout import (
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import (
     EMBEDDING,
     OUTPUT,
     TRANSFORMER_ENGINE_NORMS,

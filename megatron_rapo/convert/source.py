@@ -14,9 +14,9 @@ from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError
 from megatron_rapo.checkpoints.tensors import METADATA, Reader
 from megatron_rapo.convert.files import ConversionError
 from megatron_rapo.convert.model_tensors import ModelTensor, model_tensors
-from megatron_rapo.hf import ModelShape, WeightReader, check_weights, read_shape
-from megatron_rapo.hf.stored import DTYPES
-from megatron_rapo.reshard.layout import EMBEDDING, OUTPUT, hf_shapes, merge
+from megatron_rapo.models import ModelShape, WeightReader, check_weights, read_shape
+from megatron_rapo.models.parameter_map import EMBEDDING, OUTPUT, hf_shapes, merge
+from megatron_rapo.models.stored_weights import DTYPES
 
 
 class ModelSource(Protocol):

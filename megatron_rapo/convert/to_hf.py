@@ -12,9 +12,9 @@ import torch
 
 from megatron_rapo.convert.files import Progress, make_folder, state_of
 from megatron_rapo.convert.source import MegatronSource
-from megatron_rapo.hf import read_shape
-from megatron_rapo.hf.weights import FileWriter, copy_model_files, label_dtype, split_into_files, write_index
-from megatron_rapo.reshard.layout import hf_shapes
+from megatron_rapo.models import read_shape
+from megatron_rapo.models.hf_weights import FileWriter, copy_model_files, label_dtype, split_into_files, write_index
+from megatron_rapo.models.parameter_map import hf_shapes
 
 
 @dataclass(frozen=True)

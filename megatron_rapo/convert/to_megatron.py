@@ -24,7 +24,7 @@ from megatron_rapo.convert.model_tensors import (
     stage_of,
 )
 from megatron_rapo.convert.source import HfSource
-from megatron_rapo.hf import WeightReader
+from megatron_rapo.models import WeightReader
 
 
 def hf_to_megatron(

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from megatron_rapo.data.same_text import words
+from megatron_rapo.data.text_normalization import words
 
 NGRAM = 13
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.safe_json import JSONError, parse_json
+from megatron_rapo.runtime.safe_json import JSONError, parse_json
 
 Case = dict[str, Any]
 """A template's variables for one text."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.writing import explained
+from megatron_rapo.runtime.atomic_write import explained
 
 END = b"ARROW1"
 """What a whole file ends with; all of them are Arrow's."""

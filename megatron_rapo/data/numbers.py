@@ -6,7 +6,7 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from megatron_rapo.safe_json import MAX_INTEGER_DIGITS
+from megatron_rapo.runtime.safe_json import MAX_INTEGER_DIGITS
 
 _REPR = re.compile(r"-?\d(?:\.\d+)?e-0\d")
 

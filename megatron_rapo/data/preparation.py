@@ -14,8 +14,8 @@ from megatron_rapo.data.prepared_file import check_output, file_digest, write_pr
 from megatron_rapo.data.records import REQUIRED, Record, to_records
 from megatron_rapo.data.references import unparsable
 from megatron_rapo.data.rows import READERS, DataError, read_rows
-from megatron_rapo.data.same_text import normalised
 from megatron_rapo.data.sources import SOURCES, USUAL_FIELDS, Fields, download_original, find_original
+from megatron_rapo.data.text_normalization import normalised
 from megatron_rapo.types import Outcome
 
 CONTAMINATED, UNPARSABLE = "contaminated", "unparsable"

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_rapo.data.records import Record
 from megatron_rapo.data.rows import DataError
-from megatron_rapo.writing import explained
+from megatron_rapo.runtime.atomic_write import explained
 
 SUFFIX = ".parquet"
 NOT_NULL = ("id", "problem", "answer", "source")

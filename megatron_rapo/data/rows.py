@@ -10,7 +10,7 @@ from typing import Any
 from megatron_rapo.data.numbers import WrittenNumber, decimal_text, without_exponent
 from megatron_rapo.data.parquet import ParquetError, Unread, parquet_rows
 from megatron_rapo.errors import InputError
-from megatron_rapo.safe_json import JSONError, parse_json
+from megatron_rapo.runtime.safe_json import JSONError, parse_json
 
 LONGEST_SHOWN = 80  # characters of a value in a message
 Row = tuple[str, dict[str, Any]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_rapo.data.rows import DataError
-from megatron_rapo.safe_json import JSONError, read_json
+from megatron_rapo.runtime.safe_json import JSONError, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_rapo import garbage
 from megatron_rapo.data.rows import DataError
+from megatron_rapo.runtime import gc_control
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ SENTENCEPIECE = "tokenizer.model"
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     """The tokenizer in the folder `path`; no network. Raises DataError naming what is missing."""
-    with garbage.imports():
+    with gc_control.imports():
         from transformers import AutoTokenizer  # takes seconds
 
     folder = Path(path)

@@ -16,7 +16,7 @@ import numpy as np
 from megatron_rapo.evaluation.samples import with_defaults
 from megatron_rapo.evaluation.scores import Bootstrap, Interval, ProblemScore, Record, Score, Scores, ScoresError
 from megatron_rapo.evaluation.statistics import mcnemar_p_value, sign_flip_p_values
-from megatron_rapo.writing import explained
+from megatron_rapo.runtime.atomic_write import explained
 
 FORMAT: Final = "megatron_rapo comparison 1"
 Values = dict[str, np.ndarray]  # metric -> [P] of each problem

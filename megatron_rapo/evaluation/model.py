@@ -16,7 +16,7 @@ from megatron_rapo.checkpoints.tensors import METADATA
 from megatron_rapo.config import ConfigError
 from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.convert.files import ConversionError
-from megatron_rapo.writing import explained
+from megatron_rapo.runtime.atomic_write import explained
 
 CONVERTED = "converted"  # folder within a run: its checkpoints as Hugging Face folders, as far as they were evaluated
 LOCK = ".lock"  # in that folder: of the evaluation that makes one of them

@@ -20,8 +20,8 @@ from megatron_rapo.evaluation.answers import count_votes
 from megatron_rapo.evaluation.estimators import problems_majority_at_k, problems_pass_at_k
 from megatron_rapo.evaluation.samples import ProblemSamples
 from megatron_rapo.evaluation.statistics import bootstrap_interval
+from megatron_rapo.runtime.atomic_write import explained, write_text_atomically
 from megatron_rapo.types import Outcome
-from megatron_rapo.writing import explained, write_text_atomically
 
 FORMAT: Final = "megatron_rapo scores 2"
 EVALUATIONS = "evaluations"  # folder within run.folder: the scores on held-out problems, step by step

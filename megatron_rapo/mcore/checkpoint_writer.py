@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_rapo.checkpoints.archive import save_bytes, save_tensor
 from megatron_rapo.checkpoints.manifest import Range
-from megatron_rapo.writing import NewFile
+from megatron_rapo.runtime.atomic_write import NewFile
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_rapo.mcore.forward_backward import gather_over_data, total
 from megatron_rapo.mcore.parallel import Parallel
-from megatron_rapo.mcore.step import gather_over_data, total
-from megatron_rapo.packing import REWARD_SPLITS, PackedBatch
+from megatron_rapo.scoring.packing import REWARD_SPLITS, PackedBatch
 
 QUANTILES = {"p01": 0.01, "p50": 0.50, "p99": 0.99}
 _Pair = tuple[PackedBatch, Any, Any]  # two log-probabilities of its tokens, [T] each

@@ -13,10 +13,10 @@ from megatron.core import parallel_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_rapo.config import Config
-from megatron_rapo.hf import ModelShape
 from megatron_rapo.mcore.model import build_chunks, named_parameters, norm_names, transformer_config
 from megatron_rapo.mcore.parallel import init_parallel
-from megatron_rapo.reshard.layout import trainer_shards
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import trainer_shards
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from megatron_rapo.mcore.attention import PackedAttention
-from megatron_rapo.mcore.rms_norm import RMSNorm
-from megatron_rapo.mcore.swiglu import SwiGLU
+from megatron_rapo.mcore.torch_layers.attention import PackedAttention
+from megatron_rapo.mcore.torch_layers.rms_norm import RMSNorm
+from megatron_rapo.mcore.torch_layers.swiglu import SwiGLU
 
 
 def block_spec(layers: str, config: TransformerConfig, vp_stage: int | None) -> Any:

@@ -18,16 +18,14 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer import TransformerConfig
 
-from megatron_rapo.checks import resolve_layers
 from megatron_rapo.config import Config, ParallelConfig, PrecisionConfig
-from megatron_rapo.hf import ModelShape, WeightReader
 from megatron_rapo.mcore import fused
-from megatron_rapo.mcore.attention import SequencesForTorch, sequences_for_transformer_engine
 from megatron_rapo.mcore.layers import block_spec
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.ranges import Ranges
-from megatron_rapo.packing import PackedBatch
-from megatron_rapo.reshard.layout import (
+from megatron_rapo.mcore.torch_layers.attention import SequencesForTorch, sequences_for_transformer_engine
+from megatron_rapo.models import ModelShape, WeightReader
+from megatron_rapo.models.parameter_map import (
     TORCH_NORMS,
     TRANSFORMER_ENGINE_NORMS,
     NormNames,
@@ -36,6 +34,8 @@ from megatron_rapo.reshard.layout import (
     padded_vocab_size,
     trainer_shards,
 )
+from megatron_rapo.preflight.checks import resolve_layers
+from megatron_rapo.scoring.packing import PackedBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _RECOMPUTE: dict[str, dict[str, Any]] = {

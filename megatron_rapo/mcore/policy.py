@@ -13,8 +13,17 @@ from torch.profiler import record_function
 
 from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
-from megatron_rapo.hf import ModelShape
 from megatron_rapo.mcore.diagnostics import gap_parts, log_rho_quantiles, logprob_gap
+from megatron_rapo.mcore.forward_backward import (
+    POLICY,
+    ExactReference,
+    LossFunction,
+    Passes,
+    Scorer,
+    Trained,
+    sequence_mean,
+)
+from megatron_rapo.mcore.fp8_simulation import linears_in_fp8, without_fp8
 from megatron_rapo.mcore.model import (
     attention_sequences,
     build_chunks,
@@ -28,11 +37,10 @@ from megatron_rapo.mcore.offload import TrainingState
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
-from megatron_rapo.mcore.rounding import linears_in_fp8, without_fp8
-from megatron_rapo.mcore.step import POLICY, ExactReference, LossFunction, Passes, Scorer, Trained, sequence_mean
 from megatron_rapo.mcore.tokens import Place, TokenLogProbs, token_log_probs
-from megatron_rapo.packing import PackedBatch, assign, families, pack, packed_length, split_context
+from megatron_rapo.models import ModelShape
 from megatron_rapo.reshard.gather import ShardedWeights
+from megatron_rapo.scoring.packing import PackedBatch, assign, families, pack, packed_length, split_context
 from megatron_rapo.types import TrainingSequence
 
 

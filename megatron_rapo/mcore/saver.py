@@ -29,12 +29,12 @@ from megatron_rapo.checkpoints import (
 )
 from megatron_rapo.checkpoints.inputs import Inputs
 from megatron_rapo.checkpoints.manifest import Range, whole, write_manifest
-from megatron_rapo.distributed import everywhere, on_first_rank
-from megatron_rapo.hf.weights import read_model_files, write_model_files
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import content
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.writing import explained, put_in_place
+from megatron_rapo.models.hf_weights import read_model_files, write_model_files
+from megatron_rapo.runtime.atomic_write import explained, put_in_place
+from megatron_rapo.runtime.distributed import everywhere, on_first_rank
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from megatron_rapo.checkpoints import CheckpointError
-from megatron_rapo.hf import ModelShape
 from megatron_rapo.mcore import torch_adam
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.reshard.layout import OUTPUT, hf_shapes, trainer_shards
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import OUTPUT, hf_shapes, trainer_shards
 from megatron_rapo.reshard.partial_digest import part_digest, parts
 
 WEIGHTS, MASTER, ROUNDED = "weights", "master weights", "master weights, rounded"

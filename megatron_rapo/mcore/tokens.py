@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.mcore.parallel import Parallel
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.scoring.packing import PackedBatch
 from megatron_rapo.types import TrainingSequence
 
 Place = tuple[int, int]

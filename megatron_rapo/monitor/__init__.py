@@ -8,7 +8,8 @@ from megatron_rapo.monitor.rollouts import RecordedCompletion, read_lines, read_
 from megatron_rapo.monitor.scalars import HISTOGRAMS, SCALARS, describe
 from megatron_rapo.monitor.text import text_pieces
 from megatron_rapo.monitor.timing import PhaseTimer
-from megatron_rapo.monitor.writers import TENSORBOARD_FOLDER, Sample, check_writers
+from megatron_rapo.monitor.writer import Sample
+from megatron_rapo.monitor.writers import TENSORBOARD_FOLDER, check_writers
 
 __all__ = [
     "CHARTS",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import wandb
 
-from megatron_rapo.monitor.writers import Sample, kept_id
+from megatron_rapo.monitor.writer import Sample, kept_id
 
 
 class WandbWriter:

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_rapo.checks import check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.hf import ModelShape
+from megatron_rapo.models import ModelShape
 from megatron_rapo.preflight import memory
 from megatron_rapo.preflight.batch import Batch, batch
+from megatron_rapo.preflight.checks import check_model, check_rollout, check_world_size
 from megatron_rapo.preflight.memory import Memory
 from megatron_rapo.preflight.seconds import GPUS_PER_NODE, Hardware, Traffic, seconds, traffic
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
-from megatron_rapo.hf import ModelShape
-from megatron_rapo.output_head import CHUNK_BYTES
-from megatron_rapo.reshard.layout import (
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import (
     EMBEDDING,
     OUTPUT,
     TORCH_NORMS,
@@ -24,6 +23,7 @@ from megatron_rapo.reshard.layout import (
     stages_of_layers,
     trainer_shards,
 )
+from megatron_rapo.scoring.output_head import CHUNK_BYTES
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 GRADIENT_BYTES = 4  # of a parameter: Megatron's buffers are float32

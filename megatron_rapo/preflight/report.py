@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rapo.hf import ModelShape
+from megatron_rapo.models import ModelShape
 from megatron_rapo.preflight.fit import SPARE, Estimate, Machine, Settings
 from megatron_rapo.preflight.memory import Memory, engine_numel, parameters
 

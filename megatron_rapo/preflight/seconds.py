@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
-from megatron_rapo.hf import ModelShape
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import TORCH_NORMS
 from megatron_rapo.preflight.batch import Batch
 from megatron_rapo.preflight.memory import GRADIENT_BYTES, ITEMSIZE, engine_bytes, engine_numel, parameters
-from megatron_rapo.reshard.layout import TORCH_NORMS
 from megatron_rapo.reshard.plan import Layouts, plan
 
 

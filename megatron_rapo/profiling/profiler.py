@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from megatron_rapo import garbage
 from megatron_rapo.checkpoints import checkpoint_folder
 from megatron_rapo.config import ConfigError
 from megatron_rapo.errors import shortened
 from megatron_rapo.profiling.operators import largest_operators
-from megatron_rapo.signals import interrupts_wait
+from megatron_rapo.runtime import gc_control
+from megatron_rapo.runtime.signals import interrupts_wait
 
 PROFILES = "profile"
 """Folder within run.folder: of each profiled step one with a trace and a table of each process."""
@@ -72,7 +72,7 @@ class Profiler:
         (step, trace), self._traced = self._traced, None
         folder = checkpoint_folder(self.folder, step)
         folder.mkdir(parents=True, exist_ok=True)
-        with interrupts_wait(), garbage.unsearched():
+        with interrupts_wait(), gc_control.unsearched():
             trace.export_chrome_trace(str(folder / f"rank-{self._rank}.json.gz"))
             operators = largest_operators(trace.events(), self._phases)
             (folder / f"rank-{self._rank}.txt").write_text(operators)

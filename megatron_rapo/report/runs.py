@@ -11,8 +11,8 @@ from typing import Any, get_args
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import CHARTS, METRICS_FILE, read_rows
+from megatron_rapo.monitor.settings_history import changes, read_history
 from megatron_rapo.report.curves import curves, stacks
-from megatron_rapo.settings_history import changes, read_history
 
 STACKED = {
     "Verdicts": CHARTS["Verifier"]["Verdicts"],

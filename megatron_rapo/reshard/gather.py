@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.layout import OUTPUT, NormNames, merge, trainer_shards
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import OUTPUT, NormNames, merge, trainer_shards
 
 
 class ShardedWeights:

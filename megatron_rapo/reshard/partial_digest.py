@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_rapo.models.parameter_map import Shard
 from megatron_rapo.reshard.digest import mix
-from megatron_rapo.reshard.layout import Shard
 
 BLOCK_NUMBERS = 2**18
 """Rows are taken in blocks whose products (8 bytes a number) stay in a CPU's cache."""

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.layout import (
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import (
     EMBEDDING,
     OUTPUT,
     Entry,

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rapo.config import Config
-from megatron_rapo.hf import ModelShape
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import NormNames
 from megatron_rapo.reshard.digest import Sums, digests, sums
-from megatron_rapo.reshard.layout import NormNames
 from megatron_rapo.reshard.plan import Block, Layouts, Move, Round, plan
 
 LARGE_BYTES = 256 * 2**10

@@ -2,7 +2,7 @@
 
 from megatron_rapo.rollout.engine import Engine
 from megatron_rapo.rollout.generation import Work
-from megatron_rapo.rollout.guest import name_ranges
 from megatron_rapo.rollout.requests import Sampling
+from megatron_rapo.rollout.vllm_patches import name_ranges
 
 __all__ = ["Engine", "Sampling", "Work", "name_ranges"]

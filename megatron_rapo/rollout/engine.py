@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from megatron_rapo.config import RolloutConfig
 from megatron_rapo.data import find_stops, load_tokenizer
-from megatron_rapo.hf import read_shape
-from megatron_rapo.reshard.layout import engine_shards
-from megatron_rapo.rollout import guest
+from megatron_rapo.models import read_shape
+from megatron_rapo.models.parameter_map import engine_shards
+from megatron_rapo.rollout import vllm_patches
 from megatron_rapo.rollout.endings import Endings
 from megatron_rapo.rollout.generation import Generation
 from megatron_rapo.rollout.requests import Sampling, check_requests
@@ -85,9 +85,9 @@ class Engine:
             token_ids=rollout.stop_token_ids,
         )
         self._endings = Endings(self.stops, partial(self.decode, special_tokens=False))
-        vllm = guest.import_vllm()
-        guest.set_launcher_variables()
-        with guest.construction(), nullcontext() if rollout.packed else guest.plain_weights():
+        vllm = vllm_patches.import_vllm()
+        vllm_patches.set_launcher_variables()
+        with vllm_patches.construction(), nullcontext() if rollout.packed else vllm_patches.plain_weights():
             self._llm: Any = vllm.LLM(
                 model=str(model_path),
                 trust_remote_code=False,
@@ -158,13 +158,13 @@ class Engine:
         generation = Generation(llm_engine, begun, weight_version=self._version, endings=self._endings)
         try:
             self._reset_prefix_cache()  # what a call gives must not depend on what was sampled before it
-            with guest.random_state_kept():
+            with vllm_patches.random_state_kept():
                 for place, (prompt, before, seed) in enumerate(zip(prompts, begun, seeds, strict=True)):
                     earlier = before.token_ids.tolist()
                     request = self._request(sampling, seed, num_begun=len(earlier), stoppable=stoppable)
                     llm_engine.add_request(str(place), self._tokens_input([*prompt, *earlier]), request)
                     if self._endings.has_strings:
-                        guest.end_last_request_where(llm_engine, partial(self._endings.completed, earlier))
+                        vllm_patches.end_last_request_where(llm_engine, partial(self._endings.completed, earlier))
                 yield generation
                 if generation.unfinished:
                     generation.stop()
@@ -262,7 +262,7 @@ def _engine_options(rollout: RolloutConfig, max_sequence_tokens: int) -> dict[st
     if rollout.tensor > 1:
         # Every rank runs its own scheduler. Overlapped with the model, its decisions could depend on timing and differ.
         options["async_scheduling"] = False
-    if guest.on_cpu():
+    if vllm_patches.on_cpu():
         # Of a prompt prefilled in parts, vLLM rewinds the request's generator: "CPU Generator does not use offset".
         options["enable_chunked_prefill"] = False
         options["max_num_batched_tokens"] = max(8192, max_sequence_tokens, rollout.max_concurrent)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_rapo.rollout import guest
+from megatron_rapo.rollout import vllm_patches
 
 Shapes = Mapping[str, tuple[int, ...]]  # of this rank's shards, by name
 
@@ -47,7 +47,7 @@ def check_parameters(expected: Shapes, found: Shapes) -> None:
         raise ValueError(
             f"vLLM's parameters are not those of the parameter map, in {len(wrong)} places: "
             f"{'; '.join(wrong[:10])}{'; ...' if len(wrong) > 10 else ''}. The model folder is not what its "
-            "config.json says, or this version of vLLM has another layout (reshard/layout.py)."
+            "config.json says, or this version of vLLM has another layout (models/parameter_map.py)."
         )
 
 
@@ -102,8 +102,8 @@ class PackedWeights:
                 yield self
                 _refuse_missing(self._missing)
                 finalize_layerwise_reload(self._model, self._config.model_config)
-            if guest.on_cpu():
-                guest.repack_tied_weights(self._model)
+            if vllm_patches.on_cpu():
+                vllm_patches.repack_tied_weights(self._model)
 
     def target(self, name: str) -> Tensor:
         if name not in self._open:  # padding is 0

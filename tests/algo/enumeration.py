@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_rapo.algo import DIVERGENCES, LossSums, rapo_loss
-from megatron_rapo.output_head import ReferenceHead, TokenScores, token_scores
+from megatron_rapo.scoring.output_head import ReferenceHead, TokenScores, token_scores
 
 V = 6
 NO_CAP = 1e9

@@ -9,7 +9,7 @@ from torch.distributions import Categorical
 
 from megatron_rapo.algo import DIVERGENCES, QUANTITIES, rapo_loss
 from megatron_rapo.algo.loss import clipped_surrogate
-from megatron_rapo.output_head import ReferenceHead, token_scores
+from megatron_rapo.scoring.output_head import ReferenceHead, token_scores
 from tests.algo.enumeration import V, make_world
 
 SETTINGS = {

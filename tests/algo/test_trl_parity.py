@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from megatron_rapo.algo import rapo_loss
-from tests.models import NUM_TOKENS, load_reference, save_tiny_model
+from tests.tiny_models import NUM_TOKENS, load_reference, save_tiny_model
 
 # B sequences, S positions of which the last C are the completion's, T = B * C tokens, masked or not.
 B, PROMPT, C = 6, 5, 9

@@ -7,7 +7,7 @@ from megatron_rapo.algo import DIVERGENCES, divergences
 from megatron_rapo.algo.divergences import Divergence
 from megatron_rapo.audit import audit
 from megatron_rapo.audit.measure import REGIMES
-from megatron_rapo.audit.world import VOCABULARY, make_world
+from megatron_rapo.audit.toy_policy import VOCABULARY, make_world
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
 
 PENALTIES = sorted(DIVERGENCES.keys() - {"none"})

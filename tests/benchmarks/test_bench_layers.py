@@ -10,7 +10,7 @@ from megatron.core.transformer import TransformerConfig
 
 from benchmarks import bench_layers
 from benchmarks.models import CPU_SIZES
-from megatron_rapo.mcore.swiglu import SwiGLU
+from megatron_rapo.mcore.torch_layers.swiglu import SwiGLU
 
 
 def test_what_is_compared_is_the_same() -> None:

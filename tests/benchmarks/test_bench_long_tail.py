@@ -14,8 +14,8 @@ from benchmarks.environment import REPOSITORY
 from megatron_rapo.data import EpochOrder
 from megatron_rapo.monitor import Monitor
 from megatron_rapo.rewards import Rewards
-from megatron_rapo.rollouts import Rollouts
-from megatron_rapo.sampling import Sampler
+from megatron_rapo.rollout.sampler import Sampler
+from megatron_rapo.training.group_scheduler import Rollouts
 from megatron_rapo.types import Problem, Prompt
 from tests.scripted import ScriptedEngine, ScriptedVerifier
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks import bench_loss, memory
 from benchmarks.bench_loss import BASE, GPU_SIZES, MEMORY_TARGET, SIDES, SIZES, Case
 from benchmarks.environment import NO_GPU
-from megatron_rapo.output_head import CHUNK_BYTES
+from megatron_rapo.scoring.output_head import CHUNK_BYTES
 
 FOLDER = Path(bench_loss.__file__).parent
 RECORDED = FOLDER / "results" / "bench_loss_cpu.json"

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import bench_packing
 from benchmarks.bench_packing import Taken
-from megatron_rapo.packing import pack
+from megatron_rapo.scoring.packing import pack
 from megatron_rapo.types import TrainingSequence
 
 LENGTHS = [8, 2, 4, 3, 1]

@@ -18,8 +18,8 @@ from benchmarks.grpo.trl_side import PrescribedLengths, parts_of
 from benchmarks.launch import launch
 from benchmarks.models import CPU_SIZES, write_model
 from megatron_rapo.data import load_tokenizer
-from megatron_rapo.hf import read_shape
-from megatron_rapo.reshard.layout import hf_shapes
+from megatron_rapo.models import read_shape
+from megatron_rapo.models.parameter_map import hf_shapes
 from tests.patience import HANG_S
 
 CASE = Case(model="1M", lengths="log-normal", prompts=2, completions=2, median=4)  # 2, 4, 4 and 32 tokens or so

@@ -12,7 +12,7 @@ from benchmarks.gpu import reshard, training
 from benchmarks.gpu.flops import matmul_numel, training_flops
 from benchmarks.gpu.settings import run_config
 from benchmarks.models import QWEN2_1B
-from megatron_rapo.hf import ModelShape, read_shape
+from megatron_rapo.models import ModelShape, read_shape
 from megatron_rapo.preflight.memory import engine_numel, states
 
 

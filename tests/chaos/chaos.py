@@ -21,7 +21,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from tests.training import LAYOUTS, PROCESSES, ROOT, finish, kill_tree, metrics, same_run, start
+from tests.short_runs import LAYOUTS, PROCESSES, ROOT, finish, kill_tree, metrics, same_run, start
 
 PHASES = ("checkpoint", "reshard", "parity", "rollout", "verify", "score", "gradient_share", "train")
 """In the order in which they follow on a step that was recorded."""

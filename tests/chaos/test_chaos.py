@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.chaos.chaos import chaos
-from tests.training import save_wide_model
+from tests.short_runs import save_wide_model
 
 
 def test_a_run_that_is_killed_is_the_one_that_was_left_alone(tmp_path: Path) -> None:

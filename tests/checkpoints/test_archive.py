@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_rapo.checkpoints.archive import ALIGNMENT, load_tensor, map_range, rest, save_tensor
 from megatron_rapo.checkpoints.manifest import digests
-from megatron_rapo.writing import NewFile
+from megatron_rapo.runtime.atomic_write import NewFile
 
 TENSORS = (
     torch.randn(3, 5, dtype=torch.float64),

@@ -15,7 +15,7 @@ from megatron_rapo.checkpoints.inputs import InputReader, Inputs, check_same_inp
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data import load_problems
 from megatron_rapo.types import Problem
-from tests.models import save_tiny_model
+from tests.tiny_models import save_tiny_model
 
 ROWS = [{"problem": f"{i}+{i}=", "answer": str(2 * i), "level": i} for i in range(20)]
 

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError, checkpoint_folder, latest_checkpoint, point_to
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
-from megatron_rapo.hf import read_shape
-from tests.models import save_tiny_model
+from megatron_rapo.models import read_shape
+from tests.tiny_models import save_tiny_model
 
 SHARD = "__0_0.distcp"
 

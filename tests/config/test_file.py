@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rapo.checks import check_world_size
 from megatron_rapo.config.file import load_config
+from megatron_rapo.preflight.checks import check_world_size
 from tests.settings import EVALUATION, MINIMAL, functions, refusal
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.distributed import init_process_group
 from tests.convert.test_conversion import CONVERTED, FAMILIES, LAYOUTS
 from tests.groups import end_groups
 from tests.launch import write_result

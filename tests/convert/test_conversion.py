@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from megatron_rapo.checkpoints.tensors import Reader
 from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf, reshard_megatron
 from tests.launch import run_distributed
-from tests.models import load_reference, save_tiny_model
+from tests.tiny_models import load_reference, save_tiny_model
 
 SIZES: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 4, "hidden_size": 128, "num_layers": 5}
 FAMILIES: dict[str, dict[str, Any]] = {  # vocabularies that no tensor size divides; layers that no pipeline does

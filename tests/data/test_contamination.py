@@ -1,7 +1,7 @@
 import pytest
 
 from megatron_rapo.data.contamination import ngrams, overlaps
-from megatron_rapo.data.same_text import normalised, words
+from megatron_rapo.data.text_normalization import normalised, words
 
 TRAINS = (
     "Two trains leave the same station at noon, one at $60$ km/h and the other at $80$ km/h. "

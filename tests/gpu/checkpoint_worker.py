@@ -17,10 +17,10 @@ from benchmarks.gpu.settings import precisions, run_config, sequences
 from benchmarks.memory import release
 from benchmarks.models import QWEN2_SMALL, write_model
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.objective import loss_function
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
 from megatron_rapo.types import TrainingSequence
 from tests.launch import write_result
 from tests.mcore.saving import saved

@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.objective import loss_function
+from megatron_rapo.models import read_shape
 from megatron_rapo.reshard.transfer import make_resharder
 from megatron_rapo.rollout import Engine, Sampling
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
 from tests.gpu.test_memory import CASES
 from tests.launch import write_result
 from tests.runs import recorded_rollout, tiny_config

@@ -16,10 +16,10 @@ from benchmarks.gpu.policy import policy_of
 from benchmarks.gpu.settings import PRECISIONS, TORCH, precisions, run_config, sequences
 from benchmarks.memory import release
 from benchmarks.models import QWEN2_1B, write_model
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
-from megatron_rapo.objective import loss_function
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
+from megatron_rapo.scoring.packing import PackedBatch
 from tests.gpu.test_precision import STEPS
 from tests.launch import write_result
 

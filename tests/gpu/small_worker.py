@@ -10,7 +10,7 @@ import torch.distributed as dist
 from benchmarks.gpu import reshard, training
 from benchmarks.gpu.settings import TORCH
 from benchmarks.models import QWEN2_SMALL, write_model
-from megatron_rapo.distributed import init_process_group
+from megatron_rapo.runtime.distributed import init_process_group
 from tests.gpu import checkpoint_worker, precision_worker
 from tests.launch import write_result
 

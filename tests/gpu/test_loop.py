@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_rapo.checks import check_model, check_rollout, check_world_size
 from megatron_rapo.config.file import load_config
-from megatron_rapo.hf import read_shape
+from megatron_rapo.models import read_shape
+from megatron_rapo.preflight.checks import check_model, check_rollout, check_world_size
 from tests import training
-from tests.training import ROOT, kill_tree, metrics, start
+from tests.short_runs import ROOT, kill_tree, metrics, start
 
 STEPS, TIMEOUT_S = 3, 300
 COMMON = ("parallel.tensor=1", "precision.dtype=bfloat16", "rollout.kv_cache_mib=256", "run.timeout_s=1200")

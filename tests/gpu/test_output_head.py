@@ -12,9 +12,9 @@ from torch import Tensor
 from benchmarks import bench_loss
 from benchmarks.bench_loss import Case
 from megatron_rapo.algo import DIVERGENCES, rapo_loss
-from megatron_rapo.output_head import token_scores
-from tests import output_head_worker as small
-from tests.test_output_head import TOLERANCES
+from megatron_rapo.scoring.output_head import token_scores
+from tests.scoring import output_head_worker as small
+from tests.scoring.test_output_head import TOLERANCES
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -29,7 +29,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", small.CASES)
 def test_every_loss_of_a_small_vocabulary(case: str, device: str) -> None:
-    """What tests/test_output_head.py asks of the CPU, in chunks, with padding and logits of up to 1e4."""
+    """What tests/scoring/test_output_head.py asks of the CPU, in chunks, with padding and logits of up to 1e4."""
     vocab_size, (of_values, of_gradients) = small.CASES[case].vocab_size, TOLERANCES[case]
     for name, variant in small.variants(small.CASES[case]).items():
         inputs = small.make_inputs(small.CASES[case], variant)

@@ -18,14 +18,14 @@ import torch.distributed as dist
 from megatron_rapo import convert
 from megatron_rapo.checkpoints import CheckpointError
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
-from megatron_rapo.objective import loss_function
+from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
 from megatron_rapo.types import TrainingSequence
 from tests.groups import end_groups
 from tests.launch import write_result

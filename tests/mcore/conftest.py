@@ -9,7 +9,7 @@ import pytest
 
 from tests.launch import run_distributed
 from tests.mcore.layouts import ALL
-from tests.models import save_tiny_model
+from tests.tiny_models import save_tiny_model
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 

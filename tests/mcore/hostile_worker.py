@@ -21,13 +21,13 @@ from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
 from megatron_rapo.checkpoints.restricted import BACKEND, COMMON, METADATA
 from megatron_rapo.convert.compare import compare
-from megatron_rapo.distributed import init_process_group
 from megatron_rapo.errors import InputError
 from megatron_rapo.evaluation.model import EvaluatedModel
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.distributed import init_process_group
 from tests.launch import write_result
 from tests.mcore.checkpoint_worker import step
 from tests.mcore.saving import saved

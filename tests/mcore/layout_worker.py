@@ -17,15 +17,15 @@ from megatron.core import parallel_state
 from safetensors.torch import load_file, save_file
 
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
+from megatron_rapo.mcore.forward_backward import LossFunction
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.mcore.step import LossFunction
+from megatron_rapo.models import read_shape
 from megatron_rapo.monitor import Monitor
-from megatron_rapo.objective import loss_function
-from megatron_rapo.packing import PackedBatch
-from megatron_rapo.trainer import Trainer
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
+from megatron_rapo.scoring.packing import PackedBatch
+from megatron_rapo.training.trainer import Trainer
 from megatron_rapo.types import TrainingSequence
 from tests import models, runs
 from tests.groups import end_groups

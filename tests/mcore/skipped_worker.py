@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape
+from megatron_rapo.mcore.forward_backward import Trained
 from megatron_rapo.mcore.parallel import Parallel, init_parallel
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.mcore.step import Trained
-from megatron_rapo.objective import loss_function
-from megatron_rapo.packing import PackedBatch
-from megatron_rapo.skipped_steps import NOT_FINITE, SkippedSteps
+from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.scoring.objective import loss_function
+from megatron_rapo.scoring.packing import PackedBatch
+from megatron_rapo.training.skipped_steps import NOT_FINITE, SkippedSteps
 from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.test_skipped_steps import CASES

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.models import save_tiny_model
+from tests.tiny_models import save_tiny_model
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
 FLOAT32 = ("TP2", "PP2", "PP2 VPP2", "DP2")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from megatron_rapo.hf import ModelShape, read_shape
 from megatron_rapo.mcore import dry_run as module
 from megatron_rapo.mcore.dry_run import dry_run
+from megatron_rapo.models import ModelShape, read_shape
 from megatron_rapo.preflight.memory import parameters
-from tests.models import save_tiny_model
 from tests.runs import tiny_config
+from tests.tiny_models import save_tiny_model
 
 
 @pytest.fixture(scope="module")

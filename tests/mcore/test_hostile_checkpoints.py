@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.models import save_tiny_model
+from tests.tiny_models import save_tiny_model
 
 WORKER = Path(__file__).with_name("hostile_worker.py")
 ENTRIES = ("inspect", "verify", "convert", "reshard", "evaluate", "resume")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from megatron_rapo.config import Config
 from megatron_rapo.types import TrainingSequence
 from tests.mcore.layouts import BF16, LAYOUTS, SAMPLED, SETTINGS, SHARED_PROMPTS, TRAINED, one_process
-from tests.models import load_reference
 from tests.runs import log_probs, recorded_rollout, tiny_config
+from tests.tiny_models import load_reference
 
 SEVERAL_PROCESSES = [
     (layout, setting) for layout, setting in TRAINED if layout in LAYOUTS and LAYOUTS[layout].nproc > 1

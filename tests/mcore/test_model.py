@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.model import transformer_config
-from tests.models import save_tiny_model
+from megatron_rapo.models import read_shape
 from tests.runs import tiny_config
+from tests.tiny_models import save_tiny_model
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.models import save_tiny_model
+from tests.tiny_models import save_tiny_model
 
 WORKER = Path(__file__).with_name("schedule_worker.py")
 DECAY = {"lr": 1e-3, "min_lr": 1e-4}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.launch import run_distributed
 from tests.mcore.optimizer_states import CASES, MODELS, PROCESSES, Case
-from tests.models import save_tiny_model
+from tests.tiny_models import save_tiny_model
 
 WORKER = Path(__file__).with_name("optimizer_state_worker.py")
 SAME = [case for case in CASES if case.same_layout]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from megatron_rapo.packing import PackedBatch
+from megatron_rapo.scoring.packing import PackedBatch
 from tests.launch import run_distributed
-from tests.models import save_tiny_model
+from tests.tiny_models import save_tiny_model
 
 CASES: dict[str, dict[str, Any]] = {
     "TP2 float32": {"parallel": {"tensor": 2}},

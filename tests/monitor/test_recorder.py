@@ -16,7 +16,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util import tensor_util
 
 from megatron_rapo.monitor import CHARTS, HISTOGRAMS, SCALARS, Recorder, Sample
-from megatron_rapo.monitor.events import tag
+from megatron_rapo.monitor.tensorboard_writer import tag
 
 SAMPLE = Sample(prompt="1+1=", completion="The sum is \\boxed{2}.", answer="2", reward=1.0)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.models import save_tiny_model
 from tests.preflight.memory_worker import CASES, ENGINES
+from tests.tiny_models import save_tiny_model
 
 
 @pytest.fixture(scope="module")

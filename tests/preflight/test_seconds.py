@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from megatron_rapo.config import Config
-from megatron_rapo.hf import ModelShape
+from megatron_rapo.models import ModelShape
 from megatron_rapo.preflight.batch import batch
 from megatron_rapo.preflight.seconds import Hardware, seconds, traffic
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_rapo.config.file import load_config
-from megatron_rapo.hf import read_shape
 from megatron_rapo.mcore.dry_run import dry_run
+from megatron_rapo.models import read_shape
 from megatron_rapo.preflight.fit import Machine, fits, needed
 from megatron_rapo.preflight.memory import parameters
 from megatron_rapo.preflight.seconds import HARDWARE

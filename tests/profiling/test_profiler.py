@@ -71,7 +71,7 @@ def test_a_step_that_fails_is_written_when_there_is_time(tmp_path: Path) -> None
 INTERRUPTED = """
 import sys, time, torch
 from pathlib import Path
-from megatron_rapo import signals
+from megatron_rapo.runtime import signals
 from megatron_rapo.profiling import Profiler
 
 signals.SAME_REQUEST_S = 3600.0  # however late the second one is looked at

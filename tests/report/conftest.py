@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rapo.commands.report import Options, report
 from megatron_rapo.monitor import RecordedCompletion, Recorder
-from megatron_rapo.report.command import Options, report
-from megatron_rapo.settings_history import record_settings
+from megatron_rapo.monitor.settings_history import record_settings
 from tests.evaluation.known import right_of
 from tests.report.browser import Page, browser, program
 from tests.runs import tiny_config

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from megatron_rapo import cli
+from megatron_rapo.commands.report import Options, page_data
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import Recorder
-from megatron_rapo.report.command import Options, page_data
 from megatron_rapo.report.curves import MOST_POINTS, curves, stacks
 from megatron_rapo.report.evaluations import read_evaluation
 from megatron_rapo.report.page import SCRIPTS, embedded, render

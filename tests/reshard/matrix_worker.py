@@ -20,13 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rapo.config import Config
-from megatron_rapo.distributed import init_process_group
-from megatron_rapo.hf import read_shape, save_folder
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.reshard.layout import hf_shapes
+from megatron_rapo.models import read_shape, save_folder
+from megatron_rapo.models.parameter_map import hf_shapes
 from megatron_rapo.reshard.transfer import make_resharder
 from megatron_rapo.rollout import Engine, Sampling
+from megatron_rapo.runtime.distributed import init_process_group
 from tests.groups import end_groups
 from tests.launch import write_result
 from tests.patience import COLLECTIVE_S

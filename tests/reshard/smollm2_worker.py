@@ -10,15 +10,15 @@ import numpy as np
 import torch.distributed as dist
 
 from megatron_rapo.data import load_tokenizer
-from megatron_rapo.distributed import init_process_group
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine, Sampling
-from megatron_rapo.sampling import Sampler
+from megatron_rapo.rollout.sampler import Sampler
+from megatron_rapo.runtime.distributed import init_process_group
 from tests.launch import write_result
-from tests.models import load_reference
 from tests.patience import COLLECTIVE_S
 from tests.reshard.engine_parity_worker import follow
 from tests.runs import tiny_config, token_log_probs
+from tests.tiny_models import load_reference
 
 
 def main(model: Path, folder: Path) -> None:

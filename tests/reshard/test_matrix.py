@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.launch import run_distributed
-from tests.models import save_tiny_model
 from tests.reshard.matrix_worker import CASES, MODELS, SIZES
+from tests.tiny_models import save_tiny_model
 
 WORKER = Path(__file__).with_name("matrix_worker.py")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.layout import TORCH_NORMS, fill, hf_shapes, trainer_shards
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import TORCH_NORMS, fill, hf_shapes, trainer_shards
 from megatron_rapo.reshard.partial_digest import Part, part_digest, parts
-from tests.reshard.test_layout import shape
+from tests.models.test_parameter_map import shape
 
 MODEL = shape(num_layers=1, tied=False, vocab_size=131)
 

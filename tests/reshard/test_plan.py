@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.layout import (
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import (
     EMBEDDING,
     TORCH_NORMS,
     Piece,
@@ -20,7 +20,7 @@ from megatron_rapo.reshard.layout import (
     trainer_shards,
 )
 from megatron_rapo.reshard.plan import Layouts, Region, common, plan, waves
-from tests.reshard.test_layout import hf_weights, shape
+from tests.models.test_parameter_map import hf_weights, shape
 
 BIG = {"num_layers": 2, "num_heads": 8, "num_kv_heads": 4, "hidden_size": 16, "ffn_hidden_size": 24}
 

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_rapo.hf import ModelShape
-from megatron_rapo.reshard.layout import TORCH_NORMS, engine_shards, fill
+from megatron_rapo.models import ModelShape
+from megatron_rapo.models.parameter_map import TORCH_NORMS, engine_shards, fill
 from megatron_rapo.reshard.plan import Layouts, plan
 from megatron_rapo.reshard.transfer import Resharder, ReshardError
 from megatron_rapo.rollout.weights import PlainWeights
 from tests.launch import write_result
+from tests.models.test_parameter_map import hf_weights, shape
 from tests.patience import COLLECTIVE_S
-from tests.reshard.test_layout import hf_weights, shape
 from tests.reshard.test_plan import BIG, trainer_parameters
 
 LAYOUTS = {

@@ -23,13 +23,13 @@ import torch.distributed as dist
 
 from megatron_rapo.config import RolloutConfig
 from megatron_rapo.data import Stops
-from megatron_rapo.hf import WeightReader, read_shape
-from megatron_rapo.reshard.layout import engine_shards, fill
+from megatron_rapo.models import WeightReader, read_shape
+from megatron_rapo.models.parameter_map import engine_shards, fill
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.rollout.endings import Endings
 from megatron_rapo.types import NOTHING, Completion
 from tests.launch import write_result
-from tests.models import EOS, load_reference
+from tests.tiny_models import EOS, load_reference
 
 MAX_TOKENS = 320
 LONG = tuple(3 + (7 * i) % 95 for i in range(200))  # more than one block of 128 tokens, so that the first is cached

@@ -16,8 +16,8 @@ from megatron_rapo.rewards.verify import judge_parsed
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.types import Outcome
 from tests.launch import REPOSITORY, run_distributed
-from tests.models import save_tiny_model
 from tests.patience import HANG_S
+from tests.tiny_models import save_tiny_model
 
 HERE = Path(__file__).parent
 TOLERANCE = 2e-5  # nats: float32 rounding of these models (1e-5) against float64

@@ -54,5 +54,5 @@ def test_a_parameter_that_the_map_does_not_know_is_refused() -> None:
 def test_parameters_must_be_those_of_the_map(found: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ValueError) as raised:
         check_parameters(SHAPES, found)
-    assert message in str(raised.value) and "(reshard/layout.py)" in str(raised.value)
+    assert message in str(raised.value) and "(models/parameter_map.py)" in str(raised.value)
     check_parameters(SHAPES, SHAPES)

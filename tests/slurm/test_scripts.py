@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rapo.checks import check_model, check_rollout, check_world_size
 from megatron_rapo.config import Config
 from megatron_rapo.config.file import load_config
 from megatron_rapo.mcore.dry_run import dry_run
+from megatron_rapo.preflight.checks import check_model, check_rollout, check_world_size
 from megatron_rapo.preflight.fit import Machine, fits, needed
 from megatron_rapo.preflight.memory import parameters
 from megatron_rapo.preflight.seconds import HARDWARE
 from tests.patience import HANG_S
 from tests.qwen2_5 import QWEN2_5
-from tests.training import ROOT
+from tests.short_runs import ROOT
 
 SCRIPTS = {"rapo_7b": "7B", "rapo_3b": "3B", "grpo_7b": "7B"}
 

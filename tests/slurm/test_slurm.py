@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.short_runs import CONFIG, ROOT, metrics, same_run
 from tests.slurm.cluster import ENDED, PATH, Cluster, running, wait_until, why_not
-from tests.training import CONFIG, ROOT, metrics, same_run
 
 ON_CPUS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
 

@@ -1,0 +1,120 @@
+"""A policy small enough to enumerate: completions of two tokens, every one of which is looked at.
+
+V tokens in the vocabulary, S = 1 + V states (before the first token, and after each), N = V^2 completions. All float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megatron_rapo.config import RewardConfig
+from megatron_rapo.scoring.output_head import ReferenceHead, TokenScores, token_scores
+from megatron_rapo.scoring.packing import PackedBatch
+
+VOCABULARY = 5
+REFERENCE_DISTANCE = 1.0  # standard deviation of the reference's logits around the policy's
+DRIFT = 0.10  # of the old policy's around the policy's, off-policy: a few optimizer steps
+ENGINE_NOISE = 0.02  # of the engine's around the old policy's, off-policy: other kernels, lower precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The logits [S, V] of everyone whose probabilities a loss sees, and what each completion earns, [N]."""
+
+    policy_SV: Tensor
+    old_SV: Tensor  # when the rollout was scored
+    engine_SV: Tensor  # who sampled
+    reference_SV: Tensor
+    rewards_N: Tensor
+    temperature: float
+
+    @property
+    def completions(self) -> list[tuple[int, int]]:
+        """All of them, by their two tokens."""
+        return [(first, second) for first in range(VOCABULARY) for second in range(VOCABULARY)]
+
+    def log_probs(self, logits_SV: Tensor, phi: float | Tensor = 1.0) -> Tensor:
+        """log softmax at the sampling temperature, same shape; of the reference reweighted by `phi`."""
+        return (logits_SV * phi / self.temperature).log_softmax(-1)
+
+    def chances(self, logits_SV: Tensor) -> Tensor:
+        """Probability of every completion, [N]."""
+        logp_SV = self.log_probs(logits_SV)
+        return (logp_SV[0][:, None] + logp_SV[1:]).exp().flatten()
+
+    def visits(self) -> Tensor:
+        """How often a completion passes each state, [S], where the engine samples."""
+        first_V = self.log_probs(self.engine_SV)[0].exp()
+        return torch.cat([first_V.new_ones(1), first_V])
+
+    @property
+    def path(self) -> tuple[Tensor, Tensor]:
+        """The states [T] that all completions pass, one after the other, and the tokens [T] that they take there."""
+        states = [state for first, _ in self.completions for state in (0, 1 + first)]
+        return torch.tensor(states), torch.tensor(self.completions).flatten()
+
+    def batch(self, *, advantage_N: Tensor, phi_N: Tensor) -> PackedBatch:
+        """All completions as the trainer would pack them, scored, each with the engine's chance of it as its weight."""
+        states_T, targets_T = self.path
+        phi_T = phi_N.repeat_interleave(2)
+        ref_logp_TV = self.log_probs(self.reference_SV[states_T], phi_T[:, None])
+        return PackedBatch(
+            token_ids_T=states_T,
+            targets_T=targets_T,
+            position_T=torch.arange(2).repeat(len(phi_N)),
+            sampled_T=torch.ones_like(targets_T, dtype=torch.bool),
+            mask_T=torch.ones_like(targets_T, dtype=torch.bool),
+            advantage_T=advantage_N.repeat_interleave(2),
+            weight_T=self.chances(self.engine_SV).repeat_interleave(2),
+            reward_T=self.rewards_N.repeat_interleave(2),
+            phi_T=phi_T,
+            engine_logp_T=self.log_probs(self.engine_SV)[states_T, targets_T],
+            stale_T=torch.zeros_like(targets_T, dtype=torch.bool),
+            sequence_T=torch.arange(len(phi_N)).repeat_interleave(2),
+            cu_seqlens=torch.arange(0, 2 * len(phi_N) + 1, 2, dtype=torch.int32),
+            old_logp_T=self.log_probs(self.old_SV)[states_T, targets_T],
+            ref_logp_T=ref_logp_TV.gather(1, targets_T[:, None])[:, 0],
+        )
+
+    def scores(self, logits_TV: Tensor, phi_N: Tensor, exact: Literal["forward", "reverse"] | None) -> TokenScores:
+        """All completions by the training's own output head: the policy's logits stand in for hidden states."""
+        states_T, targets_T = self.path
+        head = torch.eye(VOCABULARY, dtype=torch.float64)
+        scale_T = torch.full(targets_T.shape, 1 / self.temperature, dtype=torch.float64)
+        reference = None
+        if exact:
+            reference = ReferenceHead(
+                hidden_TD=self.reference_SV[states_T],
+                weight_VpD=head,
+                scale_T=scale_T * phi_N.repeat_interleave(2),
+                direction=exact,
+            )
+        return token_scores(logits_TV, head, targets_T, scale_T, vocab_size=VOCABULARY, reference=reference)
+
+
+def make_world(seed: int, reward: RewardConfig, temperature: float, *, off_policy: bool) -> World:
+    """A random world. On-policy the engine, the old policy and the policy are one; a third of completions is right."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(scale: float) -> Tensor:
+        # Times the temperature, which the probabilities are divided by: the world is the same at all of them.
+        return scale * temperature * torch.randn(1 + VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
+
+    policy_SV = normal(1.0)
+    reference_SV = policy_SV + normal(REFERENCE_DISTANCE)
+    drift_SV, noise_SV = normal(DRIFT), normal(ENGINE_NOISE)
+    right_N = torch.rand(VOCABULARY**2, generator=generator) < 1 / 3
+    old_SV = policy_SV + drift_SV if off_policy else policy_SV
+    lowest, highest = reward.range
+    return World(
+        policy_SV=policy_SV,
+        old_SV=old_SV,
+        engine_SV=old_SV + noise_SV if off_policy else old_SV,
+        reference_SV=reference_SV,
+        rewards_N=torch.where(right_N, highest, lowest).double(),
+        temperature=temperature,
+    )

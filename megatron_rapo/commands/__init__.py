@@ -1,0 +1,1 @@
+"""The sub-commands of `megatron-rapo`, one module each; `cli.py` lists them."""

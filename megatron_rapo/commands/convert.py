@@ -1,0 +1,251 @@
+"""Convert checkpoints between Hugging Face and Megatron, cut them up anew, look at them and compare them.
+
+    megatron-rapo convert hf-to-megatron INPUT OUTPUT [--tensor N] [--pipeline N] [--virtual-pipeline N]
+    megatron-rapo convert megatron-to-hf INPUT OUTPUT [--max-shard-size 5GB]
+    megatron-rapo convert reshard INPUT OUTPUT [--tensor N] [--pipeline N] [--virtual-pipeline N]
+    megatron-rapo convert inspect INPUT
+    megatron-rapo convert verify A B [--tolerance X] [--logits]
+
+A Megatron checkpoint is a distributed one (torch_dist): a run's RUN/checkpoints/step-... or what this tool wrote. It
+loads under any layout; --tensor and the others say for which it is cut up, so that each rank finds its own in one file.
+Needs no GPU and no torchrun, and memory for a few tensors. A conversion that was interrupted goes on when it is called
+again; the output has its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from megatron_rapo.checkpoints.tensors import Reader
+from megatron_rapo.commands.arguments import command_parser, number, said, sub_command, whole_number
+from megatron_rapo.convert import (
+    Layout,
+    ModelSource,
+    compare,
+    hf_to_megatron,
+    megatron_to_hf,
+    open_source,
+    reshard_megatron,
+    summarise,
+    tensor_bytes,
+    total_bytes,
+)
+from megatron_rapo.errors import printable
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WORST = 10  # tensors that `verify` shows
+
+
+def to_megatron(options: argparse.Namespace) -> int:
+    source = open_source(options.input)
+    layout = layout_of(options)
+    dtype = DTYPES.get(options.dtype, source.dtype)
+    with progress_bar("converting", total_bytes(source) // source.dtype.itemsize * dtype.itemsize) as progress:
+        hf_to_megatron(
+            options.input, options.output, layout, dtype=dtype, processes=options.processes, progress=progress
+        )
+    print(f"{options.output}: a Megatron checkpoint, cut up for {layout.tensor} x {layout.pipeline} ranks")
+    return 0
+
+
+def reshard(options: argparse.Namespace) -> int:
+    layout = layout_of(options)
+    with progress_bar("cutting up", tensor_bytes(Reader(options.input))) as progress:
+        reshard_megatron(
+            options.input,
+            options.output,
+            layout,
+            like=options.like,
+            processes=options.processes,
+            progress=progress,
+        )
+    print(f"{options.output}: the same checkpoint, cut up for {layout.tensor} x {layout.pipeline} ranks")
+    return 0
+
+
+def layout_of(options: argparse.Namespace) -> Layout:
+    return Layout(tensor=options.tensor, pipeline=options.pipeline, virtual_pipeline=options.virtual_pipeline)
+
+
+def to_hf(options: argparse.Namespace) -> int:
+    source = open_source(options.input, options.like)
+    dtype = DTYPES.get(options.dtype, source.dtype)
+    with progress_bar("converting", total_bytes(source) // source.dtype.itemsize * dtype.itemsize) as progress:
+        megatron_to_hf(
+            options.input,
+            options.output,
+            like=options.like,
+            dtype=dtype,
+            max_shard_size=options.max_shard_size,
+            processes=options.processes,
+            progress=progress,
+        )
+    print(f"{options.output}: a Hugging Face folder")
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    with progress_bar("reading", total_bytes(open_source(options.input, options.like))) as progress:
+        found = summarise(options.input, options.like, progress)
+    console = output()
+    facts = Table("", "", title=f"{found.kind} checkpoint {options.input}", show_header=False)
+    for name, value in found.facts.items():
+        facts.add_row(name, printable(value))
+    console.print(facts)
+    tensors = tensor_table("shape", "dtype", "digest")
+    for tensor in found.tensors:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        tensors.add_row(tensor.name, str(list(tensor.shape)), dtype, f"{tensor.digest:016x}")
+    console.print(tensors)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Status 0 only where the two are the same (or within the tolerance)."""
+    a, b = (open_source(folder, options.like) for folder in (options.a, options.b))
+    with progress_bar("comparing", total_bytes(a)) as progress:
+        found = list(compare(a, b, progress))
+    different = [d for d in found if (d.largest > options.tolerance if options.tolerance else d.count)]
+    if different:
+        print(f"{options.a} and {options.b} differ in {len(different)} of {len(found)} tensors; the worst of them:")
+        table = tensor_table("largest difference", "numbers that differ")
+        for each in sorted(different, key=lambda d: d.largest, reverse=True)[:WORST]:
+            table.add_row(each.name, f"{each.largest:.3g}", f"{each.count:,} of {each.numel:,}")
+        output().print(table)
+    else:
+        within = f"within {options.tolerance:g}" if options.tolerance else "bit by bit"
+        print(f"{options.a} and {options.b} are the same {within}: {len(found)} tensors")
+    same = verify_logits(a, b, options) if options.logits else True
+    return 0 if same and not different else 1
+
+
+def verify_logits(a: ModelSource, b: ModelSource, options: argparse.Namespace) -> bool:
+    from megatron_rapo.convert.logits import compare_logits  # transformers takes seconds to import
+
+    found = compare_logits(a, b, options.text)
+    print(
+        f"logits after {found.tokens} tokens of text, in float32: they differ by {found.largest:.3g} at most, their "
+        f"distributions by {found.mean_kl:.3g} nats on average; the likeliest token is the same after "
+        f"{found.same_choice}"
+    )
+    return found.largest <= options.tolerance
+
+
+def output() -> Console:
+    """As wide as the terminal; where there is none, as what is printed."""
+    console = Console(markup=False)  # names from files are no markup
+    return console if console.is_terminal else Console(width=200, markup=False)
+
+
+def tensor_table(*columns: str) -> Table:
+    """Of which the first column is the tensor's name, all of it."""
+    table = Table()
+    table.add_column("tensor", overflow="fold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """On a terminal: bytes, speed and the time that remains."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def size(text: str) -> str:
+    """A size as huggingface_hub takes it."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(KB|MB|GB|TB)", text):
+        raise argparse.ArgumentTypeError(f"{said(text)}: not a size; write for example 500MB or 5GB")
+    return text
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("convert", __doc__ or "")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def converts(added: argparse.ArgumentParser) -> None:
+        added.add_argument("input", type=Path, metavar="INPUT")
+        added.add_argument("output", type=Path, metavar="OUTPUT")
+        added.add_argument("--processes", type=whole_number(1, 1024), default=1, help="that write files side by side")
+
+    def likes(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "--like",
+            type=Path,
+            metavar="FOLDER",
+            help="Hugging Face folder of the model, for a checkpoint without a copy",
+        )
+
+    def casts(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--dtype", choices=DTYPES, help="of the output; the input's unless given")
+
+    def cuts(added: argparse.ArgumentParser) -> None:
+        for option, text in (
+            ("--tensor", "tensor-parallel size"),
+            ("--pipeline", "pipeline-parallel size"),
+            ("--virtual-pipeline", "model chunks of each pipeline rank"),
+        ):
+            added.add_argument(
+                option, type=whole_number(1, 2**14), default=1, metavar="N", help=f"{text} that it is cut up for"
+            )
+
+    there = sub_command(commands, "hf-to-megatron", to_megatron, "a Megatron checkpoint of a Hugging Face folder")
+    converts(there)
+    casts(there)
+    cuts(there)
+    anew = sub_command(
+        commands, "reshard", reshard, "a Megatron checkpoint, optimizer state and all, cut up for another layout"
+    )
+    converts(anew)
+    cuts(anew)
+    likes(anew)
+    back = sub_command(commands, "megatron-to-hf", to_hf, "a Hugging Face folder of a Megatron checkpoint")
+    converts(back)
+    casts(back)
+    likes(back)
+    back.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="of each safetensors file")
+    looks = sub_command(commands, "inspect", inspect, "what is in a checkpoint of either kind")
+    looks.add_argument("input", type=Path, metavar="INPUT")
+    likes(looks)
+    compares = sub_command(
+        commands, "verify", verify, "whether two checkpoints, of either kind, are the same; status 0 or 1"
+    )
+    compares.add_argument("a", type=Path, metavar="A")
+    compares.add_argument("b", type=Path, metavar="B")
+    compares.add_argument(
+        "--tolerance",
+        type=number(0, 10**9),
+        default=0.0,
+        metavar="X",
+        help="largest difference of a number; bit by bit without",
+    )
+    compares.add_argument(
+        "--logits", action="store_true", help="also compute both models' logits (one at a time, 4 bytes a parameter)"
+    )
+    compares.add_argument("--text", help="of which; a problem and its solution unless given")
+    likes(compares)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit status. Raises InputError."""
+    options = parse(arguments)
+    try:
+        return int(options.function(options))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130

@@ -1,0 +1,86 @@
+"""The `report` command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_rapo.errors import InputError
+from megatron_rapo.monitor import CHARTS, describe
+from megatron_rapo.report.evaluations import find_evaluations, read_evaluation, step_of
+from megatron_rapo.report.page import render
+from megatron_rapo.report.rollouts import read_completions
+from megatron_rapo.report.runs import Run, differences, read_runs
+from megatron_rapo.runtime.atomic_write import write_text_atomically
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the command line."""
+
+    output: Path | None  # the first run's folder by default
+    evaluations: Sequence[Path]
+    rollouts_mib: float  # of all runs together
+
+
+def report(folders: Sequence[Path], options: Options) -> int:
+    """Write the report of the runs in `folders`. Raises InputError."""
+    output = options.output or folders[0] / REPORT
+    runs = read_runs(folders)
+    content = render(" · ".join(run.name for run in runs), page_data(runs, options))
+    try:
+        write_text_atomically(output, content)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written ({error.strerror}); name another file.") from None
+    print(f"{output}: {len(content) / 2**20:.1f} MiB; open it in a browser, it needs no network")
+    return 0
+
+
+def page_data(runs: Sequence[Run], options: Options) -> dict[str, Any]:
+    """What the page's scripts draw."""
+    budget = int(options.rollouts_mib * 2**20) // len(runs)
+    names = dict.fromkeys(name for run in runs for name in run.curves)
+    return {
+        "charts": {section: {title: list(of) for title, of in charts.items()} for section, charts in CHARTS.items()},
+        "meanings": {name: _meaning(name) for name in names},
+        "runs": [_run(run, budget) for run in runs],
+        "evaluations": _evaluations(runs, options.evaluations),
+        "differences": differences(runs),
+    }
+
+
+def _run(run: Run, most_bytes: int) -> dict[str, Any]:
+    completions, recorded = read_completions(run.folder, most_bytes=most_bytes)
+    return {
+        "name": run.name,
+        "curves": run.curves,
+        "stacks": run.stacks,
+        "settings": run.settings,
+        "changes": run.changes,
+        "summary": run.summary,
+        "machine": run.machine,
+        "completions": completions,
+        "recorded": recorded,
+    }
+
+
+def _evaluations(runs: Sequence[Run], others: Sequence[Path]) -> list[dict[str, Any]]:
+    """The curves of other models, of no run (-1), and of each run by its place, the last one after the earlier."""
+    found = [{"label": path.stem, "run": -1, "earlier": False, **read_evaluation(path)} for path in others]
+    for place, run in enumerate(runs):
+        for path in (own := find_evaluations(run.folder)):
+            label = f"{run.name}, step {step_of(path)}"
+            found.append({"label": label, "run": place, "earlier": path != own[-1], **read_evaluation(path)})
+    return found
+
+
+def _meaning(name: str) -> str:
+    """A scalar of another version's run has none here."""
+    try:
+        return describe(name)
+    except ValueError:
+        return ""

@@ -1,1 +1,0 @@
-"""A Hugging Face folder made into a Megatron checkpoint, rank's file by rank's file, each tensor by itself."""

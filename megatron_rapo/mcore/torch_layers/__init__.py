@@ -1,0 +1,1 @@
+"""Layers of plain torch, for machines without Transformer Engine."""

@@ -1,0 +1,8 @@
+"""Hugging Face model folders: what the model is, its weights read slice by slice, and writing a new folder."""
+
+from megatron_rapo.models.agreement import check_agreement
+from megatron_rapo.models.hf_weights import WeightReader, save_folder
+from megatron_rapo.models.shape import ModelShape, read_shape
+from megatron_rapo.models.stored_weights import check_weights
+
+__all__ = ["ModelShape", "WeightReader", "check_agreement", "check_weights", "read_shape", "save_folder"]

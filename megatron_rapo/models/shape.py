@@ -1,0 +1,250 @@
+"""What a model is, from the config.json of its Hugging Face folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megatron_rapo.config import ConfigError
+from megatron_rapo.errors import shortened
+from megatron_rapo.runtime.safe_json import JSONError, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Everything about a model's architecture that the trainer and the resharding need."""
+
+    architecture: str  # e.g. "Qwen2ForCausalLM"
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int  # rows of the embedding, the checkpoint's own padding included
+    tied: bool  # the output layer shares the embedding's weights
+    qkv_bias: bool
+    qk_norm: bool  # queries and keys are normalised, head by head
+    norm_eps: float
+    rope_theta: float
+    max_position: int  # longest sequence, tokens
+
+    def sequence_cost(self, num_tokens: int) -> float:
+        """FLOPs of a sequence, in those that a token's matrix products take without attention.
+
+        Per token 2 for each weight, per token and layer 4 * heads * head_dim for each token that it attends to.
+        """
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        of_layer = self.hidden_size * (2 * q + 2 * kv + 3 * self.ffn_hidden_size)
+        weights = self.num_layers * of_layer + self.vocab_size * self.hidden_size
+        return num_tokens + self.num_layers * q * num_tokens**2 / weights
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """Return the shape in `folder`/config.json.
+
+    Raises ConfigError for a missing folder or file, an architecture that is not supported, a value of a wrong type or
+    out of bounds, quantised weights, or a setting that would change the mathematics and is not implemented.
+    """
+    content = _read_config(folder)
+    _check_quantisation(folder, content)
+    architecture = _architecture(folder, content)
+    config = _validated(folder, content)
+    rope = config.rope_parameters or config.rope_scaling or {}
+    _check_mathematics(folder, content, rope, architecture)
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
+    return ModelShape(
+        architecture=architecture,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.intermediate_size,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=config.head_dim or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        tied=config.tie_word_embeddings,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=_rope_theta(folder, rope.get("rope_theta"), config.rope_theta),
+        max_position=config.max_position_embeddings,
+        **_ARCHITECTURES[architecture],
+    )
+
+
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Qwen2ForCausalLM": {"qkv_bias": True, "qk_norm": False},
+    "Qwen3ForCausalLM": {"qkv_bias": False, "qk_norm": True},
+    "LlamaForCausalLM": {"qkv_bias": False, "qk_norm": False},
+}
+"""Dense decoders with RMSNorm, rotary positions and a gated SiLU MLP differ in these; the parameter map
+(models/parameter_map.py) has an entry for what each adds."""
+_NOT_IMPLEMENTED: tuple[tuple[str, Any, list[Any]], ...] = (
+    ("use_sliding_window", False, [False]),
+    ("hidden_act", "silu", ["silu"]),
+    ("attention_bias", False, [False]),
+    ("mlp_bias", False, [False]),
+)
+"""Settings that change the mathematics: name, default, the values that are implemented."""
+MAX_LAYERS, MAX_HEADS, MAX_LAYER_HEADS = 1000, 1024, 2**16
+"""Limits on lists that grow with the layers and heads: layers, heads of a layer, KV heads of all layers."""
+MAX_JSON_BYTES = 2**26
+
+
+def _check_mathematics(folder: Path, content: dict[str, Any], rope: dict[str, Any], architecture: str) -> None:
+    """Refuse settings under which the model computes something that is not implemented. Raises ConfigError."""
+    _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), ["default"])
+    part = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
+    _refuse(folder, "partial_rotary_factor", 1.0 if part is None else part, [1.0])
+    for name, default, allowed in _NOT_IMPLEMENTED:
+        if name != "attention_bias" or architecture != "Qwen2ForCausalLM":  # which always has a bias for q, k and v
+            found = content.get(name)
+            _refuse(folder, name, default if found is None else found, allowed)
+    kinds = content.get("layer_types") or []
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        _refuse(folder, "layer_types", kind, ["full_attention"])
+
+
+class _HfConfig(BaseModel):
+    """The numbers of a config.json that the trainer needs. Everything else in the file is ignored here."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)
+    hidden_size: int = Field(ge=1, le=2**20)
+    intermediate_size: int = Field(ge=1, le=2**24)
+    num_attention_heads: int = Field(ge=1, le=MAX_HEADS)
+    num_key_value_heads: int | None = Field(default=None, ge=1, le=MAX_HEADS)
+    head_dim: int | None = Field(default=None, ge=2, le=2**12)
+    vocab_size: int = Field(ge=1, le=2**24)
+    max_position_embeddings: int = Field(ge=1, le=2**31)
+    tie_word_embeddings: bool = False
+    rms_norm_eps: float = Field(default=1e-6, gt=0, lt=1)
+    rope_theta: float | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+
+
+def _validated(folder: Path, content: dict[str, Any]) -> _HfConfig:
+    """Return the numbers of `content`. Raises ConfigError for the first that is missing, of a wrong type or too large.
+
+    Nothing whose size depends on a number is built before all of them are within their bounds.
+    """
+    try:
+        config = _HfConfig.model_validate(content)
+    except ValidationError as error:
+        reason: str | None = _first_fault(error)
+    else:
+        reason = _contradiction(config)
+        if reason is None:
+            return config
+    raise ConfigError(f"model.path={folder}: config.json has {reason}; take the model's own file.")
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Return what config.json has instead of numbers."""
+    wrong = error.errors()
+    missing = [str(each["loc"][0]) for each in wrong if each["type"] in ("missing", "int_type")]
+    if missing:
+        return f"no number for {', '.join(missing)}"
+    name, value, reason = wrong[0]["loc"][0], shortened(repr(wrong[0]["input"])), wrong[0]["msg"]
+    return f"{name}={value}: {reason[0].lower()}{reason[1:]}"
+
+
+def _contradiction(config: _HfConfig) -> str | None:
+    """Return which numbers cannot be those of one model; None where all can."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
+    head_dim = config.head_dim or config.hidden_size // heads
+    if heads % kv_heads:
+        return f"num_key_value_heads={kv_heads}: does not divide num_attention_heads={heads}"
+    if config.head_dim is None and config.hidden_size % heads:
+        return f"num_attention_heads={heads}: does not divide hidden_size={config.hidden_size}"
+    if head_dim % 2:
+        return f"head_dim={head_dim}: is odd, and rotary positions turn pairs"
+    if config.num_hidden_layers * kv_heads > MAX_LAYER_HEADS:
+        product = config.num_hidden_layers * kv_heads
+        return f"num_hidden_layers x num_key_value_heads={product:,}: above the limit of {MAX_LAYER_HEADS:,}"
+    return None
+
+
+def _rope_theta(folder: Path, nested: Any, own: float | None) -> float:
+    """Return the base of the rotary positions: transformers 5 nests it in rope_parameters, 4 has it beside them."""
+    theta = nested if nested is not None else 10_000.0 if own is None else own
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 <= theta <= 1e12:
+        raise ConfigError(
+            f"model.path={folder}: config.json has rope_theta={shortened(repr(theta))}: not a number from 1 to 1e12; "
+            "take the model's own file."
+        )
+    return float(theta)
+
+
+def _architecture(folder: Path, config: dict[str, Any]) -> str:
+    named = config.get("architectures") or ["(none)"]
+    architecture = named[0] if isinstance(named, list) else named
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
+        raise ConfigError(
+            f"model.path={folder}: architecture {shortened(str(architecture))} is not supported; "
+            f"supported: {', '.join(sorted(_ARCHITECTURES))}. To add one, say what it is made of in models/shape.py "
+            "and where its parameters live in models/parameter_map.py."
+        )
+    return architecture
+
+
+def _check_quantisation(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse weights that only make sense together with their scales."""
+    for name in ("quantization_config", "compression_config"):
+        found = config.get(name)
+        if found:
+            method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+            raise ConfigError(
+                f"model.path={folder}: config.json has a {name} (quant_method {shortened(str(method))}), and quantised "
+                "weights would be read without their scales; use the model's bfloat16 weights, or dequantise them."
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"model.path={folder}: no such folder; give a folder with config.json and *.safetensors.")
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.")
+    except OSError as error:
+        raise ConfigError(f"model.path={folder}: cannot be read ({error.strerror}); see to its permissions.") from None
+    return read_object(folder / "config.json")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that holds an object. Raises ConfigError where it does not."""
+    try:
+        if not file.is_file():  # reading a pipe would wait for ever
+            raise JSONError("is not a file")
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise JSONError(f"has {file.stat().st_size:,} bytes, and {MAX_JSON_BYTES:,} is the limit")
+        content = read_json(file)
+    except JSONError as error:
+        if file.is_file() and is_lfs_pointer(file):
+            raise ConfigError(f"{file}: {LFS_POINTER}") from None
+        raise ConfigError(f"{file}: {error}; mend the file, or copy the model's own again.") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); copy the model's own file again.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: not a JSON object; mend the file, or copy the model's own again.")
+    return content
+
+
+LFS_POINTER = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file."
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Return whether a file only says where Git LFS keeps the content."""
+    with file.open("rb") as stream:
+        return stream.read(64).startswith(b"version https://git-lfs.")
+
+
+def _refuse(folder: Path, name: str, value: Any, allowed: list[Any]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"model.path={folder}: {name}={shortened(str(value))} is not implemented and would be trained wrongly; "
+            f"use a model with {name} in {allowed}."
+        )

@@ -1,0 +1,73 @@
+"""Which settings a run had at which step: RUN/config.json has the present ones, RUN/settings_history.jsonl all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from megatron_rapo.config import Config
+from megatron_rapo.errors import InputError
+from megatron_rapo.runtime.atomic_write import write_text_atomically
+from megatron_rapo.runtime.safe_json import JSONError, parse_json, read_json
+
+RUN_SETTINGS = "config.json"
+HISTORY = "settings_history.jsonl"
+"""A line for each start with other settings than the last: {"first_step": 5, "settings": {section: {field: value}}}."""
+
+Row = dict[str, Any]
+
+
+def record_settings(folder: Path, config: Config, *, step: int) -> None:
+    """Write both files for a run that starts after `step`; what was written for steps after it is dropped."""
+    settings = config.model_dump(mode="json")
+    rows = [row for row in read_history(folder) if row["first_step"] <= step]
+    if step and not rows and (folder / RUN_SETTINGS).exists():  # the run was begun by a version without a history
+        rows = [{"first_step": 1, "settings": _read(folder / RUN_SETTINGS)}]
+    if not rows or rows[-1]["settings"] != settings:
+        rows.append({"first_step": step + 1, "settings": settings})
+    write_text_atomically(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text_atomically(folder / RUN_SETTINGS, config.to_json() + "\n")
+
+
+def read_history(folder: Path) -> list[Row]:
+    """Return the lines of a run's history, none where it has no file. Raises InputError."""
+    path = folder / HISTORY
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = parse_json(line)
+            rows.append({"first_step": int(row["first_step"]), "settings": dict(row["settings"])})
+        except (JSONError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}:{number}: not a line of settings ({error}); remove the file.") from None
+    return rows
+
+
+def changes(history: Sequence[Row]) -> list[Row]:
+    """Return what has changed on the way, in order: {"step": first step with it, "name", "before", "after"}."""
+    found = []
+    for before, after in pairwise(history):
+        old, new = _flat(before["settings"]), _flat(after["settings"])
+        for name in {**old, **new}:
+            if old.get(name) != new.get(name):
+                values = {"before": old.get(name), "after": new.get(name)}
+                found.append({"step": after["first_step"], "name": name, **values})
+    return found
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, fields in settings.items():
+        flat |= {f"{section}.{name}": value for name, value in fields.items()} if isinstance(fields, dict) else {}
+    return flat
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except JSONError as error:
+        raise InputError(f"{path}: cannot be read ({error}); remove it.") from None

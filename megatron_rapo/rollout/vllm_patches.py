@@ -1,0 +1,258 @@
+"""vLLM as a guest: what keeps it from disturbing the process that it shares with the trainer, and other jobs.
+
+Behaviour of vLLM named here was seen in 0.32.0. What is used of it is in 0.26.0 too, by its source; that was not run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import random
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_rapo.runtime import gc_control
+
+TESTED_VERSION = "0.32"
+INTERFACE = {
+    "vllm.inputs": ("tokens_input",),
+    "vllm.sampling_params": ("RequestOutputKind",),
+    "vllm.v1.engine.detokenizer": ("IncrementalDetokenizer",),
+    "vllm.distributed.parallel_state": ("_WORLD", "_NODE_COUNT", "destroy_model_parallel"),
+    "vllm.v1.executor.uniproc_executor": ("ExecutorWithExternalLauncher",),
+    "vllm.model_executor.model_loader.reload": ("initialize_layerwise_reload", "finalize_layerwise_reload"),
+    "vllm.model_executor.model_loader.reload.layerwise": ("get_layerwise_info", "make_online_process_loader"),
+}
+"""What is used of vLLM beyond its public interface."""
+DEFAULTS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",  # models are local folders
+}
+# vLLM's CPU platform sets these for worker processes that we do not have; ours (the verifier's) would inherit them.
+RESTORED = ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "NUMEXPR_MAX_THREADS")
+
+
+def name_ranges() -> None:
+    """Have vLLM name the parts of its steps in a trace; before anything is sampled."""
+    os.environ.setdefault("VLLM_CUSTOM_SCOPES_FOR_PROFILING", "1")
+
+
+def import_vllm() -> ModuleType:
+    """Import vLLM (seconds) with its environment set for an engine inside this process.
+
+    Variables that the user set are kept. Raises ValueError where one of them rules such an engine out.
+    """
+    multiprocessing = os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if multiprocessing != "0":
+        raise ValueError(
+            f"VLLM_ENABLE_V1_MULTIPROCESSING={multiprocessing}: the engine would run in a process of its own, out of "
+            "reach of the trainer's weights; unset the variable or set it to 0."
+        )
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns that Triton is not there, on the CPU too
+    with gc_control.imports():
+        import vllm
+
+        check_interface(vllm.__version__)
+        vllm.LLM  # noqa: B018 (vllm imports it when it is asked for)
+    _keep_process_groups()
+    return vllm
+
+
+def check_interface(version: str) -> None:
+    """Warn of a vLLM that nobody has tried this with. Raises RuntimeError where something that is used is not there."""
+    missing = []
+    for name, attributes in INTERFACE.items():
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError:
+            missing.append(name)
+        else:
+            missing += [f"{name}.{attribute}" for attribute in attributes if not hasattr(module, attribute)]
+    if missing:
+        raise RuntimeError(
+            f"vLLM {version} has no {', no '.join(missing)}, which rollouts and resharding need; install vllm "
+            f"{TESTED_VERSION}."
+        )
+    if not version.startswith(f"{TESTED_VERSION}."):
+        warnings.warn(
+            f"vLLM {version}: tested with {TESTED_VERSION}. The proof after every resharding (reshard.verify) says "
+            "whether the weights arrive; watch rollout/logprob_gap_mean for the rest.",
+            stacklevel=2,
+        )
+
+
+def _keep_process_groups() -> None:
+    """Have vLLM destroy its own process groups only.
+
+    An engine that is shut down, or merely garbage-collected, destroys the default group: the trainer's. And where the
+    trainer destroyed all groups first, it fails on its own ("Invalid process group specified", at exit).
+    """
+    import vllm.distributed.parallel_state as parallel_state
+
+    def destroy_world() -> None:  # the original then calls torch.distributed.destroy_process_group()
+        if parallel_state._WORLD is not None and dist.is_initialized():
+            parallel_state._WORLD.destroy()
+        parallel_state._WORLD = None
+        parallel_state._NODE_COUNT = None
+
+    def destroy_model_parallel() -> None:
+        if dist.is_initialized():
+            original()
+
+    if not hasattr(parallel_state, "_keeps_the_trainers_groups"):
+        original = parallel_state.destroy_model_parallel
+        parallel_state.destroy_model_parallel = destroy_model_parallel
+        parallel_state.destroy_distributed_environment = destroy_world
+        parallel_state._keeps_the_trainers_groups = True
+
+
+def on_cpu() -> bool:
+    """Return whether vLLM runs on the CPU; import it first."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def set_launcher_variables() -> None:
+    """RANK and LOCAL_RANK, which vLLM's `external_launcher` reads even where the process group exists already.
+
+    Raises RuntimeError where LOCAL_RANK is not set and cannot be known.
+    """
+    os.environ.setdefault("RANK", str(dist.get_rank()))
+    if dist.get_world_size() == 1:
+        os.environ.setdefault("LOCAL_RANK", "0")
+    if "LOCAL_RANK" not in os.environ:
+        raise RuntimeError(
+            "LOCAL_RANK is not set: vLLM takes this process' device from it; start with torchrun, or export it "
+            "(under srun: LOCAL_RANK=$SLURM_LOCALID)."
+        )
+
+
+@contextmanager
+def construction() -> Iterator[None]:
+    """For the construction of an engine: collective over all processes."""
+    with warnings.catch_warnings(), random_state_kept(), _environment_kept(), _own_shared_memory():
+        warnings.simplefilter("ignore", FutureWarning)  # vLLM's search for Triton kernels touches deprecated names
+        yield
+
+
+@contextmanager
+def plain_weights() -> Iterator[None]:
+    """Have a CPU engine built inside use its parameters as they are, instead of copies packed for oneDNN or AMX."""
+    if not on_cpu():
+        yield
+        return
+    from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
+
+    before = _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel
+    _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel = False, lambda *_: False
+    try:
+        yield
+    finally:
+        _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel = before
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave Python's, NumPy's and torch's generators as they were: they are the trainer's.
+
+    vLLM seeds all of them when an engine is built, and its CPU sampler draws from torch's even for seeded requests.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo vLLM's changes to the variables in RESTORED."""
+    before = {name: os.environ.get(name) for name in RESTORED}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _own_shared_memory() -> Iterator[None]:
+    """Give a CPU engine built inside a shared-memory name that no other engine on this machine has.
+
+    Its tensor-parallel ranks communicate through /dev/shm files named after the end of the init method,
+    which `external_launcher` always gives as "env://". A second job, a second engine, or the files of a killed job
+    then fail with "create shm in SHMManager failed. errno: 17".
+    """
+    if not on_cpu():
+        yield
+        return
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
+
+    original = ExecutorWithExternalLauncher._distributed_args
+    token = [secrets.token_hex(8)]
+    dist.broadcast_object_list(token, src=0)
+
+    def with_token(executor: Any) -> tuple[str, int, int]:
+        init_method, rank, local_rank = original(executor)
+        return init_method + token[0], rank, local_rank  # only a name: the process group exists already
+
+    ExecutorWithExternalLauncher._distributed_args = with_token
+    try:
+        yield
+    finally:
+        ExecutorWithExternalLauncher._distributed_args = original
+
+
+def end_last_request_where(llm_engine: Any, completed: Callable[[Sequence[int]], str | None]) -> None:
+    """End the request that was added last as soon as `completed`, given its sampled tokens, returns a stop string.
+
+    Not vLLM's own stop strings: it looks for them in what this request samples, and not across the boundary to tokens
+    that it went on from; and it decodes every token, and every log-probability's token, to do so. An output processor
+    asks a request's detokenizer (IncrementalDetokenizer, which only collects tokens where nothing is decoded) after
+    every step; what it returns as the stop string ends the request with the tokens that there are.
+    """
+    state = next(reversed(llm_engine.output_processor.request_states.values()))
+    token_ids: list[int] = state.detokenizer.token_ids
+
+    def update(new_token_ids: list[int], stop_terminated: bool) -> str | None:
+        token_ids.extend(new_token_ids)
+        return None if stop_terminated else completed(token_ids)
+
+    state.detokenizer.update = update
+
+
+def repack_tied_weights(model: torch.nn.Module) -> None:
+    """Refresh what was packed from a weight that belongs to two layers: the output layer with tied embeddings.
+
+    On the CPU every linear layer keeps a oneDNN copy of its weight. `reload_weights` packs again only the layer whose
+    name was in the stream (model_loader/reload documents it as a limitation), so that a tied output layer would
+    silently go on with the old weights.
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is None or weight.numel() == 0:
+            continue
+        if id(weight) in seen:
+            module.quant_method.process_weights_after_loading(module)  # type: ignore[operator, union-attr]
+        seen.add(id(weight))

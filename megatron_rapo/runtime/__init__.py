@@ -1,0 +1,1 @@
+"""Processes, signals, determinism and atomic files."""

@@ -1,0 +1,1 @@
+"""The training step and what surrounds it: prompts, weight sync, parity, metrics, export."""

@@ -1,0 +1,189 @@
+"""Where the groups of a step come from: the next prompts, what was begun in earlier steps, rounds, stragglers.
+
+Every step samples batch.spare_prompts groups beyond those that it trains on, and ends the rollout when it has these
+(docs/rollout.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from megatron_rapo.config import AlgorithmConfig, Config
+from megatron_rapo.data import EpochOrder
+from megatron_rapo.monitor import Monitor
+from megatron_rapo.rollout import Sampling, Work
+from megatron_rapo.rollout.sampler import Sampler, sampling_seed
+from megatron_rapo.scoring.objective import groups_with_signal
+from megatron_rapo.types import NOTHING, Completion, Group, OpenGroup, Prompt, Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A group that was begun and is not trained on yet."""
+
+    prompt: int  # its place among the training prompts
+    step: int  # in which it was begun
+    completions: tuple[Completion, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """What there is of all its completions."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint, where torch loads plain values only: numbers and texts (no empty bytes)."""
+        completions = [
+            dict(
+                vars(c),
+                token_ids=c.token_ids.tobytes().hex(),
+                logprobs=c.logprobs.tobytes().hex(),
+                spans=[list(span) for span in c.spans],
+            )
+            for c in self.completions
+        ]
+        return {"prompt": self.prompt, "step": self.step, "completions": completions}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Begun:
+        """What `state_dict` was taken of."""
+        completions = tuple(
+            Completion(
+                **dict(
+                    c,
+                    token_ids=np.frombuffer(bytes.fromhex(c["token_ids"]), np.int32),
+                    logprobs=np.frombuffer(bytes.fromhex(c["logprobs"]), np.float32),
+                    spans=tuple(Span(*span) for span in c["spans"]),
+                )
+            )
+            for c in state["completions"]
+        )
+        return cls(prompt=state["prompt"], step=state["step"], completions=completions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What one step sampled."""
+
+    sampled: list[Group]  # all that is whole
+    groups: list[Group]  # what is trained on, in the order of sampling
+    scalars: dict[str, float]
+
+
+class Rollouts:
+    """The rollouts of a run, one after the other. `next` is collective over the world; all processes hold the same."""
+
+    def __init__(self, config: Config, *, sampler: Sampler, monitor: Monitor, prompts: Sequence[Prompt]) -> None:
+        self._config, self._sampler, self._monitor, self._prompts = config, sampler, monitor, prompts
+        self._order = EpochOrder(len(prompts), config.run.seed)
+        self._begun: list[Begun] = []  # the oldest first
+        self._work = Work()  # of this engine, in the step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next rollout goes on."""
+        return {"order": self._order.state_dict(), "begun": [each.state_dict() for each in self._begun]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken. Raises InputError for the state of another data order."""
+        self._order.load_state_dict(state["order"])
+        self._begun = [Begun.from_state_dict(each) for each in state["begun"]]
+
+    def next(self, step: int) -> Rollout:
+        """Sample and judge batch.prompts_per_step groups for `step`.
+
+        Groups without signal (`groups_with_signal`) are replaced by those of the next prompts, in at most
+        batch.refill_rounds more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded); where that is not enough
+        they fill up. What is begun in one round goes on in the next. No prompt is in a step twice: not over the
+        rounds, the groups carried from earlier steps and the end of an epoch.
+        """
+        batch, replicas = self._config.batch, self._sampler.engine.num_replicas
+        sampled: list[Group] = []
+        first, self._work = 0, Work()
+        in_step = {each.prompt for each in self._begun}
+        for _ in range(1 + batch.refill_rounds):
+            missing = batch.prompts_per_step - sum(groups_with_signal(sampled, self._config.algorithm))
+            if missing <= 0:
+                break
+            wanted = -(-missing // replicas) * replicas
+            self._begin(step, wanted + batch.spare_prompts - len(self._begun), in_step)
+            asked = len(self._begun)
+            sampled += self._sample(step, first=first, wanted=wanted)
+            first += asked
+        groups = with_signal_first(sampled, batch.prompts_per_step, self._config.algorithm)
+        self._check_versions(groups, step)
+        scalars = self._scalars(step, groups)
+        if not batch.carries:
+            self._begun = []
+        return Rollout(sampled=sampled, groups=groups, scalars=scalars)
+
+    def _begin(self, step: int, count: int, in_step: set[int]) -> None:
+        """Begin groups of the next `count` prompts that the step does not have yet, and add these to `in_step`."""
+        nothing = (NOTHING,) * self._config.batch.completions_per_prompt
+        taken = self._order.take(count, without=in_step)
+        self._begun += [Begun(prompt=i, step=step, completions=nothing) for i in taken]
+        in_step.update(taken)
+
+    def _sample(self, step: int, *, first: int, wanted: int) -> list[Group]:
+        """The first `wanted` of the begun groups that are whole; the others stay. Seeds are of the places from `first`
+        on."""
+        batch, begun, settings = self._config.batch, self._begun, self._config.rollout
+        with self._monitor.phase("rollout"):
+            sampled = self._sampler.go_on(
+                [OpenGroup(prompt=self._prompts[each.prompt], completions=each.completions) for each in begun],
+                Sampling(temperature=settings.temperature, max_completion_tokens=settings.max_completion_tokens),
+                seed=lambda i, j: sampling_seed(self._config.run.seed, step, first + i, j),
+                wanted=wanted if batch.spare_prompts else None,
+                awaited=sum(each.step < step and step - each.step >= batch.max_carried_steps for each in begun),
+            )
+        with self._monitor.phase("verify"):
+            groups = self._sampler.judge(sampled)
+        self._work += sampled.work
+        rest = self._sampler.rest(sampled) if batch.spare_prompts else {}
+        self._begun = [replace(begun[i], completions=completions) for i, completions in rest.items()]
+        return groups
+
+    def _check_versions(self, groups: Sequence[Group], step: int) -> None:
+        """Whatever is trained on was sampled from weights that are known: those in place, or of the steps for which
+        groups are carried."""
+        batch, present = self._config.batch, step - 1
+        oldest = max(0, present - batch.max_carried_steps) if batch.carries else present
+        assert {group.weight_version for group in groups} == {present}, "groups of another step"
+        for completion in (c for group in groups for c in group.completions):
+            versions = [span.weight_version for span in completion.spans]
+            known = list(range(oldest, present + 1))
+            assert sum(span.num_tokens for span in completion.spans) == len(completion.token_ids), (
+                "tokens of no weights"
+            )
+            assert versions == [v for v in known if v in versions], (
+                f"sampled from weights {versions}, not from some of {known}"
+            )
+
+    def _scalars(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
+        """What the rollout was made of, by the names of monitor/scalars.py."""
+        batch = self._config.batch
+        scalars: dict[str, float] = {
+            "rollout/decode_steps": self._work.steps,
+            "rollout/prefix_cached": self._work.cached_tokens / max(1, self._work.prompt_tokens),
+        }
+        if not batch.spare_prompts:
+            return scalars
+        left = "carried" if batch.carries else "dropped"
+        scalars[f"rollout/{left}_groups"] = len(self._begun)
+        scalars[f"rollout/{left}_tokens"] = sum(each.num_tokens for each in self._begun)
+        if batch.carries:
+            spans = [span for group in groups for completion in group.completions for span in completion.spans]
+            ages = [(step - 1 - (span.weight_version or 0), span.num_tokens) for span in spans]
+            stale = sum(tokens for age, tokens in ages if age)
+            scalars["rollout/stale_tokens"] = stale / sum(tokens for _, tokens in ages)
+            scalars["rollout/stale_steps"] = sum(age * tokens for age, tokens in ages) / max(1, stale)
+        return scalars
+
+
+def with_signal_first(groups: Sequence[Group], count: int, settings: AlgorithmConfig) -> list[Group]:
+    """The first `count` groups with signal, filled up by the first without, in the order of sampling."""
+    signal = groups_with_signal(groups, settings)
+    ranked = sorted(range(len(groups)), key=lambda i: not signal[i])
+    return [groups[i] for i in sorted(ranked[:count])]

@@ -1,0 +1,71 @@
+"""The engine's weights kept those of the policy: resharded where they are of an earlier step, proven, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_rapo.config import Config
+from megatron_rapo.mcore.policy import Policy
+from megatron_rapo.monitor import Monitor
+from megatron_rapo.reshard.transfer import Report, Resharder
+from megatron_rapo.rollout.sampler import Sampler
+from megatron_rapo.training.parity import GapBudget, logprob_parity
+from megatron_rapo.types import Prompt
+
+
+class WeightSync:
+    """Of one policy and one engine, whose weights' version is the number of steps trained.
+
+    The first sync of a start is always proven, and compared on fixed prompts, of which `prompts` are the first; later
+    ones as often as [reshard] says.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        policy: Policy,
+        resharder: Resharder,
+        sampler: Sampler,
+        monitor: Monitor,
+        prompts: Sequence[Prompt],
+    ) -> None:
+        self._config, self._policy, self._resharder = config, policy, resharder
+        self._sampler, self._monitor, self._prompts = sampler, monitor, prompts
+        self._budget = GapBudget(config.precision, monitor.message)
+        self._scalars: dict[str, float] = {}
+
+    def run(self, step: int) -> dict[str, float]:
+        """Have the engine hold the policy of `step`. Returns what its resharding took and showed. Collective.
+
+        Raises ReshardError where the engine holds something else, RuntimeError where it computes something else.
+        """
+        settings, version = self._config.reshard, self._sampler.engine.weight_version
+        if version != step:
+            first = version is None
+            report = self._reshard(step, prove=first or _due(settings.verify, step))
+            compared = first or _due(settings.parity_every_steps, step)
+            self._scalars = {**report.scalars(), **(self._parity(step) if compared else {})}
+            if first:
+                self._monitor.message(
+                    "engine and trainer differ on fixed prompts by {reshard/parity_mean:.2g} nats per token on "
+                    "average, {reshard/parity_max:.2g} at most".format_map(self._scalars)
+                )
+        return self._scalars
+
+    def _reshard(self, step: int, *, prove: bool) -> Report:
+        with self._monitor.phase("reshard"), self._sampler.engine.updating(step) as weights:
+            return self._resharder.run(weights, version=step, prove=prove)
+
+    def _parity(self, step: int) -> dict[str, float]:
+        with self._monitor.phase("parity"):
+            parity = logprob_parity(self._policy, self._sampler, self._prompts, self._config)
+        self._budget.check(parity["reshard/parity_mean"], step=step)
+        return parity
+
+
+def _due(how_often: str | int, step: int) -> bool:
+    """Return whether `step` is due: "every" one is, the "first" only, or one in so many (0: none)."""
+    if isinstance(how_often, str):
+        return how_often == "every"
+    return how_often > 0 and step % how_often == 0
