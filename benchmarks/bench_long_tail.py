@@ -32,7 +32,7 @@ from megatron_rapo.monitor import Monitor
 from megatron_rapo.rewards import Rewards, VerifierPool
 from megatron_rapo.rollout import Engine
 from megatron_rapo.rollout.sampler import Sampler
-from megatron_rapo.training.group_scheduler import Rollouts
+from megatron_rapo.training.group_scheduler import GroupScheduler
 from megatron_rapo.types import Problem, Prompt
 
 POLICIES = {"waits": (0, 1), "carries, 1 step": (1, 1), "carries, 3 steps": (1, 3), "drops": (1, 0)}
@@ -65,7 +65,7 @@ def settings(model: Path, *, steps: int, spare_prompts: int, carried_steps: int)
     )
 
 
-def measure(rollouts: Rollouts, load: Callable[[int], None], steps: int) -> dict[str, float]:
+def measure(rollouts: GroupScheduler, load: Callable[[int], None], steps: int) -> dict[str, float]:
     """Means over `steps` rollouts of a policy, but for the first, which nothing is carried into."""
     rows = []
     for step in range(1, steps + 1):
@@ -115,7 +115,7 @@ def run(folder: Path, steps: int, spare_prompts: int) -> dict[str, Any]:
         sampler = Sampler(engine, verifier, Rewards(config.reward))
         for name, (spares, carried_steps) in POLICIES.items():
             config = settings(model, steps=steps, spare_prompts=spares * spare_prompts, carried_steps=carried_steps)
-            rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
+            rollouts = GroupScheduler(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
             found[name] = measure(rollouts, loader(engine, model), steps)
     return {"machine": environment("vllm"), "steps": steps, "spare_prompts": spare_prompts, "policies": found}
 

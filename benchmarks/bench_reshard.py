@@ -78,7 +78,7 @@ Side = Callable[[], Mapping[str, float]]  # seconds of its parts, where it has s
 def trainer_parameters(model: ModelShape, layouts: Layouts, device: str = "cpu") -> dict[str, Tensor]:
     """This rank's shards, as Megatron would hold them, random."""
     rank = dist.get_rank()
-    tensor, stage = rank % layouts.tensor, rank // (layouts.tensor * layouts.lanes)
+    tensor, stage = rank % layouts.tensor, rank // (layouts.tensor * layouts.replicas)
     stages = stages_of_layers(model.num_layers, pipeline=layouts.pipeline, virtual_pipeline=1)
     generator = torch.Generator(device).manual_seed(0)
     parameters = {}
@@ -99,12 +99,12 @@ def sharded_weights(model: ModelShape, layouts: Layouts, parameters: Mapping[str
         made = [(dist.new_group(list(ranks)), ranks) for ranks in groups]
         return next(group for group, ranks in made if dist.get_rank() in ranks)
 
-    lanes, stages = range(layouts.lanes), range(layouts.pipeline)
+    replicas, stages = range(layouts.replicas), range(layouts.pipeline)
     tensor_groups = [
-        [layouts.rank(t, lane, stage) for t in range(layouts.tensor)] for lane in lanes for stage in stages
+        [layouts.rank(t, replica, stage) for t in range(layouts.tensor)] for replica in replicas for stage in stages
     ]
     pipeline_groups = [
-        [layouts.rank(t, lane, stage) for stage in stages] for t in range(layouts.tensor) for lane in lanes
+        [layouts.rank(t, replica, stage) for stage in stages] for t in range(layouts.tensor) for replica in replicas
     ]
     return ShardedWeights(
         parameters, model, TORCH_NORMS, tensor_group=mine(tensor_groups), pipeline_group=mine(pipeline_groups)

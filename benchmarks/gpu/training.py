@@ -109,7 +109,7 @@ def speed(model: ModelShape, sizes: Sizes, seconds: float, device_name: str) -> 
 
 def memory(model: ModelShape, config: Config, peaks: Mapping[str, int]) -> dict[str, dict[str, float]]:
     """By state: what was measured, what preflight says without an engine, and the second by the first."""
-    said = states(model, config, lanes=1, layers=resolve_layers(config))
+    said = states(model, config, replicas=1, layers=resolve_layers(config))
     found = {}
     for state, measured in peaks.items():
         parts = {name: nbytes for name, nbytes in said[state].parts.items() if name not in ENGINE_PARTS}

@@ -36,7 +36,7 @@ class Penalty(NamedTuple):
     capped_T: Tensor  # bool: |log rho| was beyond the cap
 
 
-def held(log_ratio_T: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+def clamp_keep_grad(log_ratio_T: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """The logarithm with its value held within +-cap, lest exp overflow, and its gradient as if it were not.
 
     And where it was beyond (bool).
@@ -51,7 +51,7 @@ def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalt
     Subtracting 1 from rho changes nothing in expectation, E_pi[grad log pi] = 0, and takes away the noise of a policy
     that is still near the reference. It is what the paper's estimator gives with its score-function term added.
     """
-    log_rho_T, capped_T = held(ref_logp_T - logp_T.detach(), log_rho_cap)
+    log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T.detach(), log_rho_cap)
     rho_T = log_rho_T.exp()
     return Penalty((rho_T - 1) * -logp_T, rho_T * log_rho_T - rho_T + 1, capped_T)
 
@@ -62,7 +62,7 @@ def forward_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Pen
     That is its value. Differentiated as written its gradient is (1 - rho) * grad log pi, the forward KL's. verl clamps
     k3 to [-10, 10], so that its gradient is 0 where log rho > 2.61 or < -11.0; here it is kept.
     """
-    log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
+    log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
     loss_T = log_rho_T.exp() - 1 - log_rho_T
     return Penalty(loss_T, loss_T.detach(), capped_T)
 
@@ -73,7 +73,7 @@ def rapo_paper(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalt
     d/dtheta (rho log rho - rho + 1) = -rho log rho * grad log pi, whose mean under pi_theta is
     -E_pihat[log rho * grad log pi] = grad 1/2 E_pihat[(log rho)^2].
     """
-    log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
+    log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
     rho_T = log_rho_T.exp()
     loss_T = rho_T * log_rho_T - rho_T + 1
     return Penalty(loss_T, loss_T.detach(), capped_T)
@@ -81,7 +81,7 @@ def rapo_paper(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalt
 
 def reverse_kl(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
     """k2: unbiased gradient -E_pi[log rho * grad log pi] of the reverse KL; reported by k3, whose value varies less."""
-    log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
+    log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
     detached_T = log_rho_T.detach()
     return Penalty(0.5 * log_rho_T**2, detached_T.exp() - 1 - detached_T, capped_T)
 
@@ -91,7 +91,7 @@ def reverse_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Pen
 
     What TRL 1.16 does by default (use_bias_correction_kl).
     """
-    log_rho_T, capped_T = held(ref_logp_T - logp_T, log_rho_cap)
+    log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
     k3_T = log_rho_T.exp() - 1 - log_rho_T
     return Penalty(k3_T * (logp_T - logp_T.detach()).exp(), k3_T.detach(), capped_T)
 

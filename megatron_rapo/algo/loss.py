@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo.divergences import DIVERGENCES, exact, held
+from megatron_rapo.algo.divergences import DIVERGENCES, clamp_keep_grad, exact
 
 MAX_LOG_RATIO = 20.0
 """Of policies that should be near each other, nats: held there before exp (float32 overflows at 88), and counted."""
@@ -42,7 +42,7 @@ def clipped_surrogate(
 
 def importance(logp_T: Tensor, engine_logp_T: Tensor) -> Tensor:
     """pi / pi_engine, detached: the weight of a token that the engine sampled in an expectation under pi."""
-    return held(logp_T.detach() - engine_logp_T, MAX_LOG_RATIO)[0].exp()
+    return clamp_keep_grad(logp_T.detach() - engine_logp_T, MAX_LOG_RATIO)[0].exp()
 
 
 def rapo_loss(
@@ -93,7 +93,7 @@ def rapo_loss(
     log_ratio_T = logp_T - old_logp_T
     if sequence_log_ratio_T is not None:  # the sequence's value, the token's gradient
         log_ratio_T = sequence_log_ratio_T.masked_fill(~mask_T, 0.0) + logp_T - logp_T.detach()
-    log_ratio_T, ratio_capped_T = held(log_ratio_T, MAX_LOG_RATIO)
+    log_ratio_T, ratio_capped_T = clamp_keep_grad(log_ratio_T, MAX_LOG_RATIO)
     surrogate_T, clipped_T = clipped_surrogate(log_ratio_T, advantage_T, clip_low=clip_low, clip_high=clip_high)
     surrogate_T = to_old_T.clamp(max=importance_cap) * surrogate_T
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from megatron_rapo.algo import DIVERGENCES, QUANTITIES, LossSums
 from megatron_rapo.algo.advantages import STD_OFFSET
 from megatron_rapo.algo.divergences import Quantity
-from megatron_rapo.audit.toy_policy import World, make_world
+from megatron_rapo.audit.toy_policy import TabularPolicy, make_policy
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
 from megatron_rapo.scoring.objective import batch_loss, reference_exponents
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
 
-NUM_WORLDS = 6
+NUM_POLICIES = 6
 TOLERANCE = 0.02
 """Largest difference from the named gradient, relative to its norm, that goes by the name."""
 REGIMES = ("on-policy", "off-policy")
@@ -30,7 +30,7 @@ REGIMES = ("on-policy", "off-policy")
 
 @dataclass(frozen=True, kw_only=True)
 class TermAudit:
-    """One term of the objective: means over worlds and exponents of the reference, and the largest bias. Per token."""
+    """One term of the objective: means over policies and exponents of phi, and the largest bias. Per token."""
 
     coefficient: float
     value: float  # what a run records, nats but for the surrogate
@@ -56,12 +56,14 @@ class Audit:
 
 def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float = 1.0) -> Audit:
     """Measure the loss that `algorithm` stands for; a second or two. `temperature` is the rollout's."""
-    worlds = {
-        regime: [make_world(seed, reward, temperature, off_policy=regime == "off-policy") for seed in range(NUM_WORLDS)]
+    policies = {
+        regime: [
+            make_policy(seed, reward, temperature, off_policy=regime == "off-policy") for seed in range(NUM_POLICIES)
+        ]
         for regime in REGIMES
     }
     lab = _Lab(algorithm, reward)
-    terms = {regime: lab.terms(those) for regime, those in worlds.items()}
+    terms = {regime: lab.terms(those) for regime, those in policies.items()}
     kind = DIVERGENCES[algorithm.divergence]
     if kind.gradient is None:
         return Audit(
@@ -75,8 +77,8 @@ def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float =
         nearest=_nearest(penalties["on-policy"]),
         agrees=all(penalties[regime].bias <= TOLERANCE for regime in promised),
         terms=terms,
-        capped=lab.capped(worlds["off-policy"]),
-        coupling=max(lab.coupling(world) for world in worlds["on-policy"]),
+        capped=lab.capped(policies["off-policy"]),
+        coupling=max(lab.coupling(policy) for policy in policies["on-policy"]),
     )
 
 
@@ -100,14 +102,14 @@ class _Lab:
     settings: AlgorithmConfig
     reward: RewardConfig
 
-    def terms(self, worlds: Sequence[World]) -> dict[str, TermAudit]:
-        """Each term of the objective that has a coefficient, measured in all `worlds` by itself."""
+    def terms(self, policies: Sequence[TabularPolicy]) -> dict[str, TermAudit]:
+        """Each term of the objective that has a coefficient, measured in all `policies` by itself."""
         settings = self.settings
-        terms = {"surrogate": _average([self.surrogate(world) for world in worlds])}
+        terms = {"surrogate": _average([self.surrogate(policy) for policy in policies])}
         if settings.alpha:
-            terms["divergence"] = _average([self.penalty(world, phi) for world in worlds for phi in self.exponents])
+            terms["divergence"] = _average([self.penalty(policy, phi) for policy in policies for phi in self.exponents])
         if settings.beta:
-            terms["entropy"] = _average([self.entropy(world) for world in worlds])
+            terms["entropy"] = _average([self.entropy(policy) for policy in policies])
         return terms
 
     @property
@@ -116,35 +118,35 @@ class _Lab:
         lowest, highest = self.settings.phi_min, self.settings.phi_max
         return [lowest, (lowest + highest) / 2, highest] if lowest < highest else [highest]
 
-    def surrogate(self, world: World) -> TermAudit:
+    def surrogate(self, policy: TabularPolicy) -> TermAudit:
         """Against the policy gradient of the advantage."""
-        advantage_N = self.advantages(world)
-        found = self.expected(world, advantage_N=advantage_N, alpha=0.0, beta=0.0)
-        true = _Truth.of(world, lambda policy_SV: world.chances(policy_SV) @ advantage_N)
-        return _compare(world, found, "surrogate", true, 1.0, self.settings.phi_max)
+        advantage_N = self.advantages(policy)
+        found = self.expected(policy, advantage_N=advantage_N, alpha=0.0, beta=0.0)
+        true = _Truth.of(policy, lambda policy_SV: policy.chances(policy_SV) @ advantage_N)
+        return _compare(policy, found, "surrogate", true, 1.0, self.settings.phi_max)
 
-    def penalty(self, world: World, phi: float) -> TermAudit:
+    def penalty(self, policy: TabularPolicy, phi: float) -> TermAudit:
         """Against the gradient that the divergence is named by, with the exponent `phi` at every reward."""
         kind = DIVERGENCES[self.settings.divergence]
         assert kind.gradient is not None and kind.value is not None
-        found = self.expected(world, phi_N=torch.full_like(world.rewards_N, phi), beta=0.0)
-        true = _quantity(world, kind.gradient, phi)
-        value = _quantity(world, kind.value, phi).value
-        return _compare(world, found, "divergence", replace(true, value=value), self.settings.alpha, phi)
+        found = self.expected(policy, phi_N=torch.full_like(policy.rewards_N, phi), beta=0.0)
+        true = _quantity(policy, kind.gradient, phi)
+        value = _quantity(policy, kind.value, phi).value
+        return _compare(policy, found, "divergence", replace(true, value=value), self.settings.alpha, phi)
 
-    def entropy(self, world: World) -> TermAudit:
+    def entropy(self, policy: TabularPolicy) -> TermAudit:
         """Against the gradient of the entropy."""
-        beta, found = self.settings.beta, self.expected(world, alpha=0.0)
+        beta, found = self.settings.beta, self.expected(policy, alpha=0.0)
         bonus = found.values["entropy_bonus"]
 
         def true(policy_SV: Tensor) -> Tensor:
-            logp_SV = world.log_probs(policy_SV)
-            return -world.visits() @ (logp_SV.exp() * logp_SV).sum(-1)
+            logp_SV = policy.log_probs(policy_SV)
+            return -policy.visits() @ (logp_SV.exp() * logp_SV).sum(-1)
 
         found = replace(found, values={"entropy": bonus / beta})
-        return _compare(world, found, "entropy", _Truth.of(world, true), beta, self.settings.phi_max)
+        return _compare(policy, found, "entropy", _Truth.of(policy, true), beta, self.settings.phi_max)
 
-    def coupling(self, world: World) -> float:
+    def coupling(self, policy: TabularPolicy) -> float:
         """What it changes that phi is the sampled completion's: |difference| / |gradient|.
 
         The loss sees each token with the phi that its own completion earned. An exact divergence takes the whole
@@ -152,52 +154,57 @@ class _Lab:
         """
         kind = DIVERGENCES[self.settings.divergence]
         assert kind.gradient is not None
-        phi_N = reference_exponents(world.rewards_N, self.settings, self.reward)
-        found = self.expected(world, phi_N=phi_N, beta=0.0)
-        states_T, _ = world.path
-        weight_T = world.chances(world.engine_SV).repeat_interleave(2)
-        ref_logp_TV = world.log_probs(world.reference_SV[states_T], phi_N.repeat_interleave(2)[:, None])
+        phi_N = reference_exponents(policy.rewards_N, self.settings, self.reward)
+        found = self.expected(policy, phi_N=phi_N, beta=0.0)
+        states_T, _ = policy.path
+        weight_T = policy.chances(policy.engine_SV).repeat_interleave(2)
+        ref_logp_TV = policy.log_probs(policy.reference_SV[states_T], phi_N.repeat_interleave(2)[:, None])
         distance = QUANTITIES[kind.gradient]
         true = _Truth.of(
-            world, lambda policy_SV: weight_T @ distance(world.log_probs(policy_SV)[states_T], ref_logp_TV)
+            policy, lambda policy_SV: weight_T @ distance(policy.log_probs(policy_SV)[states_T], ref_logp_TV)
         )
         return float((found.gradient_SV / self.settings.alpha - true.gradient_SV).norm() / true.gradient_SV.norm())
 
-    def capped(self, worlds: Sequence[World]) -> dict[str, float]:
-        """Share of sampled tokens beyond each cap, the largest over worlds."""
+    def capped(self, policies: Sequence[TabularPolicy]) -> dict[str, float]:
+        """Share of sampled tokens beyond each cap, the largest over policies."""
         found = []
-        for world in worlds:
-            chance_N = world.chances(world.engine_SV)
+        for policy in policies:
+            chance_N = policy.chances(policy.engine_SV)
             for phi in self.exponents:
-                batch, scores = self._scored(world, torch.zeros_like(chance_N), torch.full_like(chance_N, phi))
+                batch, scores = self._scored(policy, torch.zeros_like(chance_N), torch.full_like(chance_N, phi))
                 of_each = [self._loss(scores, batch.only(batch.sequence_T == n)).metrics for n in range(len(chance_N))]
                 found.append(
                     {name: chance_N @ torch.stack([m[name] for m in of_each]).double() / 2 for name in _CAPPED}
                 )
         return {name: max(float(shares[name]) for shares in found) for name in _CAPPED}
 
-    def advantages(self, world: World) -> Tensor:
+    def advantages(self, policy: TabularPolicy) -> Tensor:
         """Of every completion, [N], relative to a group that is the whole distribution."""
-        chance_N = world.chances(world.engine_SV)
-        centred_N = world.rewards_N - chance_N @ world.rewards_N
+        chance_N = policy.chances(policy.engine_SV)
+        centred_N = policy.rewards_N - chance_N @ policy.rewards_N
         if self.settings.advantage == "mean_std":
             return centred_N / ((chance_N @ centred_N**2).sqrt() + STD_OFFSET)
         return centred_N
 
     def expected(
-        self, world: World, *, advantage_N: Tensor | None = None, phi_N: Tensor | None = None, **settings: float
+        self,
+        policy: TabularPolicy,
+        *,
+        advantage_N: Tensor | None = None,
+        phi_N: Tensor | None = None,
+        **settings: float,
     ) -> _Expected:
         """The loss of all completions, with `settings` changed; without `advantage_N` there is no surrogate."""
-        chance_N = world.chances(world.engine_SV)
+        chance_N = policy.chances(policy.engine_SV)
         advantage_N = torch.zeros_like(chance_N) if advantage_N is None else advantage_N
         phi_N = torch.full_like(chance_N, self.settings.phi_max) if phi_N is None else phi_N
         changed = replace(self, settings=self.settings.model_copy(update=settings))
-        states_T, _ = world.path
-        logits_TV = world.policy_SV[states_T].requires_grad_()
-        batch, scores = changed._scored(world, advantage_N, phi_N, logits_TV)
+        states_T, _ = policy.path
+        logits_TV = policy.policy_SV[states_T].requires_grad_()
+        batch, scores = changed._scored(policy, advantage_N, phi_N, logits_TV)
         sums = changed._loss(scores, batch)
         (weighted_TV,) = torch.autograd.grad(sums.loss, logits_TV)
-        of_each_NSV = weighted_TV.new_zeros(len(chance_N), *world.policy_SV.shape)
+        of_each_NSV = weighted_TV.new_zeros(len(chance_N), *policy.policy_SV.shape)
         of_each_NSV[batch.sequence_T, states_T] = weighted_TV / batch.weight_T[:, None]
         mean_SV = torch.einsum("n,nsv->sv", chance_N, of_each_NSV)
         variance = chance_N @ (of_each_NSV - mean_SV).square().sum((1, 2))
@@ -205,12 +212,12 @@ class _Lab:
         return _Expected(gradient_SV=mean_SV, noise=float(variance.sqrt()), values=values)
 
     def _scored(
-        self, world: World, advantage_N: Tensor, phi_N: Tensor, logits_TV: Tensor | None = None
+        self, policy: TabularPolicy, advantage_N: Tensor, phi_N: Tensor, logits_TV: Tensor | None = None
     ) -> tuple[PackedBatch, TokenScores]:
-        states_T, _ = world.path
-        logits_TV = world.policy_SV[states_T] if logits_TV is None else logits_TV
-        scores = world.scores(logits_TV, phi_N, DIVERGENCES[self.settings.divergence].exact)
-        return world.batch(advantage_N=advantage_N, phi_N=phi_N), scores
+        states_T, _ = policy.path
+        logits_TV = policy.policy_SV[states_T] if logits_TV is None else logits_TV
+        scores = policy.scores(logits_TV, phi_N, DIVERGENCES[self.settings.divergence].exact)
+        return policy.batch(advantage_N=advantage_N, phi_N=phi_N), scores
 
     def _loss(self, scores: TokenScores, batch: PackedBatch) -> LossSums:
         return batch_loss(
@@ -233,26 +240,28 @@ class _Truth:
     gradient_SV: Tensor
 
     @classmethod
-    def of(cls, world: World, quantity: Callable[[Tensor], Tensor]) -> _Truth:
-        policy_SV = world.policy_SV.clone().requires_grad_()
+    def of(cls, policy: TabularPolicy, quantity: Callable[[Tensor], Tensor]) -> _Truth:
+        policy_SV = policy.policy_SV.clone().requires_grad_()
         value = quantity(policy_SV)
         return cls(float(value.detach()) / 2, torch.autograd.grad(value, policy_SV)[0])
 
 
-def _quantity(world: World, name: Quantity, phi: float) -> _Truth:
+def _quantity(policy: TabularPolicy, name: Quantity, phi: float) -> _Truth:
     """The quantity between the policy and the reference reweighted by `phi` alike everywhere."""
-    ref_logp_SV = world.log_probs(world.reference_SV, phi)
+    ref_logp_SV = policy.log_probs(policy.reference_SV, phi)
     return _Truth.of(
-        world, lambda policy_SV: world.visits() @ QUANTITIES[name](world.log_probs(policy_SV), ref_logp_SV)
+        policy, lambda policy_SV: policy.visits() @ QUANTITIES[name](policy.log_probs(policy_SV), ref_logp_SV)
     )
 
 
-def _compare(world: World, found: _Expected, name: str, true: _Truth, coefficient: float, phi: float) -> TermAudit:
+def _compare(
+    policy: TabularPolicy, found: _Expected, name: str, true: _Truth, coefficient: float, phi: float
+) -> TermAudit:
     """A term as it was found, against what it should be. A penalty is descended, the others are ascended."""
     sign = 1.0 if name == "divergence" else -1.0
     gradient_SV = sign * found.gradient_SV / coefficient
     size = gradient_SV.norm()
-    directions = {quantity: _quantity(world, quantity, phi).gradient_SV for quantity in QUANTITIES}
+    directions = {quantity: _quantity(policy, quantity, phi).gradient_SV for quantity in QUANTITIES}
     return TermAudit(
         coefficient=coefficient,
         value=found.values[name],

@@ -62,8 +62,8 @@ def show(audit: Audit) -> None:
             ]
             console.table("cosine of the divergence's gradient with that of", ["", *REGIMES], by_quantity)
         console.message(
-            "bias: |measured - true gradient| / |true gradient|, the largest of some random worlds. The surrogate's is "
-            "that of clipping and of token-level ratios, off-policy; the verdict is on the divergence."
+            "bias: |measured - true gradient| / |true gradient|, the largest of some random policies. The surrogate's "
+            "is that of clipping and of token-level ratios, off-policy; the verdict is on the divergence."
         )
         console.message(verdict(audit))
 

@@ -22,7 +22,7 @@ ENGINE_NOISE = 0.02  # of the engine's around the old policy's, off-policy: othe
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class TabularPolicy:
     """The logits [S, V] of everyone whose probabilities a loss sees, and what each completion earns, [N]."""
 
     policy_SV: Tensor
@@ -96,12 +96,12 @@ class World:
         return token_scores(logits_TV, head, targets_T, scale_T, vocab_size=VOCABULARY, reference=reference)
 
 
-def make_world(seed: int, reward: RewardConfig, temperature: float, *, off_policy: bool) -> World:
-    """A random world. On-policy the engine, the old policy and the policy are one; a third of completions is right."""
+def make_policy(seed: int, reward: RewardConfig, temperature: float, *, off_policy: bool) -> TabularPolicy:
+    """A random policy. On-policy the engine, the old policy and the policy are one; a third of completions is right."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale: float) -> Tensor:
-        # Times the temperature, which the probabilities are divided by: the world is the same at all of them.
+        # Times the temperature, which the probabilities are divided by: the policy is the same at all of them.
         return scale * temperature * torch.randn(1 + VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
 
     policy_SV = normal(1.0)
@@ -110,7 +110,7 @@ def make_world(seed: int, reward: RewardConfig, temperature: float, *, off_polic
     right_N = torch.rand(VOCABULARY**2, generator=generator) < 1 / 3
     old_SV = policy_SV + drift_SV if off_policy else policy_SV
     lowest, highest = reward.range
-    return World(
+    return TabularPolicy(
         policy_SV=policy_SV,
         old_SV=old_SV,
         engine_SV=old_SV + noise_SV if off_policy else old_SV,

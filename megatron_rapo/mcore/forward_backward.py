@@ -55,7 +55,7 @@ class ExactReference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passes:
+class ForwardBackward:
     """What both passes need of the model: its chunks as Megatron's schedule takes them, and its vocabulary."""
 
     chunks: Sequence[torch.nn.Module]

@@ -17,8 +17,8 @@ from megatron_rapo.mcore.diagnostics import gap_parts, log_rho_quantiles, logpro
 from megatron_rapo.mcore.forward_backward import (
     POLICY,
     ExactReference,
+    ForwardBackward,
     LossFunction,
-    Passes,
     Scorer,
     Trained,
     sequence_mean,
@@ -111,7 +111,7 @@ class Policy:
         self._weights = ShardedWeights(
             parameters, shape, norms, tensor_group=parallel.tensor_group, pipeline_group=parallel.pipeline_group
         )
-        self._passes = Passes(
+        self._passes = ForwardBackward(
             chunks=self.wrapped,
             sequences=attention_sequences(config, shape),
             head_weight=head,

@@ -12,7 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 
-class KnownShapes(P2PCommunicator):
+class StaticShapeP2P(P2PCommunicator):
     """Every stage of a pipeline has the same micro-batches, so none needs to be told the shape of what comes next.
 
     Megatron's own exchange of shapes waits for the device twice a micro-batch, and gets stuck with gloo. One schedule's
@@ -49,4 +49,4 @@ def pipeline_settings(config: TransformerConfig, sizes: Sequence[int]) -> dict[s
         return {}
     split = config.tensor_model_parallel_size if config.sequence_parallel else 1
     groups = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp", "pp", "dp_cp", "embd", "pos_embd"])
-    return {"p2p_communicator": KnownShapes(config, [size // split for size in sizes]), "pg_collection": groups}
+    return {"p2p_communicator": StaticShapeP2P(config, [size // split for size in sizes]), "pg_collection": groups}

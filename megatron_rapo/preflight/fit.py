@@ -55,7 +55,7 @@ def needed(model: ModelShape, config: Config, machine: Machine) -> dict[str, Mem
     check_world_size(config, machine.gpus)
     check_model(config, model)
     check_rollout(config, model, machine.gpus)
-    return memory.states(model, config, lanes=_lanes(config, machine), layers=machine.layers)
+    return memory.states(model, config, replicas=_replicas(config, machine), layers=machine.layers)
 
 
 def estimate(model: ModelShape, config: Config, machine: Machine, tokens_per_sequence: float) -> Estimate:
@@ -66,7 +66,7 @@ def estimate(model: ModelShape, config: Config, machine: Machine, tokens_per_seq
     return Estimate(
         config=config,
         states=states,
-        host=memory.host(model, config, lanes=_lanes(config, machine)),
+        host=memory.host(model, config, replicas=_replicas(config, machine)),
         batch=sizes,
         traffic=moved,
         seconds=seconds(model, config, sizes, moved, machine.hardware, world=machine.gpus),
@@ -117,7 +117,7 @@ def _fitting(model: ModelShape, config: Config, settings: Settings, machine: Mac
         return None
 
 
-def _lanes(config: Config, machine: Machine) -> int:
+def _replicas(config: Config, machine: Machine) -> int:
     """Data- times context-parallel size."""
     return machine.gpus // (config.parallel.tensor * config.parallel.pipeline)
 

@@ -69,23 +69,23 @@ def parameters(model: ModelShape, config: Config) -> list[int]:
     return found
 
 
-def states(model: ModelShape, config: Config, *, lanes: int, layers: str) -> dict[str, Memory]:
+def states(model: ModelShape, config: Config, *, replicas: int, layers: str) -> dict[str, Memory]:
     """The device memory of each state, of the stage that needs most in it.
 
-    `lanes` is the data- times context-parallel size, `layers` the implementation (torch, transformer_engine).
+    `replicas` is the data- times context-parallel size, `layers` the implementation (torch, transformer_engine).
     """
-    of_stages = [_states_of_stage(model, config, lanes, layers, stage) for stage in range(config.parallel.pipeline)]
+    of_stages = [_states_of_stage(model, config, replicas, layers, stage) for stage in range(config.parallel.pipeline)]
     return {
         state: max((Memory(stage, of_stage[state]) for stage, of_stage in enumerate(of_stages)), key=lambda m: m.total)
         for state in STATES
     }
 
 
-def host(model: ModelShape, config: Config, *, lanes: int) -> Memory:
+def host(model: ModelShape, config: Config, *, replicas: int) -> Memory:
     """In host memory, for as long as the run lasts or a checkpoint is written."""
     numel = parameters(model, config)
     stage = max(range(len(numel)), key=numel.__getitem__)
-    weights, optimizer = numel[stage] * ITEMSIZE[config.precision.dtype], _optimizer(numel[stage], config, lanes)
+    weights, optimizer = numel[stage] * ITEMSIZE[config.precision.dtype], _optimizer(numel[stage], config, replicas)
     parts = {"reference": 0 if config.memory.reference_on_device else _reference(weights, config)}
     parts["optimizer"] = optimizer if config.memory.offload_optimizer else 0
     parts["copy for a checkpoint"] = weights + optimizer if config.checkpoint.async_save else 0
@@ -97,13 +97,13 @@ def _reference(weights: int, config: Config) -> int:
 
 
 def _states_of_stage(
-    model: ModelShape, config: Config, lanes: int, layers: str, stage: int
+    model: ModelShape, config: Config, replicas: int, layers: str, stage: int
 ) -> dict[str, dict[str, int]]:
     numel, itemsize, memory = parameters(model, config)[stage], ITEMSIZE[config.precision.dtype], config.memory
     kept = {"weights": numel * itemsize} | _exact_head(model, config, stage) | _fp8_copies(model, config, stage)
     if memory.reference_on_device:
         kept["reference"] = _reference(kept["weights"], config)
-    training = {"gradients": numel * GRADIENT_BYTES, "optimizer": _optimizer(numel, config, lanes)}
+    training = {"gradients": numel * GRADIENT_BYTES, "optimizer": _optimizer(numel, config, replicas)}
     engine = {"engine weights": engine_bytes(model, config)}
     cache = {"KV cache": config.rollout.kv_cache_mib * 2**20}
     beside = {} if memory.offload_optimizer else training
@@ -155,8 +155,8 @@ def engine_bytes(model: ModelShape, config: Config) -> int:
     return sum(of_parameter(name, shard.shape) for name, shard in shards.items())
 
 
-def _optimizer(numel: int, config: Config, lanes: int) -> int:
-    share = lanes if config.optimizer.distributed else 1
+def _optimizer(numel: int, config: Config, replicas: int) -> int:
+    share = replicas if config.optimizer.distributed else 1
     return -(-numel // share) * OPTIMIZER_BYTES[config.precision.dtype]
 
 

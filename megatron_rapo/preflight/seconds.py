@@ -57,13 +57,13 @@ def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> T
     rounds = plan(
         model, TORCH_NORMS, layouts, rank=0, itemsize=itemsize, bucket_bytes=config.reshard.bucket_mib * 2**20
     )
-    lanes = layouts.lanes
+    replicas = layouts.replicas
     of_rank = batch.tokens / (world // layout.model_size) / layout.context / layout.pipeline
     return Traffic(
         copied=sum(move.numel for each in rounds for move in each.copies) * itemsize,
         sent=sum(move.numel for each in rounds for moves in each.sends.values() for move in moves) * itemsize,
         gradients=round(
-            2 * (lanes - 1) / lanes * parameters(model, config)[0] * GRADIENT_BYTES * batch.optimizer_steps
+            2 * (replicas - 1) / replicas * parameters(model, config)[0] * GRADIENT_BYTES * batch.optimizer_steps
         ),
         # Two sums of hidden states a layer forward (scored once or twice) and two backward, as rings send them.
         tensor_parallel=round(

@@ -2,7 +2,7 @@
 
 Every process holds a shard of the trainer and a shard of an engine. What the engine needs of a parameter and the
 process' own trainer has is copied; the rest comes from other processes, and each piece from one of its data-parallel
-holders: the one in the receiver's own lane where that is fair, for it is near, and otherwise the one that has sent
+holders: the one in the receiver's own replica where that is fair, for it is near, and otherwise the one that has sent
 least. Nothing is sent that is not needed. No rank learns from another what it must do, so the plan imports neither
 megatron nor vllm, needs no process group, and can be made for any rank of any world.
 
@@ -31,14 +31,14 @@ from megatron_rapo.models.parameter_map import (
 )
 
 FAIR = 0.02
-"""A receiver's own lane sends as long as the most and the least loaded holder differ by no more than this share."""
+"""A receiver's own replica sends as long as the most and the least loaded holder differ by no more than this share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layouts:
     """The trainer's layout and the engines', over the same `world` processes.
 
-    Ranks count up over tensor, then context and data (here: lanes), then pipeline, as Megatron's default order has it;
+    Ranks count up over tensor, then context and data (here: replicas), then pipeline, as in Megatron's default order;
     an engine is `engine_tensor` consecutive ranks.
     """
 
@@ -49,13 +49,13 @@ class Layouts:
     engine_tensor: int
 
     @property
-    def lanes(self) -> int:
+    def replicas(self) -> int:
         """Copies of the trainer's model: context- times data-parallel size."""
         return self.world // (self.tensor * self.pipeline)
 
-    def rank(self, tensor: int, lane: int, stage: int) -> int:
+    def rank(self, tensor: int, replica: int, stage: int) -> int:
         """The process at these coordinates of the trainer."""
-        return tensor + self.tensor * (lane + self.lanes * stage)
+        return tensor + self.tensor * (replica + self.replicas * stage)
 
 
 class Block(NamedTuple):
@@ -220,7 +220,7 @@ class _Pair:
     destinations: np.ndarray  # ranks, int [N]
     holders: np.ndarray  # ranks
     remote: np.ndarray  # bool [N]: the destination is no holder
-    preferred: np.ndarray  # of each remote destination, the holder (index) in its lane
+    preferred: np.ndarray  # of each remote destination, the holder (index) in its replica
 
     @property
     def numel(self) -> int:
@@ -247,12 +247,12 @@ class _Router:
                 self._sent[pair.holders] += pair.numel * np.bincount(chosen, minlength=len(pair.holders))
                 sources = pair.destinations.copy()
                 sources[pair.remote] = pair.holders[chosen]
-            per_stage = self._layouts.tensor * self._layouts.lanes
+            per_stage = self._layouts.tensor * self._layouts.replicas
             yield Route(entry, names, per_stage, pair.regions, pair.destinations, sources)
 
     def _pair(self, entry: Entry, stages: Sequence[int]) -> Iterator[_Pair]:
         layouts, ranks = self._layouts, np.arange(self._layouts.world)
-        lanes, block = layouts.lanes, layouts.tensor * layouts.lanes
+        replicas, block = layouts.replicas, layouts.tensor * layouts.replicas
         for engine_rank in range(layouts.engine_tensor):
             theirs = entry.holding.engine(layouts.engine_tensor, engine_rank)
             for tensor in range(layouts.tensor):
@@ -266,10 +266,12 @@ class _Router:
                 destinations = ranks[chosen]
                 if not len(destinations):
                     continue
-                holders = np.array([layouts.rank(tensor, lane, stage) for stage in stages for lane in range(lanes)])
+                holders = np.array(
+                    [layouts.rank(tensor, replica, stage) for stage in stages for replica in range(replicas)]
+                )
                 remote = ~np.isin(destinations, holders)
                 others = destinations[remote]
-                preferred = others // layouts.tensor % lanes + lanes * (others // block % len(stages))
+                preferred = others // layouts.tensor % replicas + replicas * (others // block % len(stages))
                 yield _Pair(regions, destinations, holders, remote, preferred)
 
 

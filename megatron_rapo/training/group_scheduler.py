@@ -73,7 +73,7 @@ class Rollout:
     scalars: dict[str, float]
 
 
-class Rollouts:
+class GroupScheduler:
     """The rollouts of a run, one after the other. `next` is collective over the world; all processes hold the same."""
 
     def __init__(self, config: Config, *, sampler: Sampler, monitor: Monitor, prompts: Sequence[Prompt]) -> None:

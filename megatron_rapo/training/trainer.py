@@ -34,7 +34,7 @@ from megatron_rapo.scoring.objective import groups_with_signal, loss_function, t
 from megatron_rapo.scoring.packing import PackedBatch
 from megatron_rapo.training.export import export
 from megatron_rapo.training.gradient_share import BY_REWARD, WHOLE, GradientShareSchedule
-from megatron_rapo.training.group_scheduler import Rollouts
+from megatron_rapo.training.group_scheduler import GroupScheduler
 from megatron_rapo.training.metrics import (
     estimator_scalars,
     histograms,
@@ -71,7 +71,7 @@ class Trainer:
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
         self._weight_sync, self._signals, self._profiler = weight_sync, signals, profiler
-        self._rollouts = Rollouts(config, sampler=sampler, monitor=monitor, prompts=train_prompts)
+        self._rollouts = GroupScheduler(config, sampler=sampler, monitor=monitor, prompts=train_prompts)
         self._heldout = heldout
         self._loss = self._loss_with()
         self._budget = GapBudget(config.precision, monitor.message)

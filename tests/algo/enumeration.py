@@ -21,7 +21,7 @@ UNTRUNCATED: dict[str, Any] = {"importance_cap": NO_CAP, "log_rho_cap": NO_CAP, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class TabularPolicy:
     """Log-probabilities of all distributions of one state but the policy's, which has logits."""
 
     logits_V: Tensor
@@ -67,12 +67,12 @@ class World:
         return torch.autograd.grad(self.expected_loss(logits_V, divergence, **settings).loss, logits_V)[0]
 
 
-def make_world(seed: int, phi: float, *, old_noise: float = 0.0, engine_noise: float = 0.0) -> World:
+def make_world(seed: int, phi: float, *, old_noise: float = 0.0, engine_noise: float = 0.0) -> TabularPolicy:
     """Random distributions; without noise the old policy is the policy, and the engine's is the old one."""
     generator = torch.Generator().manual_seed(seed)
     logits_V, ref_V, advantage_V, old_V, engine_V = torch.randn(5, V, dtype=torch.float64, generator=generator)
     reweighted_V = ref_V.softmax(0) ** phi
-    return World(
+    return TabularPolicy(
         logits_V=logits_V,
         ref_logits_V=ref_V,
         phi=phi,

@@ -7,7 +7,7 @@ from megatron_rapo.algo import DIVERGENCES, divergences
 from megatron_rapo.algo.divergences import Divergence
 from megatron_rapo.audit import audit
 from megatron_rapo.audit.measure import REGIMES
-from megatron_rapo.audit.toy_policy import VOCABULARY, make_world
+from megatron_rapo.audit.toy_policy import VOCABULARY, make_policy
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
 
 PENALTIES = sorted(DIVERGENCES.keys() - {"none"})
@@ -110,15 +110,15 @@ def test_a_wrong_name_is_found_out(monkeypatch, estimate, called, really):
     assert found.terms["on-policy"]["divergence"].bias > 0.05
 
 
-def test_the_world_is_a_distribution_over_all_completions():
-    world = make_world(0, RewardConfig(), 0.8, off_policy=True)
-    assert len(set(world.completions)) == VOCABULARY**2
-    assert float(world.chances(world.engine_SV).sum()) == pytest.approx(1.0, abs=1e-12)
-    states_T, _ = world.path
-    passed_S = torch.zeros_like(world.visits()).index_add_(
-        0, states_T, world.batch(advantage_N=world.rewards_N, phi_N=world.rewards_N).weight_T
+def test_the_policy_is_a_distribution_over_all_completions():
+    policy = make_policy(0, RewardConfig(), 0.8, off_policy=True)
+    assert len(set(policy.completions)) == VOCABULARY**2
+    assert float(policy.chances(policy.engine_SV).sum()) == pytest.approx(1.0, abs=1e-12)
+    states_T, _ = policy.path
+    passed_S = torch.zeros_like(policy.visits()).index_add_(
+        0, states_T, policy.batch(advantage_N=policy.rewards_N, phi_N=policy.rewards_N).weight_T
     )
-    torch.testing.assert_close(passed_S, world.visits(), rtol=0, atol=1e-12)
-    on_policy = make_world(0, RewardConfig(), 0.8, off_policy=False)
+    torch.testing.assert_close(passed_S, policy.visits(), rtol=0, atol=1e-12)
+    on_policy = make_policy(0, RewardConfig(), 0.8, off_policy=False)
     assert torch.equal(on_policy.engine_SV, on_policy.policy_SV) and torch.equal(on_policy.old_SV, on_policy.policy_SV)
-    assert not torch.equal(world.engine_SV, world.old_SV)
+    assert not torch.equal(policy.engine_SV, policy.old_SV)

@@ -15,7 +15,7 @@ from megatron_rapo.data import EpochOrder
 from megatron_rapo.monitor import Monitor
 from megatron_rapo.rewards import Rewards
 from megatron_rapo.rollout.sampler import Sampler
-from megatron_rapo.training.group_scheduler import Rollouts
+from megatron_rapo.training.group_scheduler import GroupScheduler
 from megatron_rapo.types import Problem, Prompt
 from tests.scripted import ScriptedEngine, ScriptedVerifier
 
@@ -48,7 +48,7 @@ def test_figures_by_hand(tmp_path: Path, policy: str, expected: dict[str, float]
     [first] = EpochOrder(24, seed=0).take(1)
     engine = ScriptedEngine(lambda prompt, _: 9 if prompt == first else 2)
     sampler = Sampler(engine, ScriptedVerifier(), Rewards(config.reward))
-    rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
+    rollouts = GroupScheduler(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
     found = bench_long_tail.measure(rollouts, lambda version: setattr(engine, "weight_version", version), 2)
     assert found.pop("seconds") >= 0 and found == expected
 

@@ -47,7 +47,7 @@ def test_speed(model: ModelShape) -> None:
 
 def test_memory_is_compared_without_an_engine(folder: Path, model: ModelShape) -> None:
     config = run_config(folder, "torch", tokens_per_microbatch=8192)
-    said = states(model, config, lanes=1, layers="torch")["training"]
+    said = states(model, config, replicas=1, layers="torch")["training"]
     own = said.total - said.parts["engine weights"] - said.parts["KV cache"]
     found = training.memory(model, config, {"training": own // 2})
     assert found["training"]["preflight_mib"] == round(own / 2**20, 1)

@@ -89,7 +89,7 @@ def measure(folder: Path, sections: dict[str, Any]) -> dict[str, list[int]]:
     policy = Policy(config, shape, init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0))
     [scored] = policy.score([policy.pack(rollout(shape.vocab_size))])
     kept = most_kept(policy, config, scored)
-    stage, lanes = policy.parallel.pipeline_group.rank(), policy.parallel.data_context_group.size()
+    stage, replicas = policy.parallel.pipeline_group.rank(), policy.parallel.data_context_group.size()
     exact = policy._passes.exact
     measured = {
         "weights": bytes_of([p for chunk in policy.chunks for p in chunk.parameters()]),
@@ -99,7 +99,7 @@ def measure(folder: Path, sections: dict[str, Any]) -> dict[str, list[int]]:
         "reference": bytes_of(policy.reference._weights) if policy.reference else 0,
         "reference's output layer": exact.head_weight.nbytes if exact else 0,
     }
-    states = memory._states_of_stage(shape, config, lanes, "torch", stage)
+    states = memory._states_of_stage(shape, config, replicas, "torch", stage)
     computed = {**states["training"], "reference": states["training"]["weights"]}
     end_groups()
     return {part: [value, computed.get(part, 0)] for part, value in measured.items()}

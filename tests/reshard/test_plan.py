@@ -56,7 +56,7 @@ def plans(model, where, bucket_bytes):
 
 def coordinates(where, rank):
     """Tensor rank and stage, from Megatron's order of ranks."""
-    return rank % where.tensor, rank // (where.tensor * where.lanes)
+    return rank % where.tensor, rank // (where.tensor * where.replicas)
 
 
 def trainer_parameters(model, where, read):
@@ -196,18 +196,18 @@ def test_a_tied_embedding_stays_where_it_is_on_the_last_stage():
 
 
 def test_who_is_near_sends():
-    """Every lane serves itself, where each has as much to serve."""
+    """Every replica serves itself, where each has as much to serve."""
     where = layouts(64, 4, 2, 2)
     for wave in waves(shape(**BIG), TORCH_NORMS, where):
         for route in wave:
             assert (route.sources // 4 % 8 == route.destinations // 4 % 8).all()
 
 
-def test_who_has_sent_least_sends_where_the_lanes_differ():
-    """Engines of two lanes: without balance, lane 0 would send the first half of everything, and lane 1 nothing."""
+def test_who_has_sent_least_sends_where_the_replicas_differ():
+    """Engines of two replicas: without balance, replica 0 would send the first half of all, and replica 1 nothing."""
     sent, _ = sent_by(shape(**BIG | {"num_layers": 8}), layouts(8, 2, 1, 4))
-    by_lane = sent.reshape(4, 2)
-    assert (by_lane.max(0) <= 1.1 * by_lane.mean(0)).all() and by_lane.min() > 0
+    by_replica = sent.reshape(4, 2)
+    assert (by_replica.max(0) <= 1.1 * by_replica.mean(0)).all() and by_replica.min() > 0
 
 
 def test_a_bucket_too_small_is_refused():
@@ -269,7 +269,7 @@ def test_at_scale(model, where):
             for ours, theirs in zip(routes, first, strict=True):
                 assert ours.regions == theirs.regions and (ours.destinations == theirs.destinations).all()
         for route in routes:
-            stage, tensor = route.sources // (where.tensor * where.lanes), route.sources % where.tensor
+            stage, tensor = route.sources // (where.tensor * where.replicas), route.sources % where.tensor
             assert set(np.unique(stage)) <= set(route.source_names)
             assert (tensor == tensor[0]).all()
         if entry.layer is not None:
@@ -277,7 +277,9 @@ def test_at_scale(model, where):
 
     sent, received = sent_by(model, where)
     assert sent.sum() == received.sum()
-    by_kind = sent.reshape(where.pipeline, where.lanes, where.tensor)  # lanes are what could take each other's place
+    by_kind = sent.reshape(
+        where.pipeline, where.replicas, where.tensor
+    )  # replicas are what could take each other's place
     assert (by_kind.max(1) <= 1.1 * by_kind.mean(1)).all()
 
     started_s = time.process_time()

@@ -9,7 +9,7 @@ from megatron_rapo.data import EpochOrder
 from megatron_rapo.monitor import Monitor
 from megatron_rapo.rollout import Work
 from megatron_rapo.rollout.sampler import sampling_seed
-from megatron_rapo.training.group_scheduler import Rollouts
+from megatron_rapo.training.group_scheduler import GroupScheduler
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Span, Verdict
 
 STEP, RUN_SEED = 3, 11
@@ -69,7 +69,7 @@ def roll_out(load, signals, *, refill_rounds, num_engines=1, overlong="keep"):
         *(f"run.seed={RUN_SEED}", f"algorithm.overlong={overlong}"),
     )
     sampler = Sampler(num_engines, signals)
-    rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts_of(100))
+    rollouts = GroupScheduler(config, sampler=sampler, monitor=Monitor(), prompts=prompts_of(100))
     rollout = rollouts.next(STEP)
     assert not sampler.signals  # nothing was drawn that the case does not list, and all of it was
     assert rollout.scalars == {"rollout/decode_steps": 2 * len(sampler.rounds), "rollout/prefix_cached": 0.75}
@@ -129,7 +129,7 @@ def test_rounds_across_the_end_of_an_epoch_have_no_problem_twice(load):
         *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", "batch.refill_rounds=2", f"run.seed={RUN_SEED}")
     )
     sampler = Sampler(1, "SSSS" + 4 * "....S.....S")
-    rollouts = Rollouts(config, sampler=sampler, monitor=Monitor(), prompts=prompts_of(12))
+    rollouts = GroupScheduler(config, sampler=sampler, monitor=Monitor(), prompts=prompts_of(12))
     rollouts.next(STEP)
     drawn = []
     for _ in range(4):

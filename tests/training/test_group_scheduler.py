@@ -16,7 +16,7 @@ from megatron_rapo.monitor import Monitor
 from megatron_rapo.monitor.scalars import SCALARS
 from megatron_rapo.rewards import Rewards
 from megatron_rapo.rollout.sampler import Sampler, sampling_seed
-from megatron_rapo.training.group_scheduler import Begun, Rollouts
+from megatron_rapo.training.group_scheduler import Begun, GroupScheduler
 from megatron_rapo.types import NOTHING, Problem, Prompt
 from tests.scripted import ScriptedEngine, ScriptedVerifier
 
@@ -35,7 +35,7 @@ def begin(load, *overrides, length=lambda _, seed: 1 + seed % 40, prompts=PROMPT
     """Rollouts of four groups of three, most of them with a completion that is long."""
     settings = [f"batch.completions_per_prompt={GROUP}", "batch.prompts_per_step=4", f"run.seed={RUN_SEED}"]
     sampler = Sampler(ScriptedEngine(length), ScriptedVerifier(), Rewards(RewardConfig()))
-    return Rollouts(load(*settings, *overrides), sampler=sampler, monitor=Monitor(), prompts=prompts), sampler
+    return GroupScheduler(load(*settings, *overrides), sampler=sampler, monitor=Monitor(), prompts=prompts), sampler
 
 
 def roll_out(rollouts, sampler, step):
