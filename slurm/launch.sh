@@ -94,7 +94,7 @@ from importlib.util import find_spec
 
 missing = [name for name in ("torch", "megatron", "vllm", "transformers", "math_verify") if find_spec(name) is None]
 if missing:
-    sys.exit(f"has no {', '.join(missing)}; name the Python that the package was installed for (README, On GPUs)")
+    sys.exit(f"has no {', '.join(missing)}; name the Python that the package was installed for (docs/gpus.md)")
 wanted = int(sys.argv[1])
 if wanted:
     import torch

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that can be checked without a GPU: style, types, scripts, tests.
+# Everything that can be checked without a GPU: style, types, scripts, documentation, tests.
 #
 #   tests/run.sh                        all of it
 #   tests/run.sh tests/algo -k loss     with arguments only pytest runs, and gets them
@@ -37,6 +37,7 @@ check "ruff format" ruff format --check --quiet .
 check "mypy" mypy --no-error-summary
 mapfile -t SCRIPTS < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run)
 check "shellcheck" shellcheck "${SCRIPTS[@]}"
+check "docs" python -m sphinx -q -W --keep-going docs build/docs
 check "pytest" python -m pytest --numprocesses 2
 
 if ((${#FAILED[@]})); then

@@ -39,7 +39,7 @@ def pinned(*files: str) -> dict[str, Version]:
     ("extras", "files"),
     [
         (("cpu",), ("requirements-cpu.txt",)),
-        (("dev", "plots"), ("requirements-cpu.txt", "requirements-dev.txt")),
+        (("dev", "docs", "plots"), ("requirements-cpu.txt", "requirements-dev.txt")),
         (("peers",), ("requirements-cpu.txt", "requirements-peers.txt")),
         (("gpu",), ("requirements-gpu.txt",)),
     ],

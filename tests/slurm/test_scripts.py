@@ -147,7 +147,7 @@ def refusal(environment: dict[str, str], folder: Path) -> str:
         (
             {"RAPO_PYTHON": "{bare}"},
             "RAPO_PYTHON={bare}: has no torch, megatron, vllm, transformers, math_verify; name the Python that the "
-            "package was installed for (README, On GPUs).",
+            "package was installed for (docs/gpus.md).",
         ),
         (
             {"RAPO_CONTAINER": "{here}/rapo.sqsh"},
