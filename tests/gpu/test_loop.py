@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from megatron_rapo.config.file import load_config
 from megatron_rapo.models import read_shape
 from megatron_rapo.preflight.checks import check_model, check_rollout, check_world_size
-from tests import training
+from tests import short_runs
 from tests.short_runs import ROOT, kill_tree, metrics, start
 
 STEPS, TIMEOUT_S = 3, 300
@@ -37,7 +37,7 @@ CASES = {
 def test_settings_fit_the_model_and_one_process(case: str, tmp_path: Path) -> None:
     """All that is refused without a GPU being asked."""
     config_file = tmp_path / "config.toml"
-    config_file.write_text(training.CONFIG.format(folder=tmp_path / "run", heldout="heldout.jsonl", steps=STEPS))
+    config_file.write_text(short_runs.CONFIG.format(folder=tmp_path / "run", heldout="heldout.jsonl", steps=STEPS))
     config = load_config(config_file, (*COMMON, *CASES[case].settings))
     shape = read_shape(ROOT / config.model.path)
     check_world_size(config, 1)
