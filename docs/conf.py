@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 _LEAVES_DOCS = re.compile(r"\[(?P<text>[^\]]+)\]\(\.\./(?P<path>[^)#]+)[^)]*\)")
 
 project = "megatron_rapo"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 4
 html_theme = "furo"
 html_title = "megatron_rapo"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 
 import pytest
@@ -37,3 +38,9 @@ def test_every_file_that_the_architecture_names_is_there() -> None:
                 else:
                     folder = found.parent
     assert len(rows) > 40 and missing == []
+
+
+def test_the_examples_of_the_api_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = doctest.testfile(str(ROOT / "docs/api.rst"), module_relative=False)
+    assert found.attempted > 20 and found.failed == 0
