@@ -31,6 +31,7 @@ TOOLS = {
     "convert": ("commands.convert", "convert, reshard, inspect and compare checkpoints"),
     "prepare-data": ("commands.prepare_data", "make a data set ready for training, or show a prompt of it"),
     "check-verifier": ("commands.check_verifier", "measure the verifier on a data set"),
+    "settings": ("commands.settings", "describe every setting, or those of SECTION[.FIELD]"),
     "tensorboard": ("commands.tensorboard", "open TensorBoard on runs, by their folders or Slurm job numbers"),
 }
 """Commands that parse their own arguments: the module whose `main` does, and a line for --help."""
@@ -49,12 +50,14 @@ examples:
   megatron-rapo judge completions.jsonl --answer "after:####"
   megatron-rapo audit run.toml
   megatron-rapo preflight run.toml --gpus 16 --gpu-memory-gib 80 --suggest
+  megatron-rapo settings batch
   megatron-rapo doctor
   megatron-rapo launch --nproc-per-node 8 evaluate run.toml --model models/base --output base.jsonl
   megatron-rapo launch --nproc-per-node 8 evaluate run.toml --model runs/mine/checkpoints/step-000100
   megatron-rapo compare base.json mine.json --plot curves.png --hard hard.jsonl
 
-Every setting is described in megatron_rapo/config/; each run writes the ones it used to RUN/config.json.
+`megatron-rapo settings` describes every setting (also docs/settings.md). Each run writes those it used to
+RUN/config.json.
 """
 
 

@@ -69,7 +69,11 @@ def test_help(columns):
     assert "compare what models scored on the same problems, side by side; runs none of them" in words
     assert "report one HTML file that shows runs; opens anywhere, without a network" in words
     assert "\n  megatron-rapo launch --nproc-per-node 2 train examples/quickstart.toml\n" in text
-    assert text.endswith("each run writes the ones it used to RUN/config.json.\n")
+    assert "settings describe every setting, or those of SECTION[.FIELD]" in words
+    assert text.endswith(
+        "`megatron-rapo settings` describes every setting (also docs/settings.md). Each run writes those it used to\n"
+        "RUN/config.json.\n"
+    )
 
 
 @pytest.mark.parametrize("columns", [60, 120])

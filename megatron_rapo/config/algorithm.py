@@ -21,41 +21,112 @@ Divergence = Literal[
 
 
 class AlgorithmConfig(Section):
-    """The objective: clipped surrogate - alpha * divergence + beta * entropy (algo/loss.py)."""
+    """Define the objective: clipped surrogate - alpha * divergence + beta * entropy (algo/loss.py)."""
 
     divergence: Divergence = "forward_kl"
-    """The penalty, named by its gradient (algo/divergences.py lists them; the audit command measures them)."""
+    """Choose the penalty towards the reweighted reference. Each is named after the quantity whose gradient it follows:
+    algo/divergences.py lists them, and `audit` measures them. none trains without a reference.
+
+    Excludes: none excludes algorithm.alpha above 0, algorithm.phi other than constant, algorithm.phi_max below 1,
+    algorithm.log_rho_cap and memory.reference_on_device.
+    Also called: KL penalty, forward KL, reverse KL.
+    """
     alpha: float = Field(default=1e-3, ge=0, le=MAX_VALUE)
-    """Coefficient of the divergence; 0 with divergence none."""
+    """Multiply the divergence by this coefficient.
+
+    Unit: none.
+    Default: 0 with algorithm.divergence=none.
+    Needs: more than 0 with any algorithm.divergence but none, and 0 with none.
+    Also called: KL coefficient.
+    """
     beta: float = Field(default=1e-3, ge=0, le=MAX_VALUE)
-    """Coefficient of the policy's entropy, a bonus."""
+    """Multiply the policy's entropy, a bonus, by this coefficient.
+
+    Unit: none.
+    Also called: entropy bonus, entropy coefficient.
+    """
     phi: Literal["linear", "power", "sigmoid", "constant"] = "linear"
-    """How the reference's exponent rises with the reward, from phi_min to phi_max; constant is phi_max throughout."""
+    """Choose how phi, the exponent of the reference, rises with the reward from phi_min to phi_max. constant uses
+    phi_max at every reward.
+
+    Default: constant with algorithm.divergence=none.
+    Excludes: algorithm.divergence=none allows only constant; constant excludes an algorithm.phi_min below
+    algorithm.phi_max.
+    Also called: reward-aware reference reweighting (RAPO).
+    """
     phi_min: float = Field(default=0.9, ge=0, le=1)
-    """Exponent of the reference at the lowest reward; 0 makes it uniform, which drives the policy there."""
+    """Raise the reference to this exponent at the lowest reward. 0 makes the reference uniform, which drives the policy
+    towards uniform there.
+
+    Unit: none.
+    Default: phi_max with algorithm.phi=constant.
+    Limits: not above algorithm.phi_max.
+    """
     phi_max: float = Field(default=1.0, ge=0, le=1)
-    """Exponent of the reference at the highest reward; 1 leaves the reference as it is."""
+    """Raise the reference to this exponent at the highest reward. 1 leaves the reference as it is.
+
+    Unit: none.
+    Excludes: a value below 1 excludes algorithm.divergence=none.
+    """
     phi_exponent: float = Field(default=2.0, ge=1e-3, le=1e3)
-    """Of phi = power: phi rises as the reward's place in its range to this exponent."""
+    """Raise the reward's place in its range, from 0 to 1, to this exponent to get phi.
+
+    Unit: none.
+    Needs: algorithm.phi=power.
+    """
     phi_sharpness: float = Field(default=10.0, ge=1e-3, le=MAX_VALUE)
-    """Of phi = sigmoid: its steepness at the middle of the reward's range; a step where it is large."""
+    """Set the steepness of the sigmoid phi at the middle of the reward's range. A large value makes it a step.
+
+    Unit: none.
+    Needs: algorithm.phi=sigmoid.
+    """
     advantage: Literal["mean_std", "mean", "leave_one_out"] = "mean_std"
-    """Reward relative to its group (algo/advantages.py): mean_std is GRPO's, mean is Dr. GRPO's."""
+    """Choose how a reward is compared with its group (algo/advantages.py). mean_std subtracts the mean and divides by
+    the standard deviation (GRPO). mean only subtracts the mean (Dr. GRPO). leave_one_out subtracts the mean of the
+    others (RLOO)."""
     aggregation: Literal["token", "sequence"] = "token"
-    """What the objective is a mean over: all tokens alike (DAPO), or sequences, each a mean of its tokens (GRPO)."""
+    """Average the objective over all tokens alike (token, DAPO), or over sequences, each the mean of its tokens
+    (sequence, GRPO).
+
+    Also called: token-level loss, loss aggregation.
+    """
     ratio: Literal["token", "sequence"] = "token"
-    """The surrogate's probability ratio: each token's (PPO, GRPO), or its sequence's geometric mean (GSPO)."""
+    """Use the probability ratio of each token (token, PPO and GRPO), or the geometric mean over its sequence (sequence,
+    GSPO).
+
+    Also called: importance sampling level, GSPO.
+    """
     clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """The surrogate's probability ratio is clipped below at 1 - clip_low."""
+    """Clip the probability ratio from below at 1 - clip_low.
+
+    Unit: none.
+    Also called: clip range, epsilon_low.
+    """
     clip_high: float = Field(default=0.2, gt=0, le=MAX_VALUE)
-    """The surrogate's probability ratio is clipped above at 1 + clip_high."""
+    """Clip the probability ratio from above at 1 + clip_high. A value above clip_low is what DAPO calls clip-higher.
+
+    Unit: none.
+    Also called: clip-higher (DAPO), clip range, epsilon_high.
+    """
     overlong: Literal["keep", "mask", "mask_keep_baseline"] = "keep"
-    """Completions that the length limit cut off: keep trains on them; mask leaves them out of the loss and of their
-    group's mean and deviation; mask_keep_baseline leaves them out of the loss only."""
+    """Choose what happens to completions that the length limit cut off. keep trains on them. mask leaves them out of
+    the loss and of their group's mean and deviation. mask_keep_baseline leaves them out of the loss only.
+
+    Also called: overlong filtering (DAPO), truncated completions.
+    """
     importance_cap: float = Field(default=2.0, ge=1, le=MAX_VALUE)
-    """Truncation of the detached importance weights: old policy over engine, current policy over engine."""
+    """Truncate the detached importance weights at this value: old policy over engine, and current policy over engine.
+
+    Unit: none.
+    Also called: truncated importance sampling (TIS).
+    """
     log_rho_cap: float = Field(default=10.0, gt=0, le=80)
-    """Bound of |log rho| before it is exponentiated, nats; hits are counted, their gradient is kept."""
+    """Clamp the log-ratio log rho to plus and minus this value before exp, to avoid overflow. Clamped tokens are
+    counted and keep their gradient.
+
+    Unit: nats.
+    Excludes: algorithm.divergence=none and those that end in _exact, which have no ratio.
+    """
 
     @model_validator(mode="before")
     @classmethod

@@ -11,18 +11,42 @@ from megatron_rapo.config.section import MAX_MIB, MAX_SIZE, MAX_STEPS, MAX_TOKEN
 
 
 class ParallelConfig(Section):
-    """Megatron's layout of the trainer; data parallelism is what remains of the processes."""
+    """Lay out the trainer over processes. Data parallelism takes the factor of the processes that remains."""
 
     tensor: int = Field(default=1, ge=1, le=MAX_SIZE)
-    """Tensor-parallel size."""
+    """Split each layer over this many processes (tensor parallelism).
+
+    Unit: processes.
+    Limits: tensor times pipeline times context must divide the number of processes.
+    Also called: TP, tensor_model_parallel_size.
+    """
     pipeline: int = Field(default=1, ge=1, le=MAX_SIZE)
-    """Pipeline-parallel size."""
+    """Split the layers over this many pipeline stages (pipeline parallelism).
+
+    Unit: processes.
+    Limits: parallel.pipeline times parallel.virtual_pipeline is at most the number of layers.
+    Also called: PP, pipeline_model_parallel_size.
+    """
     virtual_pipeline: int = Field(default=1, ge=1, le=MAX_SIZE)
-    """Model chunks per pipeline rank (interleaved schedule); 1 is none."""
+    """Give each pipeline rank this many model chunks (interleaved schedule). 1: no interleaving.
+
+    Unit: model chunks.
+    Needs: parallel.pipeline of at least 2 if above 1.
+    Also called: VPP, interleaved 1F1B.
+    """
     context: int = Field(default=1, ge=1, le=MAX_SIZE)
-    """Context-parallel size: every sequence is split over this many ranks."""
+    """Split every sequence over this many processes (context parallelism).
+
+    Unit: processes.
+    Excludes: batch.share_prompts if above 1.
+    Also called: CP, context_parallel_size.
+    """
     sequence: bool = False
-    """Sequence parallelism: activations between tensor-parallel regions are split over tensor ranks."""
+    """Split the activations between tensor-parallel regions over the tensor-parallel processes (sequence parallelism).
+
+    Needs: parallel.tensor of at least 2.
+    Also called: SP.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> ParallelConfig:
@@ -53,25 +77,58 @@ _OF_FP8 = ("fp8_recipe", *_LEFT_OUT, "bf16_reference")
 
 
 class PrecisionConfig(Section):
-    """Number formats of the trainer and the engine."""
+    """Choose the number formats of the trainer, and how far trainer and engine may differ."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Weights and activations; gradients and the optimizer's own weights are always float32."""
+    """Keep weights and activations in this format. Gradients and the optimizer's own weights are always float32.
+
+    Needs: bfloat16 for precision.fp8, rollout.fp8 and model.layers=transformer_engine.
+    """
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
-    """FP8 format of the layers' linears: hybrid has e5m2 gradients. Needs Transformer Engine and a GPU that has it. The
-    output layer, log-probabilities, entropy and KL stay in high precision."""
+    """Compute the linears of the layers in this FP8 format; hybrid has e5m2 gradients. The output layer,
+    log-probabilities, entropy and KL stay in high precision.
+
+    Needs: precision.dtype=bfloat16, Transformer Engine, and a GPU that supports precision.fp8_recipe.
+    Excludes: memory.reference_on_device; model.layers=torch.
+    """
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
-    """Where FP8's scales come from: the largest magnitudes of earlier steps, of the tensor itself, or of its blocks."""
+    """Choose where FP8's scales come from. delayed: the largest magnitudes of earlier steps. tensorwise: those of the
+    tensor itself. blockwise and mxfp8: those of its blocks.
+
+    Needs: precision.fp8 other than none; a GPU of compute capability 8.9 (delayed, tensorwise), 9.0 (blockwise) or 10.0
+    (mxfp8).
+    """
     bf16_layers_at_start: int = Field(default=0, ge=0, le=MAX_SIZE)
-    """How many of the first layers stay in bfloat16 under FP8."""
+    """Keep this many of the first layers in bfloat16 under FP8.
+
+    Unit: layers.
+    Limits: not above the layers of a pipeline stage.
+    Needs: precision.fp8 other than none.
+    Excludes: precision.fp8_recipe=delayed.
+    """
     bf16_layers_at_end: int = Field(default=0, ge=0, le=MAX_SIZE)
-    """How many of the last layers stay in bfloat16 under FP8."""
+    """Keep this many of the last layers in bfloat16 under FP8.
+
+    Unit: layers.
+    Limits: not above the layers of a pipeline stage.
+    Needs: precision.fp8 other than none.
+    Excludes: precision.fp8_recipe=delayed.
+    """
     bf16_reference: bool = False
-    """The reference is scored in bfloat16 although the policy is in FP8; a KL of 0 at the start has then some noise."""
+    """Score the reference in bfloat16 although the policy is in FP8. A KL that should be 0 at the start then has some
+    noise.
+
+    Needs: precision.fp8 other than none.
+    """
     max_logprob_gap: float = Field(default=0.1, gt=0, le=MAX_VALUE)
-    """Largest mean |engine - trainer| log-probability of a rollout's tokens, nats."""
+    """Allow at most this mean absolute difference between the log-probabilities of the engine and the trainer on the
+    tokens of a rollout.
+
+    Unit: nats.
+    Also called: training-inference mismatch.
+    """
     on_logprob_gap: Literal["stop", "warn"] = "stop"
-    """What is done above max_logprob_gap."""
+    """Choose what happens above precision.max_logprob_gap: end the run (stop), or print a warning and go on (warn)."""
 
     @model_validator(mode="after")
     def _check(self) -> PrecisionConfig:
@@ -95,33 +152,77 @@ class PrecisionConfig(Section):
 
 
 class RolloutConfig(Section):
-    """vLLM, one engine per `tensor` processes."""
+    """Set up vLLM, with one engine per `tensor` processes, and how it samples completions for training."""
 
     tensor: int = Field(default=1, ge=1, le=MAX_SIZE)
-    """Tensor-parallel size of each engine; the engines are replicas of each other."""
+    """Split each engine over this many processes (tensor parallelism). The engines are replicas of each other.
+
+    Unit: processes.
+    Limits: must divide the number of processes.
+    """
     temperature: float = Field(default=1.0, ge=0.01, le=2)  # vLLM changes or refuses others
-    """Sampling temperature; the trainer's log-probabilities use the same."""
+    """Sample training completions at this temperature. The trainer's log-probabilities use the same.
+
+    Unit: none.
+    """
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling; training needs 1."""
+    """Sample from the smallest set of tokens whose probability reaches this value (nucleus sampling). Training needs
+    all tokens; only evaluation.top_p may be lower.
+
+    Unit: probability.
+    Limits: only 1.
+    """
     max_completion_tokens: int = Field(default=1024, ge=1, le=MAX_TOKENS)
-    """Longest completion, tokens."""
+    """Stop a completion at this length. algorithm.overlong says what happens to those that are cut off.
+
+    Unit: tokens.
+    Limits: the longest sequence is not above the positions of the model.
+    Needs: batch.tokens_per_microbatch of at least this plus data.max_prompt_tokens.
+    Also called: max_new_tokens, max_tokens, response length.
+    """
     stop: tuple[str, ...] | None = Field(default=None, strict=False)
-    """Strings at which a completion stops, instead of those of data.template; its text is cut before the string."""
+    """End a completion at any of these strings, instead of those of data.template. The text is cut before the string.
+
+    Default: the stop strings of the template.
+    Limits: no empty string.
+    """
     stop_token_ids: tuple[int, ...] = Field(default=(), strict=False)
-    """Token ids at which a completion stops, besides the model's own end-of-sequence tokens."""
+    """End a completion at any of these token ids, besides the model's own end-of-sequence tokens.
+
+    Unit: token ids.
+    Limits: each from 0 to the largest id of the tokenizer.
+    """
     kv_cache_mib: int = Field(default=1024, ge=1, le=MAX_MIB)
-    """Key-value cache of each process, MiB."""
+    """Reserve this much memory for the key-value cache of each process.
+
+    Unit: MiB.
+    Limits: room for one sequence of the longest length at least; not above the memory of the process.
+    Also called: KV cache size.
+    """
     max_concurrent: int = Field(default=256, ge=1, le=MAX_SIZE)
-    """Most completions that one engine decodes at a time."""
+    """Decode at most this many completions at a time in one engine.
+
+    Unit: completions.
+    Also called: max_num_seqs.
+    """
     compile: bool = False
-    """vLLM's compiled mode (and CUDA graphs): faster decoding, slower start."""
+    """Use vLLM's compiled mode and CUDA graphs: faster decoding, slower start.
+
+    Also called: enforce_eager (its opposite).
+    """
     fp8: bool = False
-    """The engine's linears in FP8 (vLLM's fp8_per_channel: weights by output channel, activations by token), quantised
-    anew at every resharding: half the memory, faster decoding, and tokens from a slightly other policy than the
-    trainer's, which importance weights correct. The output layer stays in precision.dtype."""
+    """Quantise the engine's linears to FP8 at every resharding (vLLM's fp8_per_channel: weights by output channel,
+    activations by token). This halves memory and speeds up decoding. Tokens then come from a slightly different policy,
+    which importance weights correct. The output layer stays in precision.dtype.
+
+    Needs: precision.dtype=bfloat16; on a GPU, compute capability 8.9.
+    """
     packed: bool = False
-    """CPU only: vLLM's packed copies of the weights. Decoding is faster (benchmarks/bench_rollout.py),
-    resharding packs them anew, and the proof covers what was packed instead of what is used."""
+    """Use vLLM's packed copies of the weights on a CPU. Decoding is faster (benchmarks/bench_rollout.py). Each
+    resharding packs the weights anew, and the proof covers the weights that were packed, not the packed copies.
+
+    Needs: a CPU.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> RolloutConfig:
@@ -157,24 +258,49 @@ def _how_often(verify: Any) -> Any:
 
 
 class ReshardConfig(Section):
-    """Moving the trainer's weights into the engine after every step."""
+    """Control how the trainer's weights move into the engine after every step."""
 
     bucket_mib: int = Field(default=512, ge=1, le=MAX_MIB)
-    """Most that a process sends and receives at a time, and so the memory that resharding adds to it, MiB. An engine
-    that packs its weights adds the parameters that are under way."""
+    """Send and receive at most this much at a time in each process. Resharding adds this much memory to a process; an
+    engine that packs its weights adds the parameters that are under way.
+
+    Unit: MiB.
+    """
     verify: Annotated[Literal["every", "first"] | int, BeforeValidator(_how_often)] = "every"
-    """Which reshardings are proven by a digest of every tensor: all, the first of a start, or one of so many steps."""
+    """Choose which reshardings are proven by a digest of every tensor: every one, the first one after a start, or one
+    in this many steps.
+
+    Unit: steps.
+    Limits: every, first, or a number from 1 on.
+    Also called: weight sync check.
+    """
     parity_every_steps: int = Field(default=10, ge=0, le=MAX_STEPS)
-    """Steps between comparisons of engine and trainer on fixed prompts; one at the start is always made, 0: no more."""
+    """Compare engine and trainer on fixed prompts after every so many steps. One comparison at the start is always
+    made. 0: no more.
+
+    Unit: steps.
+    """
 
 
 class MemoryConfig(Section):
-    """What a GPU's memory holds beside what is under way: less, which is moved or rebuilt instead, or more."""
+    """Trade GPU memory for time. Without a GPU these settings are refused."""
 
     engine_sleep: bool = False
-    """The engine's weights and key-value cache are released while the trainer scores and trains (vLLM's sleep mode)."""
+    """Release the engine's weights and key-value cache while the trainer scores and trains (vLLM's sleep mode).
+
+    Needs: a GPU.
+    Also called: sleep mode, free cache engine.
+    """
     reference_on_device: bool = False
-    """The reference's weights stay on the GPU too, where one pass scores with them and the policy's: no exchange with
-    host memory, one pipeline bubble instead of two, and as much memory again as the weights take."""
+    """Keep the reference's weights on the GPU too. One pass then scores with them and with the policy's: no exchange
+    with host memory and one pipeline bubble instead of two. It takes as much memory again as the weights.
+
+    Needs: a GPU, and an algorithm.divergence other than none.
+    Excludes: precision.fp8 other than none.
+    """
     offload_optimizer: bool = False
-    """The optimizer's state is in host memory, and the gradients are released, but while training and saving."""
+    """Keep the optimizer's state in host memory and release the gradients, except while training and saving.
+
+    Needs: a GPU.
+    Also called: CPU offload, optimizer offload.
+    """

@@ -52,56 +52,119 @@ _MOST_WORKERS = 1024
 
 
 class LengthConfig(Section):
-    """A penalty on long completions that rises linearly from 0 at `free_tokens` to `penalty` at `full_tokens`."""
+    """Penalise long completions, linearly from 0 at `free_tokens` to `penalty` at `full_tokens`."""
 
     free_tokens: int = Field(ge=0, le=MAX_TOKENS)
-    """Completions of so many tokens or fewer lose nothing."""
+    """Take no penalty from completions of this length or less.
+
+    Unit: tokens.
+    Limits: below reward.length.full_tokens.
+    """
     full_tokens: int = Field(ge=1, le=MAX_TOKENS)
-    """Completions of so many tokens or more lose all of the penalty."""
+    """Take the full penalty from completions of this length or more.
+
+    Unit: tokens.
+    Limits: not above rollout.max_completion_tokens.
+    """
     penalty: float = Field(gt=0, le=MAX_VALUE)
-    """What is taken from the reward of a completion of full_tokens."""
+    """Take this much from the reward of a completion that has full_tokens.
+
+    Unit: reward.
+    """
 
 
 class FunctionConfig(Section):
-    """A function of the user's own as a term of the reward (rewards/functions.py says what it is called with)."""
+    """Add a function of the user's own as a term of the reward (rewards/functions.py says how it is called)."""
 
     name: str
-    """Of the term in metrics, as reward/term/NAME."""
+    """Name the term; its metric is reward/term/NAME.
+
+    Limits: lower-case letters, digits and _, a letter first; not correctness, format or length; unique among the terms.
+    """
     function: str
-    """FILE.py:FUNCTION, MODULE:FUNCTION, or the name of an entry point in the group megatron_rapo.rewards."""
+    """Call this function: FILE.py:FUNCTION, MODULE:FUNCTION, or the name of an entry point in the group
+    megatron_rapo.rewards. docs/rewards.md says what arguments it gets."""
     range: tuple[_End, _End] = Field(strict=False)
-    """Lowest and highest value that it gives; any other stops the run, since phi depends on the reward's range."""
+    """Give the lowest and the highest value that the function returns. Any other value stops the run, since phi depends
+    on the range of the reward.
+
+    Unit: reward.
+    Limits: the first below the second.
+    """
     weight: float = Field(default=1.0, gt=0, le=MAX_VALUE)
-    """What its values are multiplied by."""
+    """Multiply the function's values by this weight.
+
+    Unit: none.
+    """
 
 
 class RewardConfig(Section):
-    """What a completion is worth: what its verdict earns, less a penalty on its length, plus the user's functions."""
+    """Compute a completion's reward: its verdict, minus a length penalty, plus functions of your own."""
 
     correct: float = Field(default=1.0, ge=-MAX_VALUE, le=MAX_VALUE)
-    """Earned by a completion whose answer is right."""
+    """Give this reward to a completion whose answer is right.
+
+    Unit: reward.
+    Limits: above reward.wrong and reward.unformatted.
+    """
     wrong: float = Field(default=0.0, ge=-MAX_VALUE, le=MAX_VALUE)
-    """Earned by a completion with an answer that is not right (or not decided in time)."""
+    """Give this reward to a completion whose answer is not right, or not decided in time.
+
+    Unit: reward.
+    Limits: below reward.correct.
+    """
     unevaluated: Literal["wrong", "correct"] = "wrong"
-    """What the right value with arithmetic left to do (789*6 for 4734) earns: as a wrong or a right answer."""
+    """Treat the right value with arithmetic left to do (789*6 for 4734) as a wrong or as a correct answer."""
     unformatted: float = Field(default=0.0, ge=-MAX_VALUE, le=MAX_VALUE)
-    """Earned by a completion that gives no answer in the form of `answer`."""
+    """Give this reward to a completion that has no answer in the form of reward.answer.
+
+    Unit: reward.
+    Limits: below reward.correct.
+    Also called: format reward.
+    """
     answer: Annotated[str, BeforeValidator(_form_of_answer)] = "boxed"
-    """Where a completion's answer is: boxed (the last \\boxed{...}), after:MARK (the rest of the line after the last
-    MARK, say after:####), last_number, or tag:NAME (the last <NAME>...</NAME>)."""
+    """Find a completion's answer in this form. boxed: the last \\boxed{...}. after:MARK: the rest of the line after the
+    last MARK, for example after:####. last_number: the last number. tag:NAME: the last <NAME>...</NAME>.
+
+    Limits: a MARK is one line of 1 to 100 characters; a NAME has up to 64 letters, digits, - and _, a letter first.
+    """
     length: LengthConfig | None = None
-    """Penalty on long completions."""
+    """Take a penalty from long completions. It rises linearly from 0 at free_tokens to penalty at full_tokens.
+
+    Default: no penalty.
+    Also called: overlong reward shaping (DAPO), soft overlong punishment.
+    """
     functions: tuple[FunctionConfig, ...] = Field(default=(), strict=False)
-    """The user's own terms."""
+    """Add reward terms of your own. Each is a table with the settings below.
+
+    Default: no terms of your own.
+    Also called: custom reward function.
+    """
     workers: Annotated[Literal["auto"] | int, BeforeValidator(_number_of_workers)] = "auto"
-    """Verifier processes per training process; auto: its share of the node's cores less one, from 1 to 16."""
+    """Start this many verifier processes for each training process. auto takes the training process's share of the
+    node's cores, less one, from 1 to 16.
+
+    Unit: processes.
+    Limits: 1 to 1,024.
+    """
     timeout_s: float = Field(default=5.0, gt=0, le=MAX_SECONDS)
-    """Deadline of one answer, seconds; the worker is killed when it passes."""
+    """Kill the worker and count the answer as timed out when judging one answer takes longer.
+
+    Unit: seconds.
+    Limits: not above reward.budget_s.
+    """
     budget_s: float = Field(default=120.0, gt=0, le=MAX_SECONDS)
-    """Longest time for which the answers of a rollout, or of a part of an evaluation, hold others up, seconds;
-    what is not judged by then is timed out. What is judged while others are being sampled costs nothing."""
+    """Wait at most this long for the verdicts of a rollout, or of a part of an evaluation. Answers not judged by then
+    are timed out. Judging that overlaps with sampling does not count.
+
+    Unit: seconds.
+    Limits: at least reward.timeout_s; below run.timeout_s.
+    """
     memory_mib: int = Field(default=1024, ge=512, le=MAX_MIB)
-    """Address space of a verifier process, MiB."""
+    """Limit the address space of each verifier process.
+
+    Unit: MiB.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> RewardConfig:

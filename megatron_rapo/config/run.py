@@ -11,38 +11,74 @@ from megatron_rapo.errors import shortened
 
 
 class RunConfig(Section):
-    """The run as a whole."""
+    """Say where the run is written, how long it is and how it is seeded."""
 
     folder: FilePath
-    """Where everything about the run is written."""
+    """Write everything about the run into this folder."""
     steps: int = Field(ge=1, le=MAX_STEPS)
-    """Rollouts (each with batch.optimizer_steps_per_rollout optimizer steps)."""
+    """Train for this many steps. Each is one rollout with batch.optimizer_steps_per_rollout optimizer steps.
+
+    Unit: steps.
+    """
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the data order and of every sampled token."""
+    """Seed the data order and every sampled token.
+
+    Unit: none.
+    """
     deterministic: bool = False
-    """Train on GPUs with kernels that give the same bits each time, slower; what has no such kernel is an error. On a
-    CPU every run is the same."""
+    """Train on GPUs with kernels that give the same bits each time. They are slower, and an operation without such a
+    kernel is an error. On a CPU every run is deterministic."""
     timeout_s: float = Field(default=600.0, gt=0, le=MAX_SECONDS)
-    """How long a process waits for the others in a collective before it ends with an error, seconds."""
+    """End a process with an error when it has waited this long for the others in a collective.
+
+    Unit: seconds.
+    Limits: above reward.budget_s.
+    """
 
 
 class CheckpointConfig(Section):
-    """What is kept of a run."""
+    """Say when checkpoints and Hugging Face folders are written, and which are kept."""
 
     every_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Steps between checkpoints; 0: none by steps."""
+    """Save a checkpoint after every so many steps. 0: no checkpoints by steps.
+
+    Unit: steps.
+    Limits: not above run.steps.
+    """
     every_minutes: float = Field(default=30.0, ge=0, le=MAX_SECONDS)
-    """Minutes after which a step is saved if none was meanwhile; only the newest such checkpoint stays; 0: never."""
+    """Save a checkpoint when no step was saved for this long. Only the newest of these checkpoints is kept. 0: never.
+
+    Unit: minutes.
+    """
     async_save: bool = True
-    """Write checkpoints from a copy in host memory while training goes on, which waits for the copy only."""
+    """Write checkpoints from a copy in host memory while training goes on. Training waits only for the copy.
+
+    Also called: asynchronous checkpointing.
+    """
     keep_last: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """How many of the newest checkpoints are kept; 0 keeps all."""
+    """Keep this many of the newest checkpoints. 0: keep all.
+
+    Unit: checkpoints.
+    """
     keep_every: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Checkpoints of every so many steps are kept besides them; 0: none."""
+    """Keep the checkpoints of every so many steps besides the newest ones. 0: none.
+
+    Unit: steps.
+    Limits: a multiple of checkpoint.every_steps.
+    Needs: checkpoint.keep_last above 0.
+    """
     grace_s: float = Field(default=25.0, gt=0, le=MAX_SECONDS)
-    """How long a run goes on after SIGTERM or SIGUSR1, to finish and save, seconds (plain torchrun waits 30)."""
+    """Finish the step and save within this time after SIGTERM or SIGUSR1. Plain torchrun waits for 30 seconds.
+
+    Unit: seconds.
+    """
     hf_every: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Steps between Hugging Face folders of the policy, written during the run (RUN/exports/step-...); 0: none."""
+    """Write the policy as a Hugging Face folder (RUN/exports/step-...) after every so many steps. 0: none during the
+    run.
+
+    Unit: steps.
+    Limits: not above run.steps.
+    """
     hf_export: bool = True
     """Write the trained policy as a Hugging Face folder when the run ends."""
 
@@ -71,19 +107,39 @@ def _how_often(steps: Any) -> Any:
 
 
 class MonitorConfig(Section):
-    """What is written down while a run goes on."""
+    """Say what is recorded while a run goes on."""
 
     writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(default=("tensorboard",), strict=False)
-    """What the run is shown by, beside metrics.jsonl (docs/report.md); wandb and mlflow are to be installed."""
+    """Show the run in these tools, besides metrics.jsonl (docs/report.md).
+
+    Limits: each at most once.
+    Needs: the package wandb or mlflow for the writer of that name.
+    Also called: logger, report_to, Weights & Biases.
+    """
     gradient_share_every_steps: Annotated[Literal["auto"] | int, BeforeValidator(_how_often)] = "auto"
-    """Steps between measurements of the penalty's share of the gradient, by six passes over a micro-batch; 0: never;
-    auto: ten or more, so that measuring costs 5 % of the run at most by estimate (docs/profiling.md)."""
+    """Measure the penalty's share of the gradient every so many steps, with six passes over a micro-batch. 0: never.
+    auto: every ten steps or more, so that it costs an estimated 5 % of the run at most (docs/profiling.md).
+
+    Unit: steps.
+    Limits: auto, or 0 to 1,000,000,000.
+    """
     sampled_completions: int = Field(default=3, ge=0, le=MAX_SIZE)
-    """Completions that each of the writers is given as text at each step."""
+    """Give this many completions as text to each writer at each step.
+
+    Unit: completions.
+    Needs: a writer in monitor.writers if set above 0.
+    """
     rollouts_every_steps: int = Field(default=10, ge=0, le=MAX_STEPS)
-    """Steps between those whose completions are written, token by token, to RUN/rollouts/ (the first is); 0: none."""
+    """Write completions token by token to RUN/rollouts/ every so many steps, the first step included. 0: never.
+
+    Unit: steps.
+    """
     rollouts_completions: int = Field(default=16, ge=1, le=MAX_SIZE)
-    """Completions written at each of those steps: the first four of each of the first prompts."""
+    """Write this many completions at each of those steps: the first four of each of the first prompts.
+
+    Unit: completions.
+    Needs: monitor.rollouts_every_steps above 0.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> MonitorConfig:

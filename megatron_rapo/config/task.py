@@ -13,36 +13,64 @@ TEMPLATE_SUFFIXES = (".toml", ".jinja")
 
 
 class ModelConfig(Section):
-    """The policy; at step 0 it is the reference too."""
+    """Name the policy. At step 0 it is the reference too."""
 
     path: FilePath
-    """Hugging Face model folder: config.json, safetensors weights, tokenizer."""
+    """Load the policy and its tokenizer from this Hugging Face folder: config.json, safetensors weights, tokenizer
+    files. The same weights are the reference."""
     layers: Literal["auto", "torch", "transformer_engine"] = "auto"
-    """Layer implementation; auto takes Transformer Engine on a GPU where it is installed, torch elsewhere."""
+    """Choose the implementation of the layers. auto takes Transformer Engine where a GPU and the package are there and
+    precision.dtype is bfloat16, and torch elsewhere.
+
+    Needs: a GPU and Transformer Engine for transformer_engine.
+    Excludes: transformer_engine excludes precision.dtype=float32 and batch.share_prompts.
+    """
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations recomputed in the backward pass: none, the attention core only, or whole layers."""
+    """Recompute activations in the backward pass to save memory: none, only the attention core (selective), or whole
+    layers (full).
+
+    Also called: activation checkpointing, gradient checkpointing.
+    """
 
 
 class DataConfig(Section):
-    """The training problems."""
+    """Name the training problems and the template of their prompts."""
 
     train: FilePath
-    """JSONL or Parquet file with one problem a row."""
+    """Train on the problems of this JSONL or Parquet file, which has one problem in each row."""
     problem_field: str = "problem"
-    """Column of the problem's text."""
+    """Name the column that holds the problem's text."""
     answer_field: str = "answer"
-    """Column of the reference answer."""
+    """Name the column that holds the reference answer."""
     template: str = "qwen-boxed"
-    """How a problem becomes a prompt (docs/data.md): plain, qwen-boxed, abel, chat (the tokenizer's own template), or a
-    file of your own that ends in .toml or .jinja."""
+    """Turn a problem into a prompt with this template (docs/data.md). Choose plain, qwen-boxed, abel or chat (the
+    tokenizer's own chat template), or name a file of your own.
+
+    Limits: the name of a template, or a file that ends in .toml or .jinja.
+    """
     template_digest: str = ""
-    """Digest of a template file of your own, filled in when a run begins; a file with another one is refused."""
+    """Refuse a template file of your own that has another digest than this one. A run fills it in when it begins; you
+    need not set it.
+
+    Default: empty, for no check.
+    """
     instruction: str | None = None
-    """Text on a line of its own after the problem, instead of the template's; empty for none."""
+    """Put this text on a line of its own after the problem, instead of the template's instruction. Empty text stands
+    for no instruction.
+
+    Default: the template's instruction.
+    """
     system: str | None = None
-    """System message, instead of the template's own."""
+    """Use this system message instead of the template's.
+
+    Default: the template's system message.
+    """
     max_prompt_tokens: int = Field(default=1024, ge=1, le=MAX_TOKENS)
-    """Problems with a longer prompt are left out, counted and reported; none is ever cut."""
+    """Leave out problems whose prompt is longer. They are counted and reported; no prompt is ever cut.
+
+    Unit: tokens.
+    Needs: batch.tokens_per_microbatch of at least this plus rollout.max_completion_tokens.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -55,22 +83,47 @@ class DataConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Held-out problems: before the first and after the last step of training, meanwhile, and for `evaluate`."""
+    """Evaluate held-out problems before the first step, after the last one and between, and by `evaluate`."""
 
     data: FilePath
-    """JSONL or Parquet file; columns and template as in [data]."""
+    """Evaluate on the held-out problems of this JSONL or Parquet file. Columns and template are those of [data]."""
     every_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Steps of training between evaluations; 0: before the first step and after the last one only."""
+    """Evaluate after every so many training steps. 0: evaluate only before the first step and after the last one.
+
+    Unit: steps.
+    Limits: not above run.steps.
+    """
     samples_per_problem: int = Field(default=16, ge=1, le=MAX_SIZE)
-    """Completions of each problem, n of the unbiased pass@k estimator."""
+    """Sample this many completions for each problem: the n of the unbiased pass@k estimator.
+
+    Unit: completions.
+    Needs: 1 where evaluation.temperature=0, since greedy samples are all the same.
+    """
     k: tuple[int, ...] = Field(default=(1, 4, 16), strict=False)
-    """The k of pass@k and, from 2 on, of maj@k."""
+    """Report pass@k for these k, and maj@k for those from 2 on.
+
+    Unit: completions.
+    Limits: each from 1 to evaluation.samples_per_problem.
+    """
     temperature: float = Field(default=1.0, ge=0, le=2)
-    """Sampling temperature; 0 is greedy."""
+    """Sample the evaluation at this temperature. 0 is greedy decoding.
+
+    Unit: none.
+    Limits: 0, or at least 0.01.
+    Needs: evaluation.samples_per_problem=1 for 0.
+    """
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling."""
+    """Sample from the smallest set of tokens whose probability reaches this value (nucleus sampling). 1 keeps all
+    tokens.
+
+    Unit: probability.
+    """
     max_completion_tokens: int = Field(default=1024, ge=1, le=MAX_TOKENS)
-    """Longest completion, tokens."""
+    """Stop a completion of the evaluation at this length.
+
+    Unit: tokens.
+    Also called: max_new_tokens, max_tokens.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationConfig:

@@ -10,29 +10,74 @@ from megatron_rapo.config.section import MAX_SIZE, MAX_STEPS, MAX_TOKENS, MAX_VA
 
 
 class BatchConfig(Section):
-    """Batch sizes, each named by its unit."""
+    """Set batch sizes, dynamic sampling, over-sampling and partial rollouts."""
 
     prompts_per_step: int = Field(ge=1, le=MAX_STEPS)
-    """Prompts sampled from the data set for one rollout, over all processes."""
+    """Sample this many prompts for one rollout, over all processes.
+
+    Unit: prompts.
+    Limits: a multiple of batch.optimizer_steps_per_rollout, and of the number of engines.
+    Also called: train batch size, rollout batch size.
+    """
     completions_per_prompt: int = Field(default=8, le=MAX_SIZE)
-    """Completions of each prompt: the group within which advantages are relative."""
+    """Sample this many completions of each prompt. They form the group within which advantages are relative.
+
+    Unit: completions.
+    Limits: at least 2.
+    Also called: group size, G, num_generations.
+    """
     optimizer_steps_per_rollout: int = Field(default=1, ge=1, le=MAX_STEPS)
-    """Optimizer steps taken on one rollout, each on an equal share of its prompts."""
+    """Take this many optimizer steps on one rollout, each on an equal share of its prompts.
+
+    Unit: optimizer steps.
+    Limits: must divide batch.prompts_per_step.
+    Also called: mini-batches, off-policy steps.
+    """
     refill_rounds: int = Field(default=0, ge=0, le=MAX_SIZE)
-    """Most extra rounds of sampling per step that replace groups without signal (rewards all equal); 0 keeps them."""
+    """Replace groups without signal (all rewards equal) by sampling new prompts, in at most this many extra rounds per
+    step. 0 keeps those groups.
+
+    Unit: rounds.
+    Also called: dynamic sampling (DAPO), filter zero-advantage groups.
+    """
     spare_prompts: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Prompts sampled beyond prompts_per_step, over all processes: a rollout ends when prompts_per_step groups are
-    whole, and does not wait for the longest completions of the others (docs/rollout.md); 0: it waits for all."""
+    """Sample this many prompts beyond batch.prompts_per_step, over all processes. The rollout ends as soon as
+    prompts_per_step groups are complete and does not wait for the longest completions of the others (docs/rollout.md).
+    0: wait for all groups.
+
+    Unit: prompts.
+    Limits: a multiple of the number of engines; not above batch.prompts_per_step unless batch.max_carried_steps=0.
+    Also called: over-sampling, partial rollouts, long tail.
+    """
     max_carried_steps: int = Field(default=1, ge=0, le=MAX_STEPS)
-    """Steps for which groups that a rollout did not wait for are carried on, with what there is of them, until one
-    waits for them; 0: they are dropped, so that long completions are trained on less often."""
+    """Carry unfinished groups into at most this many later steps, with the tokens that they have, and then wait for
+    them. 0: drop them, so that training sees long completions less often.
+
+    Unit: steps.
+    Needs: batch.spare_prompts above 0.
+    Also called: partial rollouts, staleness.
+    """
     old_logprobs_from_training: bool = False
-    """With one optimizer step per rollout, take the old policy's log-probabilities from the training pass itself, which
-    has the same weights, instead of from a scoring pass before it."""
+    """Take the old policy's log-probabilities from the training pass, which has the same weights, and save the scoring
+    pass before it.
+
+    Needs: batch.optimizer_steps_per_rollout=1.
+    """
     tokens_per_microbatch: int = Field(default=8192, ge=1, le=MAX_TOKENS)
-    """Most tokens packed into one micro-batch of one data-parallel rank (which its context ranks share)."""
+    """Pack at most this many tokens into one micro-batch of one data-parallel rank. Its context-parallel ranks share
+    them.
+
+    Unit: tokens.
+    Limits: at least data.max_prompt_tokens plus rollout.max_completion_tokens.
+    Also called: sequence packing, max tokens per GPU.
+    """
     share_prompts: bool = False
-    """Pack one copy of a prompt for several of its completions: less to compute where prompts are not much shorter."""
+    """Pack one copy of a prompt for several of its completions. This saves compute where prompts are not much shorter
+    than completions.
+
+    Excludes: parallel.context above 1; model.layers=transformer_engine.
+    Also called: prefix sharing, shared prompts.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> BatchConfig:
@@ -83,30 +128,69 @@ class BatchConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Megatron's AdamW and its learning-rate schedule; a step is an optimizer step."""
+    """Set up AdamW and its learning-rate schedule. Steps here are optimizer steps."""
 
     lr: float = Field(default=5e-7, gt=0, le=10)
-    """Learning rate at the end of the warm-up, or of the first step without one; the schedule falls from it."""
+    """Use this learning rate at the end of the warm-up, or from the first step without one. The schedule falls from it.
+
+    Unit: none.
+    """
     min_lr: float = Field(default=0.0, ge=0)
-    """Learning rate of the last optimizer step under a linear or cosine schedule; at 0 that step changes nothing."""
+    """Let a linear or cosine schedule end at this learning rate. At 0 the last optimizer step changes nothing.
+
+    Unit: none.
+    Limits: not above optimizer.lr.
+    Needs: optimizer.schedule=linear or cosine if above 0.
+    """
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the learning rate from lr, after the warm-up, to min_lr."""
+    """Choose how the learning rate goes from lr, after the warm-up, to min_lr.
+
+    Needs: optimizer.warmup_steps below the run's optimizer steps for linear and cosine.
+    """
     warmup_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Linear warm-up, optimizer steps: step n of it is taken at n / warmup_steps of lr."""
+    """Raise the learning rate linearly during this many optimizer steps. Step n of them uses n / warmup_steps of
+    optimizer.lr.
+
+    Unit: optimizer steps.
+    Limits: not above run.steps times batch.optimizer_steps_per_rollout.
+    """
     weight_decay: float = Field(default=0.0, ge=0, le=10)
-    """Decoupled weight decay."""
+    """Apply this decoupled weight decay (AdamW).
+
+    Unit: none.
+    """
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Adam's first-moment decay."""
+    """Set the decay of Adam's first moment.
+
+    Unit: none.
+    """
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Adam's second-moment decay."""
+    """Set the decay of Adam's second moment.
+
+    Unit: none.
+    """
     eps: float = Field(default=1e-8, gt=0, le=1)
-    """Adam's denominator offset."""
+    """Add this to the denominator of Adam's update.
+
+    Unit: none.
+    """
     clip_grad_norm: float = Field(default=1.0, gt=0, le=MAX_VALUE)
-    """Global gradient norm above which gradients are scaled down."""
+    """Scale the gradient down where its global norm is above this value.
+
+    Unit: gradient norm.
+    Also called: gradient clipping, max_grad_norm.
+    """
     max_skipped_steps: int = Field(default=3, ge=0, le=MAX_STEPS)
-    """Optimizer steps in a row that may be skipped, their loss or gradient not being finite; one more ends the run."""
+    """Skip at most this many optimizer steps in a row whose loss or gradient is not finite. One more ends the run.
+
+    Unit: optimizer steps.
+    """
     distributed: bool = False
-    """Shard the optimizer's state over data-parallel ranks."""
+    """Shard the optimizer's state over data-parallel ranks.
+
+    Needs: at least two data-parallel or context-parallel ranks.
+    Also called: ZeRO-1, distributed optimizer.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
