@@ -111,4 +111,15 @@ LLAMA = Family(
     layer=(ATTENTION_NORM, QKV, ATTENTION_OUTPUT, MLP_NORM, GATE_UP, DOWN),
     settings=(NO_SLIDING_WINDOW, SILU, NO_ATTENTION_BIAS, NO_MLP_BIAS),
 )
-FAMILIES = {family.architecture: family for family in (QWEN2, QWEN3, LLAMA)}
+MISTRAL = Family(
+    architecture="MistralForCausalLM",
+    layer=LLAMA.layer,
+    settings=(
+        Setting("sliding_window", 4096, (None,)),  # a file without the key has a window in transformers and vLLM
+        Setting("llama_4_scaling", None, (None,)),  # vLLM scales queries by it, transformers does not
+        SILU,
+        NO_ATTENTION_BIAS,
+        NO_MLP_BIAS,
+    ),
+)
+FAMILIES = {family.architecture: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}

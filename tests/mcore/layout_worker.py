@@ -27,7 +27,7 @@ from megatron_rapo.scoring.objective import loss_function
 from megatron_rapo.scoring.packing import PackedBatch
 from megatron_rapo.training.trainer import Trainer
 from megatron_rapo.types import TrainingSequence
-from tests import models, runs
+from tests import runs, tiny_models
 from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.layouts import ALL, MEASURED, MEASURED_LAYOUTS, SAMPLED, SETTINGS, SHARED_PROMPTS, TRAINED, Layout
@@ -38,7 +38,7 @@ from tests.runs import tiny_config, token_log_probs
 # by a factor, and a coin toss where rounding decides the sign of a gradient near 0. With an eps of the size of the
 # gradients it is a smooth function of their values, which layouts must agree on.
 OPTIMIZER = {"eps": 1e-3, "lr": 1.25e-3, "schedule": "linear"}  # rates from 1e-3 on, which tell the steps apart
-load_reference = functools.cache(models.load_reference)
+load_reference = functools.cache(tiny_models.load_reference)
 recorded_rollout = functools.cache(runs.recorded_rollout)
 
 

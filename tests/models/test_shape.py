@@ -83,12 +83,12 @@ def test_what_would_be_trained_wrongly_is_refused(edited, changes, said):
 
 
 @pytest.mark.parametrize(
-    ("architectures", "named"), [(["MistralForCausalLM"], "MistralForCausalLM"), ([], "(none)"), (None, "(none)")]
+    ("architectures", "named"), [(["GemmaForCausalLM"], "GemmaForCausalLM"), ([], "(none)"), (None, "(none)")]
 )
 def test_unsupported_architecture(edited, architectures, named):
     folder = edited(architectures=architectures)
     assert refusal(read_shape, folder) == (
-        f"model.path={folder}: architecture {named} is not supported; supported: LlamaForCausalLM, "
+        f"model.path={folder}: architecture {named} is not supported; supported: LlamaForCausalLM, MistralForCausalLM, "
         "Qwen2ForCausalLM, Qwen3ForCausalLM. To add one, describe it in models/families.py (docs/adding_a_model.md "
         "shows how)."
     )
