@@ -33,7 +33,7 @@ class BareStep:
         megatron = transformer_config(config, shape)
         model = GPTModel(
             config=megatron,
-            transformer_layer_spec=block_spec("torch", megatron, None),
+            transformer_layer_spec=block_spec("torch", megatron, shape.family, None),
             vocab_size=shape.vocab_size,
             max_sequence_length=shape.max_position,
             share_embeddings_and_output_weights=shape.tied,

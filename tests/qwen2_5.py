@@ -9,8 +9,6 @@ from megatron_rapo.models import ModelShape
 _COMMON: dict[str, Any] = {
     "architecture": "Qwen2ForCausalLM",
     "head_dim": 128,
-    "qkv_bias": True,
-    "qk_norm": False,
     "norm_eps": 1e-6,
     "rope_theta": 1e6,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -14,6 +15,8 @@ logging.disable_progress_bar()
 PAD, EOS, UNK = 0, 1, 2
 CHARACTERS = "".join(chr(code) for code in range(32, 127)) + "\n"
 NUM_TOKENS = 3 + len(CHARACTERS)  # 99: the three special tokens come first
+FAMILY_SETTINGS: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}}
+"""Settings of transformers' configurations whose defaults are not implemented."""
 
 
 def save_char_tokenizer(folder: Path) -> None:
@@ -42,14 +45,15 @@ def save_tiny_model(
     intermediate_size: int | None = None,
     max_positions: int = 1024,
     gain: float = 1.5,
+    head_dim: int | None = None,
 ) -> Path:
     """Write a float32 model with random weights, its config and a character tokenizer; return `folder`.
 
-    `family` is transformers' name of it: qwen2, qwen3 or llama. `tied` shares embedding and output weights (no
-    lm_head.weight in the file). The head dimension, hidden_size / num_heads, must be one that vLLM has on the CPU
-    (32, 64, 80, 96, ...). The MLP is 2 x hidden_size wide unless `intermediate_size` is given. Biases are not zero and
-    norms not one, so that a lost or swapped one shows. A lower `gain` amplifies rounding less. Call it where there is
-    no torch.distributed process group: with one, transformers 5 writes models on rank 0 only.
+    `family` is transformers' name of it: qwen2, qwen3, llama or mistral. `tied` shares embedding and output weights (no
+    lm_head.weight in the file). The head dimension, hidden_size / num_heads unless `head_dim` is given, must be one
+    that vLLM has on the CPU (32, 64, 80, 96, ...). The MLP is 2 x hidden_size wide unless `intermediate_size` is given.
+    Biases are not zero and norms not one, so that a lost or swapped one shows. A lower `gain` amplifies rounding less.
+    Call it where there is no torch.distributed process group: with one, transformers 5 writes models on rank 0 only.
     """
     if vocab_size < NUM_TOKENS:
         raise ValueError(f"vocab_size={vocab_size}: the tokenizer has {NUM_TOKENS} tokens; use at least as many.")
@@ -63,12 +67,13 @@ def save_tiny_model(
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_kv_heads,
-        head_dim=hidden_size // num_heads,
+        head_dim=head_dim or hidden_size // num_heads,
         max_position_embeddings=max_positions,
         tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=EOS,
         pad_token_id=PAD,
+        **FAMILY_SETTINGS.get(family, {}),
     )
     model = AutoModelForCausalLM.from_config(config).float()
     _randomise(model, seed, gain)

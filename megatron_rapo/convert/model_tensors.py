@@ -118,14 +118,12 @@ def model_tensors(model: ModelShape, *, tensor: int = 1) -> list[ModelTensor]:
     ]
 
 
-def extra_states(num_layers: int) -> list[str]:
-    """What layers of Megatron and of Transformer Engine ask for besides tensors: the state of FP8, or nothing."""
-    attention = ("linear_qkv", "linear_proj", "core_attention", "q_layernorm", "k_layernorm")
-    modules = [*(f"self_attention.{module}" for module in attention), "mlp.linear_fc1", "mlp.linear_fc2"]
+def extra_states(model: ModelShape) -> list[str]:
+    """Return the keys of what Megatron's and Transformer Engine's modules ask for besides tensors."""
     of_layers = [
-        f"decoder.layers.{module}._extra_state/shard_{layer}_{num_layers}"
-        for module in modules
-        for layer in range(num_layers)
+        f"decoder.layers.{module}._extra_state/shard_{layer}_{model.num_layers}"
+        for module in model.family.extra_states
+        for layer in range(model.num_layers)
     ]
     return [*of_layers, "decoder.final_layernorm._extra_state/shard_0_1", "output_layer._extra_state/shard_0_1"]
 

@@ -43,7 +43,7 @@ def hf_to_megatron(
     ]
 
     def finish(folder: Path, done: Mapping[str, list[dict[str, Any]]]) -> None:
-        objects = dict.fromkeys(extra_states(model.num_layers), nothing())
+        objects = dict.fromkeys(extra_states(model), nothing())
         common = {"checkpoint_version": 3.0, "iteration": 0}
         finish_folder(folder, done, objects=objects, common=common, layout=layout, like=source)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -20,7 +19,7 @@ from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.config import Config, ParallelConfig, PrecisionConfig
 from megatron_rapo.mcore import fused
-from megatron_rapo.mcore.layers import block_spec
+from megatron_rapo.mcore.layers import ACTIVATIONS, block_spec
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.ranges import Ranges
 from megatron_rapo.mcore.torch_layers.attention import SequencesForTorch, sequences_for_transformer_engine
@@ -62,13 +61,13 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         num_attention_heads=shape.num_heads,
         num_query_groups=shape.num_kv_heads,
         kv_channels=shape.head_dim,
-        normalization="RMSNorm",
+        normalization=shape.family.normalization,
         layernorm_epsilon=shape.norm_eps,
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=ACTIVATIONS[shape.family.activation].function,
         add_bias_linear=False,
-        add_qkv_bias=shape.qkv_bias,
-        qk_layernorm=shape.qk_norm,
+        add_qkv_bias=shape.family.qkv_bias,
+        qk_layernorm=shape.family.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,
@@ -170,7 +169,7 @@ def build_chunks(
         where = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
         chunk = HiddenStatesModel(
             config=megatron,
-            transformer_layer_spec=block_spec(layers, megatron, vp_stage),
+            transformer_layer_spec=block_spec(layers, megatron, shape.family, vp_stage),
             vocab_size=padded_vocab_size(shape.vocab_size, config.parallel.tensor),
             max_sequence_length=shape.max_position,
             pre_process=parallel_state.is_pipeline_first_stage(**where),

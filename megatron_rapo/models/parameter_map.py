@@ -3,7 +3,7 @@
 The HF import, the HF export and the resharding all read this one map. It is data: it imports neither megatron nor
 vllm, and needs neither to be checked. Both sides fuse the same tensors into the same parameters (q, k and v; gate and
 up), each in its own order, so that one entry says what a parameter is called on either side and how a tensor-parallel
-rank of either holds it. A new family is another set of entries and a parity test.
+rank of either holds it. Which parameters a layer has is the family's matter (models/families.py).
 
 Along one axis a shard is a run of pieces, each a range of rows (or columns) of one HF tensor:
 
@@ -17,13 +17,14 @@ Along one axis a shard is a run of pieces, each a range of rows (or columns) of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megatron_rapo.models import ModelShape
+from megatron_rapo.models.families import ATTENTION_NORM, MLP_NORM, LayerParameter
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,13 @@ class Shard:
     pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class NormNames:
-    """Megatron's names for the two norms of a layer, which Transformer Engine fuses into the linear after them."""
-
-    attention: str
-    mlp: str
-
-
-TORCH_NORMS = NormNames("input_layernorm.weight", "pre_mlp_layernorm.weight")
-TRANSFORMER_ENGINE_NORMS = NormNames("self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight")
+NormNames = Mapping[str, str]
+"""Names of a layer's norms where Megatron's differ from those of the families (models/families.py)."""
+TORCH_NORMS: NormNames = {}
+TRANSFORMER_ENGINE_NORMS: NormNames = {  # which fuses each into the linear after it
+    ATTENTION_NORM.trainer: "self_attention.linear_qkv.layer_norm_weight",
+    MLP_NORM.trainer: "mlp.linear_fc1.layer_norm_weight",
+}
 
 EMBEDDING, OUTPUT, FINAL_NORM = (
     "embedding.word_embeddings.weight",
@@ -227,31 +225,25 @@ def entries(model: ModelShape, norms: NormNames) -> list[Entry]:
 
 
 def _layer(model: ModelShape, layer: int, norms: NormNames) -> Iterator[Entry]:
-    ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
-    hidden, ffn, heads = model.hidden_size, model.ffn_hidden_size, (model.num_heads, model.num_kv_heads, model.head_dim)
+    for parameter in model.family.layer:
+        trainer = norms.get(parameter.trainer, parameter.trainer)
+        engine = f"model.layers.{layer}.{parameter.engine}"
+        yield Entry(f"decoder.layers.{layer}.{trainer}", engine, _holding(model, parameter, engine), layer)
 
-    def whole(trainer: str, engine: str, size: int) -> Entry:
-        return Entry(ours + trainer, theirs + engine, Whole(theirs + engine, size), layer)
 
-    def columns(trainer: str, engine: str, size: int) -> Entry:
-        return Entry(ours + trainer, theirs + engine, Columns(theirs + engine, hidden, size), layer)
-
-    def qkv(kind: str, trailing: tuple[int, ...]) -> Entry:
-        holding = QueryKeyValue(f"{theirs}self_attn.{{}}_proj.{kind}", trailing, *heads)
-        return Entry(f"{ours}self_attention.linear_qkv.{kind}", f"{theirs}self_attn.qkv_proj.{kind}", holding, layer)
-
-    yield whole(norms.attention, "input_layernorm.weight", hidden)
-    yield qkv("weight", (hidden,))
-    if model.qkv_bias:
-        yield qkv("bias", ())
-    if model.qk_norm:
-        yield whole("self_attention.q_layernorm.weight", "self_attn.q_norm.weight", model.head_dim)
-        yield whole("self_attention.k_layernorm.weight", "self_attn.k_norm.weight", model.head_dim)
-    yield columns("self_attention.linear_proj.weight", "self_attn.o_proj.weight", model.num_heads * model.head_dim)
-    yield whole(norms.mlp, "post_attention_layernorm.weight", hidden)
-    gate_up = Stacked((f"{theirs}mlp.gate_proj.weight", f"{theirs}mlp.up_proj.weight"), ffn, hidden)
-    yield Entry(f"{ours}mlp.linear_fc1.weight", f"{theirs}mlp.gate_up_proj.weight", gate_up, layer)
-    yield columns("mlp.linear_fc2.weight", "mlp.down_proj.weight", ffn)
+def _holding(model: ModelShape, parameter: LayerParameter, engine: str) -> Holding:
+    rows, *columns = model.extent(parameter)
+    match parameter.holding:
+        case "whole":
+            return Whole(engine, rows)
+        case "row_parallel":
+            return Columns(engine, rows, *columns)
+        case "qkv":
+            pattern = engine.replace("qkv_proj", "{}_proj")
+            return QueryKeyValue(pattern, tuple(columns), model.num_heads, model.num_kv_heads, model.head_dim)
+        case "gate_up":
+            names = (engine.replace("gate_up_proj", "gate_proj"), engine.replace("gate_up_proj", "up_proj"))
+            return Stacked(names, rows // len(names), *columns)
 
 
 def unsplittable(model: ModelShape, tensor: int) -> str | None:

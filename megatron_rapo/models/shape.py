@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_rapo.config import ConfigError
 from megatron_rapo.errors import shortened
+from megatron_rapo.models.families import FAMILIES, Family, LayerParameter
 from megatron_rapo.runtime.safe_json import JSONError, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Everything about a model's architecture that the trainer and the resharding need."""
+    """The numbers of one model. What all models of its architecture have in common is in its `family`."""
 
-    architecture: str  # e.g. "Qwen2ForCausalLM"
+    architecture: str  # a key of FAMILIES
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -26,21 +29,44 @@ class ModelShape:
     head_dim: int
     vocab_size: int  # rows of the embedding, the checkpoint's own padding included
     tied: bool  # the output layer shares the embedding's weights
-    qkv_bias: bool
-    qk_norm: bool  # queries and keys are normalised, head by head
     norm_eps: float
     rope_theta: float
     max_position: int  # longest sequence, tokens
 
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.architecture]
+
+    @property
+    def q_size(self) -> int:
+        """Return the width of all queries of a token."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Return the width of all queries, keys and values of a token."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def gate_up_size(self) -> int:
+        return 2 * self.ffn_hidden_size
+
+    def extent(self, parameter: LayerParameter) -> tuple[int, ...]:
+        """Return the shape of a layer's parameter where one tensor rank holds it alone."""
+        return tuple(getattr(self, size) for size in parameter.shape)
+
+    @cached_property
+    def matrix_weights(self) -> int:
+        """Return the number of weights in all matrix products of a token: the layers' and the output layer's."""
+        of_layer = sum(math.prod(self.extent(p)) for p in self.family.layer if len(p.shape) == 2)
+        return self.num_layers * of_layer + self.vocab_size * self.hidden_size
+
     def sequence_cost(self, num_tokens: int) -> float:
-        """FLOPs of a sequence, in those that a token's matrix products take without attention.
+        """Return the FLOPs of a sequence, in units of those that a token's matrix products take without attention.
 
         Per token 2 for each weight, per token and layer 4 * heads * head_dim for each token that it attends to.
         """
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        of_layer = self.hidden_size * (2 * q + 2 * kv + 3 * self.ffn_hidden_size)
-        weights = self.num_layers * of_layer + self.vocab_size * self.hidden_size
-        return num_tokens + self.num_layers * q * num_tokens**2 / weights
+        return num_tokens + self.num_layers * self.q_size * num_tokens**2 / self.matrix_weights
 
 
 def read_shape(folder: Path) -> ModelShape:
@@ -51,13 +77,13 @@ def read_shape(folder: Path) -> ModelShape:
     """
     content = _read_config(folder)
     _check_quantisation(folder, content)
-    architecture = _architecture(folder, content)
+    family = _family(folder, content)
     config = _validated(folder, content)
     rope = config.rope_parameters or config.rope_scaling or {}
-    _check_mathematics(folder, content, rope, architecture)
+    _check_mathematics(folder, content, rope, family)
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     return ModelShape(
-        architecture=architecture,
+        architecture=family.architecture,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         ffn_hidden_size=config.intermediate_size,
@@ -69,41 +95,24 @@ def read_shape(folder: Path) -> ModelShape:
         norm_eps=config.rms_norm_eps,
         rope_theta=_rope_theta(folder, rope.get("rope_theta"), config.rope_theta),
         max_position=config.max_position_embeddings,
-        **_ARCHITECTURES[architecture],
     )
 
 
-_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "Qwen2ForCausalLM": {"qkv_bias": True, "qk_norm": False},
-    "Qwen3ForCausalLM": {"qkv_bias": False, "qk_norm": True},
-    "LlamaForCausalLM": {"qkv_bias": False, "qk_norm": False},
-}
-"""Dense decoders with RMSNorm, rotary positions and a gated SiLU MLP differ in these; the parameter map
-(models/parameter_map.py) has an entry for what each adds."""
-_NOT_IMPLEMENTED: tuple[tuple[str, Any, list[Any]], ...] = (
-    ("use_sliding_window", False, [False]),
-    ("hidden_act", "silu", ["silu"]),
-    ("attention_bias", False, [False]),
-    ("mlp_bias", False, [False]),
-)
-"""Settings that change the mathematics: name, default, the values that are implemented."""
 MAX_LAYERS, MAX_HEADS, MAX_LAYER_HEADS = 1000, 1024, 2**16
 """Limits on lists that grow with the layers and heads: layers, heads of a layer, KV heads of all layers."""
 MAX_JSON_BYTES = 2**26
 
 
-def _check_mathematics(folder: Path, content: dict[str, Any], rope: dict[str, Any], architecture: str) -> None:
+def _check_mathematics(folder: Path, content: dict[str, Any], rope: dict[str, Any], family: Family) -> None:
     """Refuse settings under which the model computes something that is not implemented. Raises ConfigError."""
-    _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), ["default"])
+    _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), family.rope_types)
     part = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
-    _refuse(folder, "partial_rotary_factor", 1.0 if part is None else part, [1.0])
-    for name, default, allowed in _NOT_IMPLEMENTED:
-        if name != "attention_bias" or architecture != "Qwen2ForCausalLM":  # which always has a bias for q, k and v
-            found = content.get(name)
-            _refuse(folder, name, default if found is None else found, allowed)
+    _refuse(folder, "partial_rotary_factor", 1.0 if part is None else part, (1.0,))
+    for setting in family.settings:
+        _refuse(folder, setting.key, setting.value(content), setting.implemented)
     kinds = content.get("layer_types") or []
     for kind in kinds if isinstance(kinds, list) else [kinds]:
-        _refuse(folder, "layer_types", kind, ["full_attention"])
+        _refuse(folder, "layer_types", kind, family.layer_types)
 
 
 class _HfConfig(BaseModel):
@@ -179,16 +188,17 @@ def _rope_theta(folder: Path, nested: Any, own: float | None) -> float:
     return float(theta)
 
 
-def _architecture(folder: Path, config: dict[str, Any]) -> str:
+def _family(folder: Path, config: dict[str, Any]) -> Family:
+    """Return the family that config.json names. Raises ConfigError for one that FAMILIES lacks."""
     named = config.get("architectures") or ["(none)"]
     architecture = named[0] if isinstance(named, list) else named
-    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise ConfigError(
             f"model.path={folder}: architecture {shortened(str(architecture))} is not supported; "
-            f"supported: {', '.join(sorted(_ARCHITECTURES))}. To add one, say what it is made of in models/shape.py "
-            "and where its parameters live in models/parameter_map.py."
+            f"supported: {', '.join(sorted(FAMILIES))}. To add one, describe it in models/families.py "
+            "(docs/adding_a_model.md shows how)."
         )
-    return architecture
+    return FAMILIES[architecture]
 
 
 def _check_quantisation(folder: Path, config: dict[str, Any]) -> None:
@@ -242,9 +252,9 @@ def is_lfs_pointer(file: Path) -> bool:
         return stream.read(64).startswith(b"version https://git-lfs.")
 
 
-def _refuse(folder: Path, name: str, value: Any, allowed: list[Any]) -> None:
+def _refuse(folder: Path, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ConfigError(
             f"model.path={folder}: {name}={shortened(str(value))} is not implemented and would be trained wrongly; "
-            f"use a model with {name} in {allowed}."
+            f"use a model with {name} in {list(allowed)}."
         )

@@ -196,12 +196,14 @@ def layer_bytes(model: ModelShape, config: Config, layers: str) -> Layers:
     """By the tensors that autograd keeps in a layer (`tests/preflight/test_memory.py` counts them)."""
     layout, itemsize = config.parallel, ITEMSIZE[config.precision.dtype]
     hidden = -(-model.hidden_size // (layout.tensor if layout.sequence else 1)) * itemsize
-    q = model.num_heads * model.head_dim // layout.tensor * itemsize
+    q = model.q_size // layout.tensor * itemsize
     k = max(1, model.num_kv_heads // layout.tensor) * model.head_dim * itemsize
     f = model.ffn_hidden_size // layout.tensor * itemsize
     core = inputs = 2 * q + 2 * k
+    gate_up = model.gate_up_size // layout.tensor * itemsize
     norm = hidden  # keeps its input
-    rest = 2 * hidden + 2 * norm + 3 * f  # SwiGLU's input and output, the latter the projection's
+    norms = sum(parameter.shape == ("hidden_size",) for parameter in model.family.layer)
+    rest = norms * (norm + hidden) + gate_up + f  # a norm's output and the gated MLP's are inputs of linears
     if layers == "torch":
         rest += q  # attention's output, copied for its projection
     return Layers(

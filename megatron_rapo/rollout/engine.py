@@ -254,6 +254,9 @@ def _engine_options(rollout: RolloutConfig, max_sequence_tokens: int) -> dict[st
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",  # after temperature and top_p
         "generation_config": "vllm",  # not the model folder's sampling defaults
+        # Mistral's folders hold the weights twice. By default vLLM takes the files that the trainer does not read:
+        # params.json, consolidated.safetensors and a tokenizer of its own.
+        **dict.fromkeys(("config_format", "load_format", "tokenizer_mode"), "hf"),
         "use_tqdm_on_load": False,
     }
     if rollout.fp8:

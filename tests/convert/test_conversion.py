@@ -20,6 +20,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # vocabularies that no tensor size divi
     "qwen2 untied": {"tied": False, "vocab_size": 133},
     "qwen3": {"tied": False, "vocab_size": 131, "family": "qwen3"},
     "llama": {"tied": True, "vocab_size": 131, "family": "llama", "num_kv_heads": 2},  # fewer than tensor ranks
+    "mistral": {"tied": False, "vocab_size": 131, "family": "mistral", "head_dim": 64},  # wider than hidden / heads
 }
 LAYOUTS = {
     "TP1": {},

@@ -24,6 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape["num_layers"] = 5
     save_tiny_model(folder / "qwen3", tied=False, family="qwen3", vocab_size=131, seed=3, **shape)
     save_tiny_model(folder / "llama", tied=True, family="llama", vocab_size=128, seed=4, **shape)
+    save_tiny_model(folder / "mistral", tied=False, family="mistral", vocab_size=131, seed=5, head_dim=64, **shape)
     return folder
 
 

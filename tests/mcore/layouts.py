@@ -37,6 +37,8 @@ LAYOUTS = {
     "TP4 SP qwen3": Layout(4, "qwen3", {"parallel": {"tensor": 4, "sequence": True}}),  # of 2 KV heads
     "TP1 llama": Layout(1, "llama"),
     "TP2 PP2 llama": Layout(4, "llama", {"parallel": TENSOR | PIPELINE}),
+    "TP1 mistral": Layout(1, "mistral"),
+    "TP2 PP2 mistral": Layout(4, "mistral", {"parallel": TENSOR | PIPELINE}),
     "TP2 DP2 distributed optimizer untied": Layout(4, "untied", {"parallel": TENSOR, "optimizer": DISTRIBUTED}),
 }
 BF16 = "TP2 DP2 bf16 tied"

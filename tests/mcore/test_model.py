@@ -1,4 +1,4 @@
-"""What Megatron is told of number formats."""
+"""What Megatron is told of number formats and of the model family."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from megatron_rapo.mcore.layers import ACTIVATIONS, NORMS
 from megatron_rapo.mcore.model import transformer_config
 from megatron_rapo.models import read_shape
+from megatron_rapo.models.families import FAMILIES
 from tests.runs import tiny_config
 from tests.tiny_models import save_tiny_model
 
@@ -37,3 +40,17 @@ def test_precision(tmp_path: Path, precision: dict[str, Any], expected: dict[str
     model = save_tiny_model(tmp_path / "model", tied=True)
     found = transformer_config(tiny_config(model, tmp_path, precision=precision), read_shape(model))
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
+def test_megatron_is_told_what_the_family_says(tmp_path: Path, family: str) -> None:
+    model = save_tiny_model(tmp_path / "model", tied=True, family=family)
+    found = transformer_config(tiny_config(model, tmp_path), read_shape(model))
+    assert (found.add_qkv_bias, found.qk_layernorm) == (family == "qwen2", family == "qwen3")
+    assert (found.normalization, found.activation_func) == ("RMSNorm", torch.nn.functional.silu)
+    assert (found.gated_linear_unit, found.add_bias_linear) == (True, False)
+
+
+def test_every_family_has_an_implementation_of_its_layers() -> None:
+    assert {family.activation for family in FAMILIES.values()} <= ACTIVATIONS.keys()
+    assert {family.normalization for family in FAMILIES.values()} <= NORMS.keys()

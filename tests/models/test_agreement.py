@@ -6,14 +6,16 @@ from megatron_rapo.config import ConfigError
 from megatron_rapo.models import check_agreement, read_shape
 from tests.tiny_models import save_tiny_model
 
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_families_agree(tmp_path, family):
     folder = save_tiny_model(tmp_path, tied=True, family=family)
     check_agreement(folder, read_shape(folder))
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_as_transformers_4_wrote_it(tmp_path, family):
     folder = save_tiny_model(tmp_path, tied=True, family=family)
     config = json.loads((folder / "config.json").read_text())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megatron_rapo.models import ModelShape, WeightReader, read_shape
+from megatron_rapo.models.families import FAMILIES
 from megatron_rapo.models.parameter_map import (
     EMBEDDING,
     FINAL_NORM,
@@ -35,8 +36,6 @@ def shape(**changed):
         "head_dim": 2,
         "vocab_size": 24,
         "tied": False,
-        "qkv_bias": True,
-        "qk_norm": False,
         "norm_eps": 1e-6,
         "rope_theta": 1e4,
         "max_position": 64,
@@ -45,11 +44,11 @@ def shape(**changed):
 
 
 SHAPES = [
-    (shape(tied=tied, vocab_size=vocab, num_kv_heads=kv, qkv_bias=bias), tensor)
-    for tied, vocab, kv, bias, tensor in itertools.product((True, False), (24, 21), (1, 2, 4), (True, False), (1, 2, 4))
+    (shape(architecture=family, tied=tied, vocab_size=vocab, num_kv_heads=kv), tensor)
+    for tied, vocab, kv, family, tensor in itertools.product((True, False), (24, 21), (1, 2, 4), FAMILIES, (1, 2, 4))
 ]
 SHAPES += [(shape(head_dim=3, ffn_hidden_size=20, num_layers=1, vocab_size=23), 2)]  # heads wider than hidden / heads
-IDS = [f"{'tied' if m.tied else 'untied'}-v{m.vocab_size}-kv{m.num_kv_heads}-b{m.qkv_bias:d}-tp{t}" for m, t in SHAPES]
+IDS = [f"{m.architecture}-{'tied' if m.tied else 'untied'}-v{m.vocab_size}-kv{m.num_kv_heads}-tp{t}" for m, t in SHAPES]
 
 
 def hf_weights(model, seed=0):
@@ -351,7 +350,7 @@ def test_the_engines_vocabulary_is_padded_to_a_multiple_of_64():
 
 
 def test_query_and_key_norms_are_whole_on_every_rank():
-    model = shape(qkv_bias=False, qk_norm=True)
+    model = shape(architecture="Qwen3ForCausalLM")
     ours, theirs = ranks(model, 2)[1], engine_shards(model, tensor=4, rank=3)
     for part in "qk":
         shard = ours[f"decoder.layers.1.self_attention.{part}_layernorm.weight"]

@@ -35,8 +35,6 @@ def test_shape_of_a_saved_model(tmp_path, tied):
         head_dim=32,
         vocab_size=131,
         tied=tied,
-        qkv_bias=True,
-        qk_norm=False,
         norm_eps=1e-6,
         rope_theta=10_000.0,
         max_position=512,
@@ -85,14 +83,14 @@ def test_what_would_be_trained_wrongly_is_refused(edited, changes, said):
 
 
 @pytest.mark.parametrize(
-    ("architectures", "named"), [(["MistralForCausalLM"], "MistralForCausalLM"), ([], "(none)"), (None, "(none)")]
+    ("architectures", "named"), [(["GemmaForCausalLM"], "GemmaForCausalLM"), ([], "(none)"), (None, "(none)")]
 )
 def test_unsupported_architecture(edited, architectures, named):
     folder = edited(architectures=architectures)
     assert refusal(read_shape, folder) == (
-        f"model.path={folder}: architecture {named} is not supported; supported: LlamaForCausalLM, "
-        "Qwen2ForCausalLM, Qwen3ForCausalLM. To add one, say what it is made of in models/shape.py and where its "
-        "parameters live in models/parameter_map.py."
+        f"model.path={folder}: architecture {named} is not supported; supported: LlamaForCausalLM, MistralForCausalLM, "
+        "Qwen2ForCausalLM, Qwen3ForCausalLM. To add one, describe it in models/families.py (docs/adding_a_model.md "
+        "shows how)."
     )
 
 

@@ -54,6 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {  # vocabularies that two ranks, and vLLM's
     "1 KV head": {"tied": True, "num_kv_heads": 1, "vocab_size": 130},
     "qwen3": {"tied": False, "num_kv_heads": 2, "vocab_size": 131, "family": "qwen3"},
     "llama": {"tied": True, "num_kv_heads": 2, "vocab_size": 131, "family": "llama"},
+    "mistral": {"tied": False, "num_kv_heads": 2, "vocab_size": 131, "family": "mistral", "head_dim": 64},
 }
 CASES = {
     "untied -> TP1": Case(2, 1, EVERY, "untied"),
@@ -64,6 +65,7 @@ CASES = {
     "1 KV head -> TP2": Case(2, 2, EVERY, "1 KV head"),
     "qwen3 -> TP2": Case(2, 2, {"TP2": TENSOR}, "qwen3"),
     "llama -> TP1": Case(2, 1, {"PP2": PIPELINE}, "llama"),
+    "mistral -> TP2": Case(2, 2, {"TP2": TENSOR}, "mistral"),
     "tied, packed -> TP1": Case(2, 1, {"TP2": TENSOR}, "tied", packed=True),
     "untied, packed -> TP2": Case(2, 2, {"PP2": PIPELINE}, "untied", packed=True),
     "tied, FP8 -> TP1": Case(2, 1, {"TP2": TENSOR}, "tied", fp8=True),

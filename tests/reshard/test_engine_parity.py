@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_rapo.models import WeightReader
 from tests.launch import run_distributed
 from tests.tiny_models import save_tiny_model
 
@@ -14,14 +16,32 @@ WORKER = Path(__file__).with_name("engine_parity_worker.py")
 TRAINERS = ("TP2", "PP2", "DP2")
 
 
-@pytest.fixture(scope="module", params=[(1, True), (2, False)], ids=["engine TP1 tied", "engine TP2 untied"])
+ENGINES: dict[str, tuple[int, dict[str, Any]]] = {  # its tensor-parallel size and its model
+    "engine TP1 tied": (1, {"tied": True}),
+    "engine TP2 untied": (2, {"tied": False}),
+    "engine TP2 mistral": (2, {"tied": False, "family": "mistral", "head_dim": 64, "gain": 0.9}),
+}
+SIZES: dict[str, Any] = {"vocab_size": 130, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "gain": 1.0}
+
+
+@pytest.fixture(scope="module", params=ENGINES.values(), ids=ENGINES)
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    engine_tensor, tied = request.param
+    engine_tensor, model = request.param
     folder = tmp_path_factory.mktemp("parity")
-    save_tiny_model(
-        folder / "model", tied=tied, vocab_size=130, hidden_size=128, num_heads=4, num_kv_heads=2, seed=3, gain=1.0
-    )
+    save_tiny_model(folder / "model", seed=3, **SIZES | model)
+    if model.get("family") == "mistral":
+        publish_as_mistral_does(folder / "model")
     return run_distributed(WORKER, 2, folder / "model", folder, engine_tensor) or {}
+
+
+def publish_as_mistral_does(folder: Path) -> None:
+    """Put the weights into a shard, and beside them files of Mistral's own format, which vLLM prefers by default."""
+    shard, names = "model-00001-of-00001.safetensors", WeightReader(folder).names
+    (folder / "model.safetensors").rename(folder / shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("params.json", "consolidated.safetensors", "tekken.json"):
+        (folder / name).write_text("not to be read")
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

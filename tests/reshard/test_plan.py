@@ -40,7 +40,7 @@ CASES = {
     "PP4 tied -> TP2": (shape(**BIG | {"num_layers": 5}, tied=True), layouts(8, 1, 4, 2)),
     "PP2 x VPP2, 5 layers -> TP1": (shape(**BIG | {"num_layers": 5}), layouts(2, 1, 2, 1, virtual=2)),
     "TP2 x PP2 x DP2 -> TP4": (shape(**BIG, vocab_size=21), layouts(8, 2, 2, 4)),
-    "DP4 -> TP2": (shape(**BIG, qkv_bias=False), layouts(4, 1, 1, 2)),
+    "DP4 -> TP2": (shape(**BIG, architecture="LlamaForCausalLM"), layouts(4, 1, 1, 2)),
     "DP3 -> TP1": (shape(**BIG), layouts(3, 1, 1, 1)),
     "1 KV head, DP4 -> TP4": (shape(**BIG | {"num_kv_heads": 1}), layouts(4, 1, 1, 4)),
     "2 KV heads, TP2 x PP2 -> TP4": (shape(**BIG | {"num_kv_heads": 2}, vocab_size=133), layouts(4, 2, 2, 4)),
@@ -216,9 +216,9 @@ def test_a_bucket_too_small_is_refused():
         plan(model, TORCH_NORMS, where, rank=0, itemsize=4, bucket_bytes=40)
 
 
-def qwen(num_layers, hidden_size, ffn_hidden_size, num_heads, num_kv_heads, vocab_size, **changed):
+def large(architecture, num_layers, hidden_size, ffn_hidden_size, num_heads, num_kv_heads, vocab_size):
     return ModelShape(
-        architecture="Qwen2ForCausalLM",
+        architecture=architecture,
         num_layers=num_layers,
         hidden_size=hidden_size,
         ffn_hidden_size=ffn_hidden_size,
@@ -229,13 +229,13 @@ def qwen(num_layers, hidden_size, ffn_hidden_size, num_heads, num_kv_heads, voca
         norm_eps=1e-6,
         rope_theta=1e6,
         max_position=4096,
-        **{"tied": False, "qkv_bias": True, "qk_norm": False} | changed,
+        tied=False,
     )
 
 
-QWEN_7B = qwen(28, 3584, 18944, 28, 4, 152064)
-QWEN_72B = qwen(80, 8192, 29568, 64, 8, 152064)
-LLAMA_405B = qwen(126, 16384, 53248, 128, 8, 128256, qkv_bias=False)
+QWEN_7B = large("Qwen2ForCausalLM", 28, 3584, 18944, 28, 4, 152064)
+QWEN_72B = large("Qwen2ForCausalLM", 80, 8192, 29568, 64, 8, 152064)
+LLAMA_405B = large("LlamaForCausalLM", 126, 16384, 53248, 128, 8, 128256)
 AT_SCALE = {
     "7B, TP4 x DP2 -> TP4": (QWEN_7B, layouts(8, 4, 1, 4)),
     "7B, TP2 x PP2 x DP2 -> TP4": (QWEN_7B, layouts(8, 2, 2, 4)),
