@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import re
+import shlex
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megatron_rapo import cli
+from megatron_rapo.config.file import load_config
+from tests.settings import MINIMAL
 from tests.short_runs import ROOT
 
 MAX_README_LINES = 160
@@ -44,3 +51,60 @@ def test_the_examples_of_the_api_reference(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(ROOT)
     found = doctest.testfile(str(ROOT / "docs/api.rst"), module_relative=False)
     assert found.attempted > 20 and found.failed == 0
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: str, *languages: str) -> list[str]:
+    """The fenced blocks of a page in these languages; "" is that of a block without one."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words behind `megatron-rapo` of each command of a page; of brackets, the first choice."""
+    lines = "\n".join(blocks(page, "", "bash", "console")).replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        command = re.match(r"\s*\$?\s*(?:python -m megatron_rapo|(?:\.venv/bin/)?megatron-rapo)\s(.*)", line)
+        if command:
+            chosen = re.sub(r"\[([^\]|]*)(?:\|[^\]]*)?\]", r"\1", command[1]).replace("...", "")
+            words = shlex.split(re.split(r"\s[>|]\s", chosen)[0], comments=True)
+            found.append(["1" if word == "N" else word for word in words])
+    return found
+
+
+class Parsed(Exception):
+    """A command line has been taken apart, and nothing was done."""
+
+
+def test_commands_in_the_docs_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is parsed as the command line parses it, and so is what `launch` starts."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        raise Parsed(parse(parser, *arguments))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    found = [words for page in PAGES for words in commands(page)]
+    assert len(found) > 30
+    for words in found:
+        if words[0] == "tensorboard":  # takes any option, for TensorBoard
+            continue
+        with pytest.raises(Parsed):
+            cli.main(words)
+        if words[0] == "launch":
+            started = next(place for place, word in enumerate(words) if word in ("train", "evaluate"))
+            with pytest.raises(Parsed):
+                cli.main(words[started:])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")])
+def test_settings_in_the_docs_are_settings(page: str, tmp_path: Path) -> None:
+    """A block that names sections is a configuration, or a part of one."""
+    (tmp_path / "minimal.toml").write_text(MINIMAL)
+    for text in blocks(page, "toml"):
+        if re.search(r"^\[\w+\]$", text, re.MULTILINE):
+            (tmp_path / "block.toml").write_text(f'base = "minimal.toml"\n{text}')
+            load_config(tmp_path / "block.toml")
