@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_rapo.config.section import MAX_VALUE, Section
-
-Divergence = Literal[
-    "forward_kl",
-    "forward_kl_exact",
-    "forward_kl_k3",
-    "rapo_paper",
-    "reverse_kl",
-    "reverse_kl_k3",
-    "reverse_kl_exact",
-    "none",
-]
+from megatron_rapo import choices
+from megatron_rapo.config.section import MAX_VALUE, OpenChoice, Section
 
 
 class AlgorithmConfig(Section):
     """The objective: clipped surrogate - alpha * divergence + beta * entropy (algo/loss.py)."""
 
-    divergence: Divergence = "forward_kl"
-    """The penalty, named by its gradient (algo/divergences.py lists them; the audit command measures them)."""
+    divergence: Annotated[str, OpenChoice(choices.DIVERGENCES)] = "forward_kl"
+    """The penalty, named by its gradient (algo/divergences.py lists them; the audit command measures them), or your own
+    (docs/extending.md)."""
     alpha: float = Field(default=1e-3, ge=0, le=MAX_VALUE)
     """Coefficient of the divergence; 0 with divergence none."""
     beta: float = Field(default=1e-3, ge=0, le=MAX_VALUE)
@@ -98,7 +89,7 @@ class AlgorithmConfig(Section):
             )
         self._refuse_idle("phi_exponent", self.phi != "power", f"algorithm.phi={self.phi}")
         self._refuse_idle("phi_sharpness", self.phi != "sigmoid", f"algorithm.phi={self.phi}")
-        without_ratio = self.divergence == "none" or self.divergence.endswith("_exact")
+        without_ratio = self.divergence in choices.WITHOUT_RATIO
         self._refuse_idle("log_rho_cap", without_ratio, f"algorithm.divergence={self.divergence}")
         return self
 

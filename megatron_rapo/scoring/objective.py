@@ -16,6 +16,7 @@ from megatron_rapo.algo import LossSums, group_advantages, have_signal, phi_of, 
 from megatron_rapo.config import AlgorithmConfig, Config, RewardConfig
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
+from megatron_rapo.scoring.registries import divergence_of
 from megatron_rapo.types import Group, TrainingSequence
 
 
@@ -111,7 +112,7 @@ def batch_loss(
         weight_T=batch.weight_T,
         mask_T=batch.mask_T,
         sequence_log_ratio_T=sequence_mean(scores.logp_T.detach() - batch.old_logp_T, batch) if of_sequences else None,
-        divergence=settings.divergence,
+        divergence=divergence_of(settings.divergence),
         alpha=settings.alpha,
         beta=settings.beta,
         clip_low=settings.clip_low,

@@ -7,8 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from megatron_rapo import choices
 from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, phi_of
-from megatron_rapo.config import AlgorithmConfig, Divergence, RewardConfig
+from megatron_rapo.config import AlgorithmConfig, RewardConfig
 from tests.settings import EVALUATION, refusal
 
 
@@ -63,7 +64,8 @@ def test_defaults_that_depend_on_another_setting(load, overrides, expected):
 
 
 def test_the_names_of_settings_are_those_of_the_functions():
-    assert set(get_args(Divergence)) == set(DIVERGENCES)
+    without = [name for name, each in DIVERGENCES.items() if each.exact or not each.reference]
+    assert sorted(choices.WITHOUT_RATIO) == sorted(without)
     assert set(get_args(AlgorithmConfig.model_fields["advantage"].annotation)) == set(ADVANTAGES)
 
 

@@ -1,0 +1,134 @@
+"""Entries of [algorithm] by name, by module and by file; what users' own do in the loss; what is refused of them."""
+
+import pytest
+import torch
+
+from megatron_rapo import choices
+from megatron_rapo.algo import DIVERGENCES
+from megatron_rapo.audit.measure import audit
+from megatron_rapo.config import AlgorithmConfig, RewardConfig
+from megatron_rapo.runtime.user_code import UserCodeError
+from megatron_rapo.scoring.objective import loss_function
+from megatron_rapo.scoring.registries import check_algorithm, divergence_of
+from tests.scoring.test_objective import SETTINGS, scored_batch
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(source): a new file with it (each is loaded once in a process)."""
+
+    def written(source):
+        path = tmp_path / f"mine_{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(source)
+        return path
+
+    return written
+
+
+def refused(**settings):
+    with pytest.raises(UserCodeError) as raised:
+        check_algorithm(AlgorithmConfig(**settings))
+    return str(raised.value)
+
+
+# --- divergences ---
+
+K2 = """
+from megatron_rapo.algo import Divergence, Penalty
+from megatron_rapo.algo.divergences import clamp_keep_grad
+
+def k2(logp_T, ref_logp_T, log_rho_cap):
+    log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
+    detached_T = log_rho_T.detach()
+    return Penalty(0.5 * log_rho_T**2, detached_T.exp() - 1 - detached_T, capped_T)
+
+claimed = Divergence(gradient="reverse_kl", value="reverse_kl", estimate=k2, corrected=True)
+wrong = Divergence(gradient="forward_kl", value="reverse_kl", estimate=k2, corrected=True)
+"""
+
+
+@pytest.mark.parametrize("name", choices.DIVERGENCES)
+def test_a_built_in_divergence(name):
+    assert divergence_of(name) is DIVERGENCES[name]
+    assert divergence_of(name).reference == (name != "none")
+
+
+@pytest.mark.parametrize("name", ["k2", "claimed"])
+@pytest.mark.parametrize("by", ["file", "module"])
+def test_a_divergence_of_ones_own_is_the_one_in_the_loss(load, write, monkeypatch, name, by):
+    """The built-in k2, written again: so the same loss, gradient and metrics to the bit."""
+    path = write(K2)
+    monkeypatch.syspath_prepend(path.parent)
+    own = f"{path if by == 'file' else path.stem}:{name}"
+    scores, batch = scored_batch(load)
+    losses = [
+        loss_function(load(f"algorithm.divergence={each}", *SETTINGS), None)(scores, batch)
+        for each in (own, "reverse_kl", "forward_kl")
+    ]
+    gradients = [torch.autograd.grad(each.loss, scores.logp_T)[0] for each in losses]
+    assert losses[0].loss.item() == losses[1].loss.item() != losses[2].loss.item()
+    assert torch.equal(gradients[0], gradients[1]) and losses[0].metrics == losses[1].metrics
+
+
+def test_the_audit_holds_a_divergence_to_its_claim(write):
+    path = write(K2)
+    measured = {
+        name: audit(AlgorithmConfig(divergence=f"{path}:{name}"), RewardConfig()) for name in ("claimed", "wrong")
+    }
+    assert measured["claimed"].agrees and not measured["wrong"].agrees
+    assert measured["wrong"].nearest == "reverse_kl"
+    with pytest.raises(UserCodeError) as raised:
+        audit(AlgorithmConfig(divergence=f"{path}:k2"), RewardConfig())
+    assert str(raised.value) == (
+        f"algorithm.divergence='{path}:k2': claims no gradient, so there is nothing to hold it to; name a "
+        "Divergence(gradient=..., value=..., estimate=...)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("0.5", "returned float; return a megatron_rapo.algo.Penalty."),
+        ("Penalty(logp_T, 0.0, logp_T > 0)", "value_T is float; return a tensor."),
+        (
+            "Penalty(logp_T.sum(), logp_T.detach(), logp_T > 0)",
+            "loss_T has shape [] and torch.float32, from inputs of shape [3]; return the same shape, torch.float32.",
+        ),
+        (
+            "Penalty(logp_T, logp_T.detach(), logp_T.detach())",
+            "capped_T has shape [3] and torch.float32, from inputs of shape [3]; return the same shape, torch.bool.",
+        ),
+        (
+            "Penalty(logp_T, logp_T.detach() / 0, logp_T > 0)",
+            "value_T is not finite ([-inf, -inf, -inf]); return finite numbers.",
+        ),
+        (
+            "Penalty(logp_T, logp_T, logp_T > 0)",
+            "value_T carries a gradient, and it is only reported; detach it.",
+        ),
+        (
+            "Penalty(ref_logp_T, ref_logp_T, logp_T > 0)",
+            "loss_T has no gradient, so it would do nothing; make it depend on logp_T.",
+        ),
+        (
+            "Penalty((logp_T + 1).abs().sqrt(), ref_logp_T, logp_T > 0)",
+            "the gradient of loss_T is not finite (",
+        ),
+        ("[][logp_T]", "failed on a trial call (TypeError: "),
+    ],
+)
+def test_a_divergence_that_returns_what_it_must_not(write, returned, said):
+    source = f"from megatron_rapo.algo import Penalty\ndef d(logp_T, ref_logp_T, log_rho_cap): return {returned}\n"
+    path = write(source)
+    message = refused(divergence=f"{path}:d")
+    assert message.startswith(f"algorithm.divergence='{path}:d': {said}")
+
+
+def test_a_divergence_that_cannot_be_called(write):
+    path = write("def d(logp_T): return logp_T\nfour = 4\n")
+    assert refused(divergence=f"{path}:d") == (
+        f"algorithm.divergence='{path}:d': cannot be called with (logp_T, ref_logp_T, log_rho_cap): too many "
+        "positional arguments; give it these parameters."
+    )
+    assert refused(divergence=f"{path}:four").endswith(":four': is 4, which cannot be called; name a function.")
+    assert refused(divergence=f"{path}:e").endswith(":e': there is no 'e'; functions there: d.")

@@ -1,0 +1,44 @@
+"""The examples of docs/extending.md, each as its page says: written to a file, named in a setting, used."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_rapo.audit.measure import audit
+from megatron_rapo.scoring.registries import check_algorithm, divergence_of
+from tests.settings import MINIMAL
+
+PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+PYTHON = re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.S)
+TOML = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
+
+
+@pytest.fixture
+def config(load, tmp_path, monkeypatch):
+    """config(name): with the settings of the example that names this file."""
+    monkeypatch.chdir(tmp_path)
+    for name, source in PYTHON:
+        (tmp_path / name).write_text(source)
+
+    def of_example(name):
+        (settings,) = [text for text in TOML if f'"{name}:' in text]
+        return load(text=MINIMAL + settings)
+
+    return of_example
+
+
+def test_every_example_has_its_setting():
+    assert len(PYTHON) == len(TOML) == PAGE.count("```") // 4
+    assert all(any(f'"{name}:' in text for text in TOML) for name, _ in PYTHON)
+
+
+def test_a_divergence(config):
+    example = config("my_divergence.py")
+    check_algorithm(example.algorithm)
+    found = audit(example.algorithm, example.reward)
+    assert found.agrees and found.named == found.nearest == "forward_kl"
+    logp_T, ref_logp_T = torch.tensor([-1.0]), torch.tensor([-1.0]).exp().mul(2).log()  # rho = 2
+    penalty = divergence_of(example.algorithm.divergence).estimate(logp_T, ref_logp_T, 10.0)
+    torch.testing.assert_close(penalty.loss_T, torch.tensor([2.0]))
