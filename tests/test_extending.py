@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from megatron_rapo.audit.measure import audit
+from megatron_rapo.scoring.objective import to_sequences
 from megatron_rapo.scoring.registries import check_algorithm, divergence_of
+from tests.scoring.test_objective import GROUPS
 from tests.settings import MINIMAL
 
 PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text()
@@ -42,3 +44,10 @@ def test_a_divergence(config):
     logp_T, ref_logp_T = torch.tensor([-1.0]), torch.tensor([-1.0]).exp().mul(2).log()  # rho = 2
     penalty = divergence_of(example.algorithm.divergence).estimate(logp_T, ref_logp_T, 10.0)
     torch.testing.assert_close(penalty.loss_T, torch.tensor([2.0]))
+
+
+def test_an_advantage(config):
+    example = config("my_advantage.py")
+    check_algorithm(example.algorithm)
+    found = [each.advantage for each in to_sequences(GROUPS, example)]  # rewards 1, 0 and 0, 1/2
+    assert found == [1.0, -1.0, -1.0, 1.0]

@@ -3,7 +3,7 @@
 Functions that feed the loss return per-token values or sums; the caller owns the denominator.
 """
 
-from megatron_rapo.algo.advantages import ADVANTAGES, group_advantages, have_signal
+from megatron_rapo.algo.advantages import ADVANTAGES, Advantage, group_advantages, have_signal
 from megatron_rapo.algo.divergences import DIVERGENCES, QUANTITIES, Divergence, Penalty
 from megatron_rapo.algo.loss import LossSums, rapo_loss
 from megatron_rapo.algo.reweighting import phi_of
@@ -12,6 +12,7 @@ __all__ = [
     "ADVANTAGES",
     "DIVERGENCES",
     "QUANTITIES",
+    "Advantage",
     "Divergence",
     "LossSums",
     "Penalty",

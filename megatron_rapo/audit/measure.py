@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from megatron_rapo import choices
 from megatron_rapo.algo import QUANTITIES, LossSums
 from megatron_rapo.algo.advantages import STD_OFFSET
 from megatron_rapo.algo.divergences import Quantity
@@ -22,7 +23,7 @@ from megatron_rapo.runtime.user_code import UserCodeError
 from megatron_rapo.scoring.objective import batch_loss, reference_exponents
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
-from megatron_rapo.scoring.registries import divergence_of
+from megatron_rapo.scoring.registries import advantage_of, divergence_of
 
 NUM_POLICIES = 6
 TOLERANCE = 0.02
@@ -189,12 +190,18 @@ class _Lab:
         return {name: max(float(shares[name]) for shares in found) for name in _CAPPED}
 
     def advantages(self, policy: TabularPolicy) -> Tensor:
-        """Of every completion, [N], relative to a group that is the whole distribution."""
+        """Of every completion, [N], relative to a group that is the whole distribution.
+
+        For a function of the user's own: one of each completion, which are not equally probable.
+        """
         chance_N = policy.chances(policy.engine_SV)
         centred_N = policy.rewards_N - chance_N @ policy.rewards_N
         if self.settings.advantage == "mean_std":
             return centred_N / ((chance_N @ centred_N**2).sqrt() + STD_OFFSET)
-        return centred_N
+        if self.settings.advantage in choices.ADVANTAGES:
+            return centred_N
+        everyone_1N = torch.ones(1, len(centred_N), dtype=torch.bool)
+        return advantage_of(self.settings.advantage)(centred_N[None], everyone_1N)[0]
 
     def expected(
         self,

@@ -30,8 +30,9 @@ class AlgorithmConfig(Section):
     """Of phi = power: phi rises as the reward's place in its range to this exponent."""
     phi_sharpness: float = Field(default=10.0, ge=1e-3, le=MAX_VALUE)
     """Of phi = sigmoid: its steepness at the middle of the reward's range; a step where it is large."""
-    advantage: Literal["mean_std", "mean", "leave_one_out"] = "mean_std"
-    """Reward relative to its group (algo/advantages.py): mean_std is GRPO's, mean is Dr. GRPO's."""
+    advantage: Annotated[str, OpenChoice(choices.ADVANTAGES)] = "mean_std"
+    """Reward relative to its group (algo/advantages.py): mean_std is GRPO's, mean is Dr. GRPO's; or your own
+    (docs/extending.md)."""
     aggregation: Literal["token", "sequence"] = "token"
     """What the objective is a mean over: all tokens alike (DAPO), or sequences, each a mean of its tokens (GRPO)."""
     ratio: Literal["token", "sequence"] = "token"

@@ -16,7 +16,7 @@ from megatron_rapo.algo import LossSums, group_advantages, have_signal, phi_of, 
 from megatron_rapo.config import AlgorithmConfig, Config, RewardConfig
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
-from megatron_rapo.scoring.registries import divergence_of
+from megatron_rapo.scoring.registries import advantage_of, divergence_of
 from megatron_rapo.types import Group, TrainingSequence
 
 
@@ -24,7 +24,7 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
     """The completions of one optimizer step, each with its advantage, its weight and its reference exponent."""
     settings = config.algorithm
     rewards_PG, trained_PG, baseline_PG = _rewards(groups, settings)
-    advantages = group_advantages(rewards_PG, settings.advantage, trained_PG, baseline_PG).flatten().tolist()
+    advantages = group_advantages(rewards_PG, advantage_of(settings.advantage), trained_PG, baseline_PG)
     exponents = reference_exponents(rewards_PG, settings, config.reward).flatten()
     completions = [(g, c, r) for g in groups for c, r in zip(g.completions, g.rewards, strict=True)]
     kept = trained_PG.flatten().tolist()
@@ -44,7 +44,7 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
             in_loss=in_loss,
         )
         for (group, completion, reward), advantage, phi, length, in_loss in zip(
-            completions, advantages, exponents.tolist(), lengths, kept, strict=True
+            completions, advantages.flatten().tolist(), exponents.tolist(), lengths, kept, strict=True
         )
     ]
 

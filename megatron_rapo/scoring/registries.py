@@ -11,9 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo import DIVERGENCES, Divergence, Penalty
+from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, Advantage, Divergence, Penalty
 from megatron_rapo.config import AlgorithmConfig
-from megatron_rapo.runtime.user_code import UserCodeError, check_function, guarded, load_object
+from megatron_rapo.runtime.user_code import UserCodeError, check_function, guarded, load_function, load_object
 
 _TRIAL_FAILED = "failed on a trial call"
 
@@ -21,6 +21,7 @@ _TRIAL_FAILED = "failed on a trial call"
 def check_algorithm(settings: AlgorithmConfig) -> None:
     """Load and try everything that [algorithm] names. Raises UserCodeError."""
     divergence_of(settings.divergence)
+    advantage_of(settings.advantage)
 
 
 def divergence_of(name: str) -> Divergence:
@@ -56,6 +57,23 @@ def _try_divergence(estimate: Callable[[Tensor, Tensor, float], Penalty], field:
         raise UserCodeError(f"{field}: loss_T has no gradient, so it would do nothing; make it depend on logp_T.")
     gradient_T = guarded(lambda: torch.autograd.grad(penalty.loss_T.sum(), logp_T)[0], field, _TRIAL_FAILED)
     _check_tensor(gradient_T, logp_T, f"{field}: the gradient of loss_T", dtype=logp_T.dtype)
+
+
+def advantage_of(name: str) -> Advantage:
+    """Return the function that algorithm.advantage names. Raises UserCodeError."""
+    return ADVANTAGES[name] if name in ADVANTAGES else _own_advantage(name)
+
+
+@cache
+def _own_advantage(reference: str) -> Advantage:
+    field = f"algorithm.advantage={reference!r}"
+    function = load_function(reference, field, ("deviations_PG", "baseline_PG"))
+    # One completion right of four; then all equal, where a function divides by zero if it does.
+    deviations_PG = torch.tensor([[0.75, -0.25, -0.25, -0.25], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    baseline_PG = torch.ones_like(deviations_PG, dtype=torch.bool)
+    found_PG = guarded(lambda: function(deviations_PG.clone(), baseline_PG), field, _TRIAL_FAILED)
+    _check_tensor(found_PG, deviations_PG, f"{field}: the result", dtype=deviations_PG.dtype)
+    return function
 
 
 def _check_tensor(found: object, like: Tensor, what: str, *, dtype: torch.dtype) -> None:

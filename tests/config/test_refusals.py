@@ -417,7 +417,7 @@ def test_fp8_settings_that_go_together(load):
         ("algorithm.phi_sharpness=0", "algorithm.phi_sharpness=0: input should be greater than or equal to 0.001;"),
         (
             "algorithm.advantage=std",
-            "algorithm.advantage='std': input should be 'mean_std', 'mean' or 'leave_one_out';",
+            "algorithm.advantage='std': no such name; use one of mean_std, mean, leave_one_out, or your own as MODULE",
         ),
         ("algorithm.aggregation=group", "algorithm.aggregation='group': input should be 'token' or 'sequence'; change"),
         ("algorithm.ratio=group", "algorithm.ratio='group': input should be 'token' or 'sequence'; change the value."),

@@ -1,24 +1,26 @@
 """Entries of [algorithm] by name, by module and by file; what users' own do in the loss; what is refused of them."""
 
+import uuid
+
 import pytest
 import torch
 
 from megatron_rapo import choices
-from megatron_rapo.algo import DIVERGENCES
+from megatron_rapo.algo import ADVANTAGES, DIVERGENCES
 from megatron_rapo.audit.measure import audit
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
 from megatron_rapo.runtime.user_code import UserCodeError
-from megatron_rapo.scoring.objective import loss_function
-from megatron_rapo.scoring.registries import check_algorithm, divergence_of
-from tests.scoring.test_objective import SETTINGS, scored_batch
+from megatron_rapo.scoring.objective import loss_function, to_sequences
+from megatron_rapo.scoring.registries import advantage_of, check_algorithm, divergence_of
+from tests.scoring.test_objective import GROUPS, SETTINGS, scored_batch
 
 
 @pytest.fixture
 def write(tmp_path):
-    """write(source): a new file with it (each is loaded once in a process)."""
+    """write(source): a new file with it under a name that no other module has."""
 
     def written(source):
-        path = tmp_path / f"mine_{len(list(tmp_path.iterdir()))}.py"
+        path = tmp_path / f"mine_{uuid.uuid4().hex}.py"
         path.write_text(source)
         return path
 
@@ -132,3 +134,43 @@ def test_a_divergence_that_cannot_be_called(write):
     )
     assert refused(divergence=f"{path}:four").endswith(":four': is 4, which cannot be called; name a function.")
     assert refused(divergence=f"{path}:e").endswith(":e': there is no 'e'; functions there: d.")
+
+
+# --- advantages ---
+
+
+@pytest.mark.parametrize("name", choices.ADVANTAGES)
+def test_a_built_in_advantage(name):
+    assert advantage_of(name) is ADVANTAGES[name]
+
+
+@pytest.mark.parametrize("by", ["file", "module"])
+def test_an_advantage_of_ones_own_is_in_the_training_sequences(load, write, monkeypatch, by):
+    path = write("def tripled(deviations_PG, baseline_PG): return 3 * deviations_PG\n")
+    monkeypatch.syspath_prepend(path.parent)
+    config = load(f"algorithm.advantage={path if by == 'file' else path.stem}:tripled")
+    assert [each.advantage for each in to_sequences(GROUPS, config)] == [1.5, -1.5, -0.75, 0.75]
+
+
+def test_the_audit_takes_an_advantage_of_ones_own(write):
+    path = write("def same(deviations_PG, baseline_PG): return deviations_PG\n")
+    built_in, own = (
+        audit(AlgorithmConfig(advantage=name), RewardConfig()).terms["on-policy"]["surrogate"]
+        for name in ("mean", f"{path}:same")
+    )
+    assert own == built_in
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("deviations_PG.sum(-1)", "the result has shape [2] and torch.float64, from inputs of shape [2, 4]; return "),
+        ("deviations_PG.float()", "the result has shape [2, 4] and torch.float32, from inputs of shape [2, 4]; "),
+        ("deviations_PG.tolist()", "the result is list; return a tensor."),
+        ("deviations_PG / deviations_PG.std(-1, keepdim=True)", "the result is not finite ([1.5, -0.5, -0.5, -0.5, "),
+        ("1 / 0", "failed on a trial call (ZeroDivisionError: division by zero); mend it."),
+    ],
+)
+def test_an_advantage_that_returns_what_it_must_not(write, returned, said):
+    path = write(f"def a(deviations_PG, baseline_PG): return {returned}\n")
+    assert refused(advantage=f"{path}:a").startswith(f"algorithm.advantage='{path}:a': {said}")
