@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_rapo.audit.measure import audit
+from megatron_rapo.monitor import Recorder, check_writers
 from megatron_rapo.scoring.objective import to_sequences
 from megatron_rapo.scoring.registries import check_algorithm, divergence_of
 from tests.scoring.test_objective import GROUPS
@@ -51,3 +52,14 @@ def test_an_advantage(config):
     check_algorithm(example.algorithm)
     found = [each.advantage for each in to_sequences(GROUPS, example)]  # rewards 1, 0 and 0, 1/2
     assert found == [1.0, -1.0, -1.0, 1.0]
+
+
+def test_a_writer(config, tmp_path):
+    names = config("my_writer.py").monitor.writers
+    check_writers(names)
+    with Recorder(tmp_path / "run", writers=names) as recorder:
+        recorder.log(1, {"reward/mean": 0.25})
+        recorder.log(1, {"policy/kl": 0.5})
+        recorder.log(2, {"reward/mean": 0.75})
+    assert (tmp_path / "run/rewards.txt").read_text() == "1 0.25\n2 0.75\n"
+    assert (tmp_path / "run/tensorboard").is_dir()

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from megatron_rapo.config.section import MAX_SECONDS, MAX_SIZE, MAX_STEPS, FilePath, Section
+from megatron_rapo import choices
+from megatron_rapo.config.section import MAX_SECONDS, MAX_SIZE, MAX_STEPS, FilePath, OpenChoice, Section
 from megatron_rapo.errors import shortened
 
 
@@ -73,8 +74,9 @@ def _how_often(steps: Any) -> Any:
 class MonitorConfig(Section):
     """What is written down while a run goes on."""
 
-    writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(default=("tensorboard",), strict=False)
-    """What the run is shown by, beside metrics.jsonl (docs/report.md); wandb and mlflow are to be installed."""
+    writers: tuple[Annotated[str, OpenChoice(choices.WRITERS)], ...] = Field(default=("tensorboard",), strict=False)
+    """What the run is shown by, beside metrics.jsonl (docs/report.md): wandb and mlflow are to be installed; or classes
+    of your own (docs/extending.md)."""
     gradient_share_every_steps: Annotated[Literal["auto"] | int, BeforeValidator(_how_often)] = "auto"
     """Steps between measurements of the penalty's share of the gradient, by six passes over a micro-batch; 0: never;
     auto: ten or more, so that measuring costs 5 % of the run at most by estimate (docs/profiling.md)."""

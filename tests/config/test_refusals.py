@@ -419,6 +419,10 @@ def test_fp8_settings_that_go_together(load):
             "algorithm.advantage=std",
             "algorithm.advantage='std': no such name; use one of mean_std, mean, leave_one_out, or your own as MODULE",
         ),
+        (
+            'monitor.writers=["tensorbord"]',
+            "monitor.writers.0='tensorbord': no such name; use one of tensorboard, wandb, mlflow, or your own as ",
+        ),
         ("algorithm.aggregation=group", "algorithm.aggregation='group': input should be 'token' or 'sequence'; change"),
         ("algorithm.ratio=group", "algorithm.ratio='group': input should be 'token' or 'sequence'; change the value."),
         (
