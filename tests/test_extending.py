@@ -8,7 +8,7 @@ import torch
 
 from megatron_rapo.audit.measure import audit
 from megatron_rapo.monitor import Recorder, check_writers
-from megatron_rapo.scoring.objective import to_sequences
+from megatron_rapo.scoring.objective import reference_exponents, to_sequences
 from megatron_rapo.scoring.registries import check_algorithm, divergence_of
 from tests.scoring.test_objective import GROUPS
 from tests.settings import MINIMAL
@@ -63,3 +63,12 @@ def test_a_writer(config, tmp_path):
         recorder.log(2, {"reward/mean": 0.75})
     assert (tmp_path / "run/rewards.txt").read_text() == "1 0.25\n2 0.75\n"
     assert (tmp_path / "run/tensorboard").is_dir()
+
+
+def test_a_shape_of_phi(config):
+    example = config("my_phi.py")
+    check_algorithm(example.algorithm)
+    found = [each.phi for each in to_sequences(GROUPS, example)]  # rewards 1, 0, 0 and 1/2, of 0 to 1
+    assert found == pytest.approx([1.0, 0.9, 0.9, 0.9])
+    rewards = torch.tensor([0.75], dtype=torch.float64)
+    assert reference_exponents(rewards, example.algorithm, example.reward).item() == pytest.approx(0.95)

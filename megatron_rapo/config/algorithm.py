@@ -20,8 +20,9 @@ class AlgorithmConfig(Section):
     """Coefficient of the divergence; 0 with divergence none."""
     beta: float = Field(default=1e-3, ge=0, le=MAX_VALUE)
     """Coefficient of the policy's entropy, a bonus."""
-    phi: Literal["linear", "power", "sigmoid", "constant"] = "linear"
-    """How the reference's exponent rises with the reward, from phi_min to phi_max; constant is phi_max throughout."""
+    phi: Annotated[str, OpenChoice(choices.PHI_SHAPES)] = "linear"
+    """How the reference's exponent rises with the reward, from phi_min to phi_max; constant is phi_max throughout; or a
+    function of your own (docs/extending.md)."""
     phi_min: float = Field(default=0.9, ge=0, le=1)
     """Exponent of the reference at the lowest reward; 0 makes it uniform, which drives the policy there."""
     phi_max: float = Field(default=1.0, ge=0, le=1)

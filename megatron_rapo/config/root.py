@@ -136,7 +136,7 @@ class Config(Section):
     @property
     def user_code(self) -> dict[str, str]:
         """What of the settings is code of the user's own: MODULE:NAME or FILE.py:NAME by the setting's name."""
-        named = {f"algorithm.{field}": getattr(self.algorithm, field) for field in ("divergence", "advantage")}
+        named = {f"algorithm.{field}": getattr(self.algorithm, field) for field in ("divergence", "advantage", "phi")}
         named |= {f"reward.functions.{i}.function": each.function for i, each in enumerate(self.reward.functions)}
         named |= {f"monitor.writers.{i}": name for i, name in enumerate(self.monitor.writers)}
         return {setting: value for setting, value in named.items() if is_reference(value)}

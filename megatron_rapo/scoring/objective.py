@@ -16,7 +16,7 @@ from megatron_rapo.algo import LossSums, group_advantages, have_signal, phi_of, 
 from megatron_rapo.config import AlgorithmConfig, Config, RewardConfig
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
-from megatron_rapo.scoring.registries import advantage_of, divergence_of
+from megatron_rapo.scoring.registries import advantage_of, divergence_of, phi_shape_of
 from megatron_rapo.types import Group, TrainingSequence
 
 
@@ -71,7 +71,7 @@ def reference_exponents(rewards: Tensor, settings: AlgorithmConfig, reward: Rewa
     """phi of each reward, same shape. Raises ValueError for a reward outside the declared range."""
     return phi_of(
         rewards,
-        shape=settings.phi,
+        shape=phi_shape_of(settings.phi),
         reward_range=reward.range,
         phi_min=settings.phi_min,
         phi_max=settings.phi_max,

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, Advantage, Divergence, Penalty
+from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, PHI_SHAPES, Advantage, Divergence, Penalty, PhiShape
 from megatron_rapo.config import AlgorithmConfig
 from megatron_rapo.runtime.user_code import UserCodeError, check_function, guarded, load_function, load_object
 
@@ -22,6 +22,7 @@ def check_algorithm(settings: AlgorithmConfig) -> None:
     """Load and try everything that [algorithm] names. Raises UserCodeError."""
     divergence_of(settings.divergence)
     advantage_of(settings.advantage)
+    phi_shape_of(settings.phi)
 
 
 def divergence_of(name: str) -> Divergence:
@@ -74,6 +75,29 @@ def _own_advantage(reference: str) -> Advantage:
     found_PG = guarded(lambda: function(deviations_PG.clone(), baseline_PG), field, _TRIAL_FAILED)
     _check_tensor(found_PG, deviations_PG, f"{field}: the result", dtype=deviations_PG.dtype)
     return function
+
+
+def phi_shape_of(name: str) -> PhiShape:
+    """Return the function that algorithm.phi names. Raises UserCodeError."""
+    return PHI_SHAPES[name] if name in PHI_SHAPES else _own_phi_shape(name)
+
+
+@cache
+def _own_phi_shape(reference: str) -> PhiShape:
+    """Load a function of the share alone, whose result stays between 0 and 1 and never falls."""
+    field = f"algorithm.phi={reference!r}"
+    function = load_function(reference, field, ("share",))
+    share = torch.linspace(0, 1, 101, dtype=torch.float64)
+    kept = guarded(lambda: function(share.clone()), field, _TRIAL_FAILED)
+    _check_tensor(kept, share, f"{field}: the result", dtype=share.dtype)
+    if kept.min() < 0 or kept.max() > 1:
+        raise UserCodeError(
+            f"{field}: the result goes from {kept.min():g} to {kept.max():g}, and phi would leave phi_min to phi_max; "
+            "return numbers from 0 to 1."
+        )
+    if (kept.diff() < 0).any():
+        raise UserCodeError(f"{field}: the result falls somewhere, and phi must rise with the reward; let it rise.")
+    return lambda share, exponent, sharpness: function(share)
 
 
 def _check_tensor(found: object, like: Tensor, what: str, *, dtype: torch.dtype) -> None:

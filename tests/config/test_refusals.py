@@ -411,7 +411,7 @@ def test_fp8_settings_that_go_together(load):
         ),
         (
             "algorithm.phi=cubic",
-            "algorithm.phi='cubic': input should be 'linear', 'power', 'sigmoid' or 'constant'; ch",
+            "algorithm.phi='cubic': no such name; use one of linear, power, sigmoid, constant, or your own as ",
         ),
         ("algorithm.phi_exponent=0", "algorithm.phi_exponent=0: input should be greater than or equal to 0.001;"),
         ("algorithm.phi_sharpness=0", "algorithm.phi_sharpness=0: input should be greater than or equal to 0.001;"),

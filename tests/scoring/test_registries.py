@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from megatron_rapo import choices
-from megatron_rapo.algo import ADVANTAGES, DIVERGENCES
+from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, PHI_SHAPES
 from megatron_rapo.audit.measure import audit
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
 from megatron_rapo.runtime.user_code import UserCodeError
 from megatron_rapo.scoring.objective import loss_function, to_sequences
-from megatron_rapo.scoring.registries import advantage_of, check_algorithm, divergence_of
-from tests.scoring.test_objective import GROUPS, SETTINGS, scored_batch
+from megatron_rapo.scoring.registries import advantage_of, check_algorithm, divergence_of, phi_shape_of
+from tests.scoring.test_objective import GROUPS, RANGE, SETTINGS, scored_batch
+from tests.settings import refusal
 
 
 @pytest.fixture
@@ -174,3 +175,50 @@ def test_the_audit_takes_an_advantage_of_ones_own(write):
 def test_an_advantage_that_returns_what_it_must_not(write, returned, said):
     path = write(f"def a(deviations_PG, baseline_PG): return {returned}\n")
     assert refused(advantage=f"{path}:a").startswith(f"algorithm.advantage='{path}:a': {said}")
+
+
+# --- shapes of phi ---
+
+
+@pytest.mark.parametrize("name", choices.PHI_SHAPES)
+def test_a_built_in_shape_of_phi(name):
+    assert phi_shape_of(name) is PHI_SHAPES[name]
+    assert phi_shape_of(name)(torch.ones(2), 2.0, 10.0).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("by", ["file", "module"])
+def test_a_shape_of_ones_own_is_in_the_training_sequences(load, write, monkeypatch, by):
+    """Rewards 1, 0, 0, 1/2 of a range from -1 to 1."""
+    path = write("def cubed(share): return share**3\n")
+    monkeypatch.syspath_prepend(path.parent)
+    own = f"algorithm.phi={path if by == 'file' else path.stem}:cubed"
+    power = ["algorithm.phi=power", "algorithm.phi_exponent=3.0"]
+    ends = [*RANGE, "algorithm.phi_min=0.25", "algorithm.phi_max=0.75"]
+    found, expected = ([each.phi for each in to_sequences(GROUPS, load(*ends, *each))] for each in ([own], power))
+    assert found == expected == pytest.approx([0.75, 0.3125, 0.3125, 0.4609375])
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("share.sum()", "the result has shape [] and torch.float64, from inputs of shape [101]; return the same shape"),
+        (
+            "2 * share",
+            "the result goes from 0 to 2, and phi would leave phi_min to phi_max; return numbers from 0 to 1.",
+        ),
+        ("share - 2", "the result goes from -2 to -1, "),
+        ("1 - share", "the result falls somewhere, and phi must rise with the reward; let it rise."),
+        ("share / share", "the result is not finite ([nan, 1.0, "),
+        ("share.nothing", "failed on a trial call (AttributeError: "),
+    ],
+)
+def test_a_shape_that_returns_what_it_must_not(write, returned, said):
+    path = write(f"def s(share): return {returned}\n")
+    assert refused(phi=f"{path}:s").startswith(f"algorithm.phi='{path}:s': {said}")
+
+
+@pytest.mark.parametrize("field", ["phi_exponent", "phi_sharpness"])
+def test_settings_of_built_in_shapes_do_nothing_with_ones_own(load, field):
+    assert refusal(load, "algorithm.phi=mine:s", f"algorithm.{field}=3.0") == (
+        f"algorithm.{field}=3.0: does nothing with algorithm.phi=mine:s; leave it out, or change that."
+    )
