@@ -20,6 +20,7 @@ WITHOUT_RATIO = ("forward_kl_exact", "reverse_kl_exact", "none")
 """Divergences that exponentiate no log-ratio, so that algorithm.log_rho_cap does nothing."""
 ADVANTAGES = ("mean_std", "mean", "leave_one_out")  # algo/advantages.py
 PHI_SHAPES = ("linear", "power", "sigmoid", "constant")  # algo/reweighting.py
+TEMPLATES = ("plain", "qwen-boxed", "abel", "chat")  # data/templates.py
 WRITERS = ("tensorboard", "wandb", "mlflow")  # monitor/writers.py
 
 

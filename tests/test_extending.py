@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_rapo.audit.measure import audit
+from megatron_rapo.data import render, template_of
 from megatron_rapo.monitor import Recorder, check_writers
 from megatron_rapo.scoring.objective import reference_exponents, to_sequences
 from megatron_rapo.scoring.registries import check_algorithm, divergence_of
@@ -27,7 +28,9 @@ def config(load, tmp_path, monkeypatch):
 
     def of_example(name):
         (settings,) = [text for text in TOML if f'"{name}:' in text]
-        return load(text=MINIMAL + settings)
+        section = settings.partition("\n")[0]
+        others = MINIMAL.replace('[data]\ntrain = "train.jsonl"\n', "") if section == "[data]" else MINIMAL
+        return load(text=others + settings)
 
     return of_example
 
@@ -72,3 +75,9 @@ def test_a_shape_of_phi(config):
     assert found == pytest.approx([1.0, 0.9, 0.9, 0.9])
     rewards = torch.tensor([0.75], dtype=torch.float64)
     assert reference_exponents(rewards, example.algorithm, example.reward).item() == pytest.approx(0.95)
+
+
+def test_a_template(config):
+    template = template_of(config("my_template.py").data.template)
+    assert render(template, ["2 + 2"], None) == ["Q: 1 + 1\nA: \\boxed{2}\n\nQ: 3 * 4\nA: \\boxed{12}\n\nQ: 2 + 2\nA:"]
+    assert template.stop == ("Q:",)

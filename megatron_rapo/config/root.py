@@ -12,7 +12,7 @@ from megatron_rapo.config.resources import MemoryConfig, ParallelConfig, Precisi
 from megatron_rapo.config.reward import RewardConfig
 from megatron_rapo.config.run import CheckpointConfig, MonitorConfig, RunConfig
 from megatron_rapo.config.section import Section
-from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig
+from megatron_rapo.config.task import TEMPLATE_SUFFIXES, DataConfig, EvaluationConfig, ModelConfig
 from megatron_rapo.config.training import BatchConfig, OptimizerConfig
 
 
@@ -137,6 +137,8 @@ class Config(Section):
     def user_code(self) -> dict[str, str]:
         """What of the settings is code of the user's own: MODULE:NAME or FILE.py:NAME by the setting's name."""
         named = {f"algorithm.{field}": getattr(self.algorithm, field) for field in ("divergence", "advantage", "phi")}
+        if not self.data.template.endswith(TEMPLATE_SUFFIXES):  # a file's name may have a colon
+            named["data.template"] = self.data.template
         named |= {f"reward.functions.{i}.function": each.function for i, each in enumerate(self.reward.functions)}
         named |= {f"monitor.writers.{i}": name for i, name in enumerate(self.monitor.writers)}
         return {setting: value for setting, value in named.items() if is_reference(value)}

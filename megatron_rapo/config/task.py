@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from megatron_rapo import choices
+from megatron_rapo.choices import is_reference
 from megatron_rapo.config.section import MAX_SIZE, MAX_STEPS, MAX_TOKENS, FilePath, Section
 
-TEMPLATE_NAMES = ("plain", "qwen-boxed", "abel", "chat")
 TEMPLATE_SUFFIXES = (".toml", ".jinja")
 
 
@@ -33,10 +34,10 @@ class DataConfig(Section):
     answer_field: str = "answer"
     """Column of the reference answer."""
     template: str = "qwen-boxed"
-    """How a problem becomes a prompt (docs/data.md): plain, qwen-boxed, abel, chat (the tokenizer's own template), or a
-    file of your own that ends in .toml or .jinja."""
+    """How a problem becomes a prompt (docs/data.md): plain, qwen-boxed, abel, chat (the tokenizer's own template), a
+    file of your own that ends in .toml or .jinja, or a function of your own (docs/extending.md)."""
     template_digest: str = ""
-    """Digest of a template file of your own, filled in when a run begins; a file with another one is refused."""
+    """Digest of a template of your own, filled in when a run begins; a template with another one is refused."""
     instruction: str | None = None
     """Text on a line of its own after the problem, instead of the template's; empty for none."""
     system: str | None = None
@@ -46,10 +47,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.template not in TEMPLATE_NAMES and not self.template.endswith(TEMPLATE_SUFFIXES):
+        from_file = self.template.endswith(TEMPLATE_SUFFIXES) or is_reference(self.template)
+        if self.template not in choices.TEMPLATES and not from_file:
             raise ValueError(
-                f"data.template={self.template}: no such template; set it to one of {', '.join(TEMPLATE_NAMES)}, or to "
-                f"a file that ends in {' or '.join(TEMPLATE_SUFFIXES)}."
+                f"data.template={self.template}: no such template; set it to one of {', '.join(choices.TEMPLATES)}, to "
+                f"a file that ends in {' or '.join(TEMPLATE_SUFFIXES)}, or to your own as MODULE:NAME or FILE.py:NAME."
             )
         return self
 

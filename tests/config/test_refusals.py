@@ -269,8 +269,8 @@ REFUSALS = [
     ),
     (
         ["data.template=r1"],
-        "data.template=r1: no such template; set it to one of plain, qwen-boxed, abel, chat, or to a file that ends in "
-        ".toml or .jinja.",
+        "data.template=r1: no such template; set it to one of plain, qwen-boxed, abel, chat, to a file that ends in "
+        ".toml or .jinja, or to your own as MODULE:NAME or FILE.py:NAME.",
     ),
     (
         ['rollout.stop=["a", ""]'],
