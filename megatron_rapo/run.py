@@ -24,6 +24,7 @@ from megatron_rapo.models.hf_weights import model_files
 from megatron_rapo.models.parameter_map import hf_shapes
 from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
 from megatron_rapo.monitor.settings_history import record_settings
+from megatron_rapo.monitor.user_sources import record_user_code
 from megatron_rapo.preflight.checks import (
     check_machine,
     check_model,
@@ -41,6 +42,7 @@ from megatron_rapo.runtime.determinism import set_variables
 from megatron_rapo.runtime.distributed import init_process_group
 from megatron_rapo.runtime.rank import rank, world_size
 from megatron_rapo.runtime.signals import Signals, end_interrupted
+from megatron_rapo.scoring.registries import check_algorithm
 from megatron_rapo.training.run_folder import check_room, claim, usable
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     """Run `train` on this process; the launcher started the others. Returns whether it came to its end.
 
     With `resume`, a run that has no checkpoint yet begins again at step 1. The steps in `profile` are traced.
-    Raises ConfigError, RewardError, DataError and CheckpointError before anything expensive is built.
+    Raises ConfigError, UserCodeError, DataError and CheckpointError before anything expensive is built.
     """
     read = _read(config)
     config = read.config
@@ -132,6 +134,7 @@ def _read(config: Config) -> _Read:
     check_agreement(config.model.path, shape)
     check_writers(config.monitor.writers)
     rewards = Rewards.load(config.reward)
+    check_algorithm(config.algorithm)
     config, stops = resolved(config, shape)
     train_set = prompts_of(config, config.data.train)
     heldout = None
@@ -254,4 +257,5 @@ def _monitor(config: Config, profiler: Profiler, *, resume_step: int | None) -> 
         warn=console.message,
     )
     record_settings(folder, config, step=resume_step or 0)
+    record_user_code(folder, config, step=resume_step or 0, warn=console.message)
     return Monitor(recorder, console, annotate=profiler.phase)

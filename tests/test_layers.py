@@ -57,13 +57,15 @@ RULES = {
     "mcore/ does not know rollout/": Rule(inside=("mcore",), forbidden=(f"{PACKAGE}.rollout", "vllm"), deep=True),
     "rollout/ does not know mcore/": Rule(inside=("rollout",), forbidden=(f"{PACKAGE}.mcore", "megatron"), deep=True),
     "scoring/ needs neither framework": Rule(inside=("scoring",), forbidden=("megatron", "vllm"), deep=True),
-    "algo/ is pure": Rule(inside=("algo",), forbidden=(PACKAGE, "torch.distributed"), allowed=(f"{PACKAGE}.algo",)),
+    "algo/ is pure": Rule(
+        inside=("algo",), forbidden=(PACKAGE, "torch.distributed"), allowed=(f"{PACKAGE}.algo", f"{PACKAGE}.choices")
+    ),
     "only run imports trainer": Rule(outside=("run",), forbidden=(f"{PACKAGE}.training.trainer",)),
 }
 
 
 FLOORS = (
-    ("errors", "types", "algo"),
+    ("errors", "types", "choices", "algo"),
     ("config",),
     ("runtime", "scoring", "rewards"),
     ("models", "monitor", "data"),

@@ -17,8 +17,8 @@ from megatron_rapo.data import DataError
 from megatron_rapo.evaluation.samples import ProblemSamples, Sample, SamplesError, SamplesFile
 from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.models import read_shape
-from megatron_rapo.rewards import RewardError
 from megatron_rapo.rollout.setup import resolved
+from megatron_rapo.runtime.user_code import UserCodeError
 from tests.runs import tiny_config
 from tests.tiny_models import save_tiny_model
 
@@ -54,7 +54,14 @@ def problems(path: Path, count: int) -> Path:
 def test_a_reward_function_that_does_not_load(tmp_path: Path, model: Path) -> None:
     function = {"name": "own", "function": "nowhere.py:f", "range": [0.0, 1.0]}
     config = tiny_config(model, tmp_path / "run", reward={"functions": [function]})
-    with pytest.raises(RewardError, match=r"^reward\.functions\.0\.function='nowhere\.py:f': no such file "):
+    with pytest.raises(UserCodeError, match=r"^reward\.functions\.0\.function='nowhere\.py:f': no such file "):
+        run.train(config, resume=False, overwrite=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_divergence_that_does_not_load(tmp_path: Path, model: Path) -> None:
+    config = tiny_config(model, tmp_path / "run", algorithm={"divergence": "nowhere.py:d"})
+    with pytest.raises(UserCodeError, match=r"^algorithm\.divergence='nowhere\.py:d': no such file "):
         run.train(config, resume=False, overwrite=False)
 
 

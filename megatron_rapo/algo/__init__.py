@@ -3,18 +3,21 @@
 Functions that feed the loss return per-token values or sums; the caller owns the denominator.
 """
 
-from megatron_rapo.algo.advantages import ADVANTAGES, group_advantages, have_signal
+from megatron_rapo.algo.advantages import ADVANTAGES, Advantage, group_advantages, have_signal
 from megatron_rapo.algo.divergences import DIVERGENCES, QUANTITIES, Divergence, Penalty
 from megatron_rapo.algo.loss import LossSums, rapo_loss
-from megatron_rapo.algo.reweighting import phi_of
+from megatron_rapo.algo.reweighting import PHI_SHAPES, PhiShape, phi_of
 
 __all__ = [
     "ADVANTAGES",
     "DIVERGENCES",
+    "PHI_SHAPES",
     "QUANTITIES",
+    "Advantage",
     "Divergence",
     "LossSums",
     "Penalty",
+    "PhiShape",
     "group_advantages",
     "have_signal",
     "phi_of",

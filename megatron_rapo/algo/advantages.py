@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from megatron_rapo import choices
+
 STD_OFFSET = 1e-6  # added to a group's standard deviation
 NO_DIFFERENCE = 1e-6
 """How far from its group's mean a reward counts as the mean, as a share of the group's largest |reward|, or of 1 where
@@ -42,21 +44,27 @@ def leave_one_out(deviations_PG: Tensor, baseline_PG: Tensor) -> Tensor:
     return deviations_PG * (count_P1 / (count_P1 - 1).clamp(min=1))
 
 
-ADVANTAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {f.__name__: f for f in (mean_std, mean, leave_one_out)}
-"""By name: functions of (deviations_PG, baseline_PG), where n completions of a group are of its baseline."""
+Advantage = Callable[[Tensor, Tensor], Tensor]
+"""Function of (deviations_PG, baseline_PG), where n completions of a group are of its baseline."""
+ADVANTAGES: dict[str, Advantage] = {f.__name__: f for f in (mean_std, mean, leave_one_out)}
+assert tuple(ADVANTAGES) == choices.ADVANTAGES, "megatron_rapo/choices.py lists other advantages"
 
 
 def group_advantages(
-    rewards_PG: Tensor, kind: str, trained_PG: Tensor | None = None, baseline_PG: Tensor | None = None
+    rewards_PG: Tensor,
+    kind: str | Advantage,
+    trained_PG: Tensor | None = None,
+    baseline_PG: Tensor | None = None,
 ) -> Tensor:
-    """Return the advantages [P, G], float64, of `kind` (a name in ADVANTAGES).
+    """Return the advantages [P, G], float64, of `kind` (a name in ADVANTAGES, or a function like those).
 
     trained_PG: bool, the completions that the loss counts; the others have 0. None: all. baseline_PG: bool, those whose
     rewards make the group's mean and deviation, the trained ones among them. None: these alone.
     """
     trained_PG, baseline_PG = _masks(rewards_PG, trained_PG, baseline_PG)
     deviations_PG, signal_P = deviations(rewards_PG, trained_PG, baseline_PG)
-    return ADVANTAGES[kind](deviations_PG, baseline_PG).masked_fill(~(trained_PG & signal_P[:, None]), 0.0)
+    advantage = ADVANTAGES[kind] if isinstance(kind, str) else kind
+    return advantage(deviations_PG, baseline_PG).masked_fill(~(trained_PG & signal_P[:, None]), 0.0)
 
 
 def have_signal(rewards_PG: Tensor, trained_PG: Tensor | None = None, baseline_PG: Tensor | None = None) -> Tensor:

@@ -27,6 +27,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_rapo import choices
+
 
 class Penalty(NamedTuple):
     """Per-token results, each [T]."""
@@ -132,13 +134,14 @@ QUANTITIES: dict[Quantity, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """One choice of algorithm.divergence, and what it claims to be."""
+    """One choice of algorithm.divergence, and what it claims to be; None claims nothing."""
 
-    gradient: Quantity | None  # whose gradient is the expected one
-    value: Quantity | None  # what is reported
+    gradient: Quantity | None = None  # whose gradient is the expected one
+    value: Quantity | None = None  # what is reported
     estimate: Callable[[Tensor, Tensor, float], Penalty] = none  # from (logp_T, ref_logp_T, log_rho_cap)
     exact: Literal["forward", "reverse"] | None = None  # summed over the vocabulary instead
     corrected: bool = False  # by an importance weight where the token was sampled from another policy
+    reference: bool = True  # whether the reference is scored for it
 
 
 DIVERGENCES: dict[str, Divergence] = {
@@ -149,5 +152,6 @@ DIVERGENCES: dict[str, Divergence] = {
     "reverse_kl": Divergence(gradient="reverse_kl", value="reverse_kl", estimate=reverse_kl, corrected=True),
     "reverse_kl_k3": Divergence(gradient="reverse_kl", value="reverse_kl", estimate=reverse_kl_k3, corrected=True),
     "reverse_kl_exact": Divergence(gradient="reverse_kl", value="reverse_kl", exact="reverse"),
-    "none": Divergence(gradient=None, value=None),
+    "none": Divergence(reference=False),
 }
+assert tuple(DIVERGENCES) == choices.DIVERGENCES, "megatron_rapo/choices.py lists other divergences"

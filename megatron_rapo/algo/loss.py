@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo.divergences import DIVERGENCES, clamp_keep_grad, exact
+from megatron_rapo.algo.divergences import DIVERGENCES, Divergence, clamp_keep_grad, exact
 
 MAX_LOG_RATIO = 20.0
 """Of policies that should be near each other, nats: held there before exp (float32 overflows at 88), and counted."""
@@ -57,7 +57,7 @@ def rapo_loss(
     weight_T: Tensor,
     mask_T: Tensor,
     sequence_log_ratio_T: Tensor | None = None,
-    divergence: str,
+    divergence: str | Divergence,
     alpha: float,
     beta: float,
     clip_low: float,
@@ -72,10 +72,10 @@ def rapo_loss(
 
     logp_T: the policy's log-probability of each sampled token; old_logp_T: the same before this rollout's first
     optimizer step; engine_logp_T: what the rollout engine said of it; ref_logp_T: the reweighted reference's.
-    entropy_T, kl_T: of the policy over the vocabulary; kl_T is given where `divergence` (a name in DIVERGENCES) is an
-    exact one. weight_T: of the token in the objective, 1 on average over the optimizer step. sequence_log_ratio_T: mean
-    of log pi / pi_old over the token's sequence, detached; given, it is the surrogate's ratio (GSPO, arXiv 2507.18071,
-    equation 14) instead of the token's own.
+    entropy_T, kl_T: of the policy over the vocabulary; kl_T is given where `divergence` (one, or a name in DIVERGENCES)
+    is an exact one. weight_T: of the token in the objective, 1 on average over the optimizer step.
+    sequence_log_ratio_T: mean of log pi / pi_old over the token's sequence, detached; given, it is the surrogate's
+    ratio (GSPO, arXiv 2507.18071, equation 14) instead of the token's own.
 
     Tokens were drawn by the engine. The surrogate's expectation is under pi_old and the divergence's under pi_theta,
     so each carries its own importance weight against the engine, detached and truncated at `importance_cap`. A
@@ -97,7 +97,7 @@ def rapo_loss(
     surrogate_T, clipped_T = clipped_surrogate(log_ratio_T, advantage_T, clip_low=clip_low, clip_high=clip_high)
     surrogate_T = to_old_T.clamp(max=importance_cap) * surrogate_T
 
-    kind = DIVERGENCES[divergence]
+    kind = DIVERGENCES[divergence] if isinstance(divergence, str) else divergence
     if kind.exact:  # output_head.py has summed it over the vocabulary
         assert kl_T is not None, f"{divergence} is a sum over the vocabulary, which the output head must give"
         penalty = exact(kl_T.masked_fill(~mask_T, 0.0))

@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo import DIVERGENCES, QUANTITIES, LossSums
+from megatron_rapo import choices
+from megatron_rapo.algo import QUANTITIES, LossSums
 from megatron_rapo.algo.advantages import STD_OFFSET
 from megatron_rapo.algo.divergences import Quantity
 from megatron_rapo.audit.toy_policy import TabularPolicy, make_policy
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
+from megatron_rapo.runtime.user_code import UserCodeError
 from megatron_rapo.scoring.objective import batch_loss, reference_exponents
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
+from megatron_rapo.scoring.registries import advantage_of, divergence_of
 
 NUM_POLICIES = 6
 TOLERANCE = 0.02
@@ -55,7 +58,16 @@ class Audit:
 
 
 def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float = 1.0) -> Audit:
-    """Measure the loss that `algorithm` stands for; a second or two. `temperature` is the rollout's."""
+    """Measure the loss that `algorithm` stands for; a second or two. `temperature` is the rollout's.
+
+    Raises UserCodeError for a divergence of the user's own that cannot be used, or that claims no gradient.
+    """
+    kind = divergence_of(algorithm.divergence)
+    if kind.reference and (kind.gradient is None or kind.value is None):
+        raise UserCodeError(
+            f"algorithm.divergence={algorithm.divergence!r}: claims no gradient, so there is nothing to hold it to; "
+            "name a Divergence(gradient=..., value=..., estimate=...)."
+        )
     policies = {
         regime: [
             make_policy(seed, reward, temperature, off_policy=regime == "off-policy") for seed in range(NUM_POLICIES)
@@ -64,7 +76,6 @@ def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float =
     }
     lab = _Lab(algorithm, reward)
     terms = {regime: lab.terms(those) for regime, those in policies.items()}
-    kind = DIVERGENCES[algorithm.divergence]
     if kind.gradient is None:
         return Audit(
             divergence=algorithm.divergence, named=None, nearest=None, agrees=True, terms=terms, capped={}, coupling=0.0
@@ -127,7 +138,7 @@ class _Lab:
 
     def penalty(self, policy: TabularPolicy, phi: float) -> TermAudit:
         """Against the gradient that the divergence is named by, with the exponent `phi` at every reward."""
-        kind = DIVERGENCES[self.settings.divergence]
+        kind = divergence_of(self.settings.divergence)
         assert kind.gradient is not None and kind.value is not None
         found = self.expected(policy, phi_N=torch.full_like(policy.rewards_N, phi), beta=0.0)
         true = _quantity(policy, kind.gradient, phi)
@@ -152,7 +163,7 @@ class _Lab:
         The loss sees each token with the phi that its own completion earned. An exact divergence takes the whole
         distribution at that phi; an estimate has the phi of the sampled token for its part of the sum alone.
         """
-        kind = DIVERGENCES[self.settings.divergence]
+        kind = divergence_of(self.settings.divergence)
         assert kind.gradient is not None
         phi_N = reference_exponents(policy.rewards_N, self.settings, self.reward)
         found = self.expected(policy, phi_N=phi_N, beta=0.0)
@@ -179,12 +190,18 @@ class _Lab:
         return {name: max(float(shares[name]) for shares in found) for name in _CAPPED}
 
     def advantages(self, policy: TabularPolicy) -> Tensor:
-        """Of every completion, [N], relative to a group that is the whole distribution."""
+        """Of every completion, [N], relative to a group that is the whole distribution.
+
+        For a function of the user's own: one of each completion, which are not equally probable.
+        """
         chance_N = policy.chances(policy.engine_SV)
         centred_N = policy.rewards_N - chance_N @ policy.rewards_N
         if self.settings.advantage == "mean_std":
             return centred_N / ((chance_N @ centred_N**2).sqrt() + STD_OFFSET)
-        return centred_N
+        if self.settings.advantage in choices.ADVANTAGES:
+            return centred_N
+        everyone_1N = torch.ones(1, len(centred_N), dtype=torch.bool)
+        return advantage_of(self.settings.advantage)(centred_N[None], everyone_1N)[0]
 
     def expected(
         self,
@@ -216,7 +233,7 @@ class _Lab:
     ) -> tuple[PackedBatch, TokenScores]:
         states_T, _ = policy.path
         logits_TV = policy.policy_SV[states_T] if logits_TV is None else logits_TV
-        scores = policy.scores(logits_TV, phi_N, DIVERGENCES[self.settings.divergence].exact)
+        scores = policy.scores(logits_TV, phi_N, divergence_of(self.settings.divergence).exact)
         return policy.batch(advantage_N=advantage_N, phi_N=phi_N), scores
 
     def _loss(self, scores: TokenScores, batch: PackedBatch) -> LossSums:

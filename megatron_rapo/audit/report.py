@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_rapo.algo.divergences import DIVERGENCES, Quantity
+from megatron_rapo.algo.divergences import Quantity
 from megatron_rapo.audit.measure import REGIMES, TOLERANCE, Audit, TermAudit
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import Console
+from megatron_rapo.scoring.registries import divergence_of
 
 QUANTITY_NAMES: dict[Quantity, str] = {
     "forward_kl": "forward KL",
@@ -34,7 +35,8 @@ def verdict(audit: Audit) -> str:
     if audit.coupling > 1e-9:
         coupled = f"; with phi by reward, each sampled token at its own, off by up to {audit.coupling:.1%}"
     if audit.agrees:
-        corrected = DIVERGENCES[audit.divergence].corrected or DIVERGENCES[audit.divergence].exact
+        kind = divergence_of(audit.divergence)
+        corrected = kind.corrected or kind.exact
         caveat = "" if corrected else "; it has no importance weight, so off-policy it goes by its name no longer"
         return (
             f"{audit.divergence}: its gradient is that of {_IN_FULL[audit.named]} (off by {biases}{coupled}){caveat}."
@@ -104,7 +106,7 @@ def table(audits: Sequence[Audit]) -> tuple[tuple[str, ...], list[list[str]]]:
             rows.append([audit.divergence, *["-"] * (len(_HEADINGS) - 1)])
             continue
         on, off = (audit.terms[regime]["divergence"] for regime in REGIMES)
-        value = DIVERGENCES[audit.divergence].value
+        value = divergence_of(audit.divergence).value
         rows.append(
             [
                 audit.divergence,

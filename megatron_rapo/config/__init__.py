@@ -5,7 +5,7 @@ expensive starts. What depends on the number of processes, the model or the mach
 `megatron_rapo/preflight/checks.py`.
 """
 
-from megatron_rapo.config.algorithm import AlgorithmConfig, Divergence
+from megatron_rapo.config.algorithm import AlgorithmConfig
 from megatron_rapo.config.resources import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
 from megatron_rapo.config.reward import FunctionConfig, LengthConfig, RewardConfig
 from megatron_rapo.config.root import Config
@@ -21,7 +21,6 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
-    "Divergence",
     "EvaluationConfig",
     "FunctionConfig",
     "LengthConfig",

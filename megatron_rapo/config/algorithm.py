@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_rapo.config.section import MAX_VALUE, Section
-
-Divergence = Literal[
-    "forward_kl",
-    "forward_kl_exact",
-    "forward_kl_k3",
-    "rapo_paper",
-    "reverse_kl",
-    "reverse_kl_k3",
-    "reverse_kl_exact",
-    "none",
-]
+from megatron_rapo import choices
+from megatron_rapo.config.section import MAX_VALUE, OpenChoice, Section
 
 
 class AlgorithmConfig(Section):
     """Define the objective: clipped surrogate - alpha * divergence + beta * entropy (algo/loss.py)."""
 
-    divergence: Divergence = "forward_kl"
+    divergence: Annotated[str, OpenChoice(choices.DIVERGENCES)] = "forward_kl"
     """Choose the penalty towards the reweighted reference. Each is named after the quantity whose gradient it follows:
-    algo/divergences.py lists them, and `audit` measures them. none trains without a reference.
+    algo/divergences.py lists them, and `audit` measures them. none trains without a reference. docs/extending.md shows
+    how to use your own.
 
     Excludes: none excludes algorithm.alpha above 0, algorithm.phi other than constant, algorithm.phi_max below 1,
     algorithm.log_rho_cap and memory.reference_on_device.
@@ -45,9 +36,9 @@ class AlgorithmConfig(Section):
     Unit: none.
     Also called: entropy bonus, entropy coefficient.
     """
-    phi: Literal["linear", "power", "sigmoid", "constant"] = "linear"
+    phi: Annotated[str, OpenChoice(choices.PHI_SHAPES)] = "linear"
     """Choose how phi, the exponent of the reference, rises with the reward from phi_min to phi_max. constant uses
-    phi_max at every reward.
+    phi_max at every reward. docs/extending.md shows how to use your own.
 
     Default: constant with algorithm.divergence=none.
     Excludes: algorithm.divergence=none allows only constant; constant excludes an algorithm.phi_min below
@@ -80,10 +71,10 @@ class AlgorithmConfig(Section):
     Unit: none.
     Needs: algorithm.phi=sigmoid.
     """
-    advantage: Literal["mean_std", "mean", "leave_one_out"] = "mean_std"
+    advantage: Annotated[str, OpenChoice(choices.ADVANTAGES)] = "mean_std"
     """Choose how a reward is compared with its group (algo/advantages.py). mean_std subtracts the mean and divides by
     the standard deviation (GRPO). mean only subtracts the mean (Dr. GRPO). leave_one_out subtracts the mean of the
-    others (RLOO)."""
+    others (RLOO). docs/extending.md shows how to use your own."""
     aggregation: Literal["token", "sequence"] = "token"
     """Average the objective over all tokens alike (token, DAPO), or over sequences, each the mean of its tokens
     (sequence, GRPO).
@@ -169,7 +160,7 @@ class AlgorithmConfig(Section):
             )
         self._refuse_idle("phi_exponent", self.phi != "power", f"algorithm.phi={self.phi}")
         self._refuse_idle("phi_sharpness", self.phi != "sigmoid", f"algorithm.phi={self.phi}")
-        without_ratio = self.divergence == "none" or self.divergence.endswith("_exact")
+        without_ratio = self.divergence in choices.WITHOUT_RATIO
         self._refuse_idle("log_rho_cap", without_ratio, f"algorithm.divergence={self.divergence}")
         return self
 

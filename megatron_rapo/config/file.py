@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from megatron_rapo.config.root import Config
-from megatron_rapo.config.section import ConfigError
+from megatron_rapo.config.section import NO_SUCH_NAME, ConfigError
 from megatron_rapo.errors import shortened
 
 if sys.version_info >= (3, 11):
@@ -150,6 +150,8 @@ def _explain(error: Any) -> str:
         return f"{name}={shown}: not a list; write {name}={shortened(_as_list(error['input']))}."
     if kind in ("model_type", "dict_type"):
         return f"{name}={shown}: not a table of settings; known names here: {', '.join(_known(location))}."
+    if kind == NO_SUCH_NAME:
+        return f"{name}={shown}: {error['msg']}."
     if kind == "extra_forbidden":
         known = _known(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)

@@ -6,12 +6,13 @@ import json
 
 from pydantic import model_validator
 
+from megatron_rapo.choices import is_reference
 from megatron_rapo.config.algorithm import AlgorithmConfig
 from megatron_rapo.config.resources import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
 from megatron_rapo.config.reward import RewardConfig
 from megatron_rapo.config.run import CheckpointConfig, MonitorConfig, RunConfig
 from megatron_rapo.config.section import Section
-from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig
+from megatron_rapo.config.task import TEMPLATE_SUFFIXES, DataConfig, EvaluationConfig, ModelConfig
 from megatron_rapo.config.training import BatchConfig, OptimizerConfig
 
 
@@ -131,6 +132,16 @@ class Config(Section):
         """Longest sequence that any part of the run makes, tokens."""
         evaluated = self.evaluation.max_completion_tokens if self.evaluation else 0
         return self.data.max_prompt_tokens + max(self.rollout.max_completion_tokens, evaluated)
+
+    @property
+    def user_code(self) -> dict[str, str]:
+        """What of the settings is code of the user's own: MODULE:NAME or FILE.py:NAME by the setting's name."""
+        named = {f"algorithm.{field}": getattr(self.algorithm, field) for field in ("divergence", "advantage", "phi")}
+        if not self.data.template.endswith(TEMPLATE_SUFFIXES):  # a file's name may have a colon
+            named["data.template"] = self.data.template
+        named |= {f"reward.functions.{i}.function": each.function for i, each in enumerate(self.reward.functions)}
+        named |= {f"monitor.writers.{i}": name for i, name in enumerate(self.monitor.writers)}
+        return {setting: value for setting, value in named.items() if is_reference(value)}
 
     def to_json(self) -> str:
         """The resolved configuration, every default written out."""

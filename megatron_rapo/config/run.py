@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from megatron_rapo.config.section import MAX_SECONDS, MAX_SIZE, MAX_STEPS, FilePath, Section
+from megatron_rapo import choices
+from megatron_rapo.config.section import MAX_SECONDS, MAX_SIZE, MAX_STEPS, FilePath, OpenChoice, Section
 from megatron_rapo.errors import shortened
 
 
@@ -109,8 +110,9 @@ def _how_often(steps: Any) -> Any:
 class MonitorConfig(Section):
     """Say what is recorded while a run goes on."""
 
-    writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(default=("tensorboard",), strict=False)
-    """Show the run in these tools, besides metrics.jsonl (docs/report.md).
+    writers: tuple[Annotated[str, OpenChoice(choices.WRITERS)], ...] = Field(default=("tensorboard",), strict=False)
+    """Show the run in these tools, besides metrics.jsonl (docs/report.md), or with classes of your own
+    (docs/extending.md).
 
     Limits: each at most once.
     Needs: the package wandb or mlflow for the writer of that name.

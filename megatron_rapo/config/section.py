@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from megatron_rapo.choices import is_reference
 from megatron_rapo.errors import InputError, printable
 
 MAX_STEPS, MAX_SIZE, MAX_SECONDS, MAX_VALUE = 10**9, 2**14, 7 * 86400.0, 1e6
@@ -38,6 +49,34 @@ def _usable(path: Path) -> Path:
 
 
 FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_named), AfterValidator(_usable)]
+
+
+@dataclass(frozen=True)
+class OpenChoice:
+    """Annotate a string that is one of `names`, or names code of the user's own."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return the names, and the forms of a user's own, for docs/settings.md."""
+        return {"enum": [*self.names, "MODULE:NAME", "FILE.py:NAME"]}
+
+    def check(self, value: str) -> str:
+        """Refuse a name that is not there."""
+        if value in self.names or is_reference(value):
+            return value
+        raise PydanticCustomError(
+            NO_SUCH_NAME,
+            "no such name; use one of {names}, or your own as MODULE:NAME or FILE.py:NAME (docs/extending.md)",
+            {"names": ", ".join(self.names)},
+        )
+
+
+NO_SUCH_NAME = "no_such_name"
+"""Kind of pydantic's error for a name that an OpenChoice does not have."""
 
 
 class ConfigError(InputError):

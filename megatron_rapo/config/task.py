@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from megatron_rapo import choices
+from megatron_rapo.choices import is_reference
 from megatron_rapo.config.section import MAX_SIZE, MAX_STEPS, MAX_TOKENS, FilePath, Section
 
-TEMPLATE_NAMES = ("plain", "qwen-boxed", "abel", "chat")
 TEMPLATE_SUFFIXES = (".toml", ".jinja")
 
 
@@ -44,9 +45,9 @@ class DataConfig(Section):
     """Name the column that holds the reference answer."""
     template: str = "qwen-boxed"
     """Turn a problem into a prompt with this template (docs/data.md). Choose plain, qwen-boxed, abel or chat (the
-    tokenizer's own chat template), or name a file of your own.
+    tokenizer's own chat template), or name a file or function of your own (docs/extending.md).
 
-    Limits: the name of a template, or a file that ends in .toml or .jinja.
+    Limits: the name of a template, a file that ends in .toml or .jinja, or MODULE:NAME or FILE.py:NAME.
     """
     template_digest: str = ""
     """Refuse a template file of your own that has another digest than this one. A run fills it in when it begins; you
@@ -74,10 +75,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.template not in TEMPLATE_NAMES and not self.template.endswith(TEMPLATE_SUFFIXES):
+        from_file = self.template.endswith(TEMPLATE_SUFFIXES) or is_reference(self.template)
+        if self.template not in choices.TEMPLATES and not from_file:
             raise ValueError(
-                f"data.template={self.template}: no such template; set it to one of {', '.join(TEMPLATE_NAMES)}, or to "
-                f"a file that ends in {' or '.join(TEMPLATE_SUFFIXES)}."
+                f"data.template={self.template}: no such template; set it to one of {', '.join(choices.TEMPLATES)}, to "
+                f"a file that ends in {' or '.join(TEMPLATE_SUFFIXES)}, or to your own as MODULE:NAME or FILE.py:NAME."
             )
         return self
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from megatron_rapo import choices
+from megatron_rapo.choices import is_reference
 from megatron_rapo.config.task import TEMPLATE_SUFFIXES
 from megatron_rapo.data.jinja import Case, render_jinja
 from megatron_rapo.data.template_files import read_template
 from megatron_rapo.errors import InputError
+from megatron_rapo.runtime.user_code import UserCodeError, guarded, load_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,10 +49,11 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """Of what a file puts around a problem; empty for a built-in template."""
+        """Digest of what a template of the user's own puts around a problem; empty for a built-in template."""
         if self.name in TEMPLATES:
             return ""
-        parts = json.dumps([self.before, self.after, self.jinja])
+        of_function = [] if self.name.endswith(TEMPLATE_SUFFIXES) else [self.opening, self.system, self.instruction]
+        parts = json.dumps([self.before, self.after, self.jinja, *of_function])
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     def message(self, problem_text: str) -> str:
@@ -73,10 +78,13 @@ TEMPLATES: Mapping[str, Template] = {
     "chat": Template(instruction=INSTRUCTION, chat=True),
 }
 """The templates by the name that `data.template` has for them."""
+assert tuple(TEMPLATES) == choices.TEMPLATES, "megatron_rapo/choices.py lists other templates"
 
 
 def template_of(name: str, *, instruction: str | None = None, system: str | None = None) -> Template:
-    """Return a built-in template, or the one in a file; None leaves its own instruction and system message.
+    """Return a built-in template, the one in a file, or the user's own.
+
+    None leaves the template's own instruction and system message.
 
     Raises InputError for one that is not there or cannot be used, and for a system message that it has no place for.
     """
@@ -84,10 +92,12 @@ def template_of(name: str, *, instruction: str | None = None, system: str | None
         template = replace(TEMPLATES[name], name=name)
     elif name.endswith(TEMPLATE_SUFFIXES):
         template = Template(name=name, **read_template(name))
+    elif is_reference(name):
+        template = _own_template(name)
     else:
         raise InputError(
-            f"data.template={name!r}: no such template; use one of {', '.join(TEMPLATES)}, or a file that ends in "
-            f"{' or '.join(TEMPLATE_SUFFIXES)}."
+            f"data.template={name!r}: no such template; use one of {', '.join(TEMPLATES)}, a file that ends in "
+            f"{' or '.join(TEMPLATE_SUFFIXES)}, or your own as MODULE:NAME or FILE.py:NAME (docs/extending.md)."
         )
     if system is not None:
         if template.system is None and not template.is_jinja:
@@ -97,6 +107,24 @@ def template_of(name: str, *, instruction: str | None = None, system: str | None
             )
         template = replace(template, system=system)
     return template if instruction is None else replace(template, instruction=instruction)
+
+
+@cache
+def _own_template(reference: str) -> Template:
+    """Return what a function of the user's own returns, checked. Raises UserCodeError."""
+    field = f"data.template={reference!r}"
+    template = guarded(load_function(reference, field, ()), field, "failed on a trial call")
+    if not isinstance(template, Template):
+        raise UserCodeError(f"{field}: returned {type(template).__name__}; return a megatron_rapo.data.Template.")
+    _, opening, system, before, instruction, after, stop, jinja, chat = astuple(template)
+    for part in (opening, before, instruction, after, system or "", jinja or ""):
+        if not isinstance(part, str):
+            raise UserCodeError(f"{field}: has {part!r:.80} where a text belongs; write a string.")
+    if not isinstance(stop, tuple) or not all(isinstance(string, str) and string for string in stop):
+        raise UserCodeError(f"{field}: stop is no tuple of strings that are not empty ({stop!r:.80}); write one.")
+    if chat and jinja is not None:
+        raise UserCodeError(f"{field}: has both chat and jinja, and only one can be rendered; leave one out.")
+    return replace(template, name=reference)
 
 
 def render(template: Template, problem_texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

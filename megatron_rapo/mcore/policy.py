@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
 from megatron_rapo.mcore.diagnostics import gap_parts, log_rho_quantiles, logprob_gap
 from megatron_rapo.mcore.forward_backward import (
@@ -41,6 +40,7 @@ from megatron_rapo.mcore.tokens import Place, TokenLogProbs, token_log_probs
 from megatron_rapo.models import ModelShape
 from megatron_rapo.reshard.gather import ShardedWeights
 from megatron_rapo.scoring.packing import PackedBatch, assign, families, pack, packed_length, split_context
+from megatron_rapo.scoring.registries import divergence_of
 from megatron_rapo.types import TrainingSequence
 
 
@@ -97,9 +97,9 @@ class Policy:
         self.chunks = build_chunks(config, shape, megatron, parallel)
         load_weights(self.chunks, config.model.path, shape, norms, parallel)
         self.parameters = parameters = dict(named_parameters(self.chunks))
-        divergence = DIVERGENCES[config.algorithm.divergence]
+        divergence = divergence_of(config.algorithm.divergence)
         self.reference = None
-        if divergence.gradient is not None:
+        if divergence.reference:
             self.reference = Reference(list(parameters.values()), on_device=config.memory.reference_on_device)
         head = head_weight(self.chunks)
         exact = None

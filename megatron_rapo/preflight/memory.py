@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import (
@@ -24,6 +23,7 @@ from megatron_rapo.models.parameter_map import (
     trainer_shards,
 )
 from megatron_rapo.scoring.output_head import CHUNK_BYTES
+from megatron_rapo.scoring.registries import divergence_of
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 GRADIENT_BYTES = 4  # of a parameter: Megatron's buffers are float32
@@ -93,7 +93,7 @@ def host(model: ModelShape, config: Config, *, replicas: int) -> Memory:
 
 
 def _reference(weights: int, config: Config) -> int:
-    return weights if DIVERGENCES[config.algorithm.divergence].gradient is not None else 0
+    return weights if divergence_of(config.algorithm.divergence).reference else 0
 
 
 def _states_of_stage(
@@ -223,7 +223,7 @@ def _logits(model: ModelShape, config: Config, stage: int) -> dict[str, int]:
         return {}
     rows = padded_vocab_size(model.vocab_size, config.parallel.tensor) // config.parallel.tensor
     chunk = min(CHUNK_BYTES, tokens_of_rank(config) * rows * 4)
-    return {"logits": chunk * (3 if DIVERGENCES[config.algorithm.divergence].exact else 2)}
+    return {"logits": chunk * (3 if divergence_of(config.algorithm.divergence).exact else 2)}
 
 
 def _head_numel(model: ModelShape, config: Config) -> int:
@@ -238,6 +238,6 @@ def _head_gradient(model: ModelShape, config: Config, stage: int) -> dict[str, i
 
 def _exact_head(model: ModelShape, config: Config, stage: int) -> dict[str, int]:
     """The reference's output layer, on the device for an exact divergence."""
-    if stage < config.parallel.pipeline - 1 or not DIVERGENCES[config.algorithm.divergence].exact:
+    if stage < config.parallel.pipeline - 1 or not divergence_of(config.algorithm.divergence).exact:
         return {}
     return {"reference's output layer": _head_numel(model, config) * ITEMSIZE[config.precision.dtype]}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_rapo.algo import DIVERGENCES
 from megatron_rapo.config import Config
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import TORCH_NORMS
 from megatron_rapo.preflight.batch import Batch
 from megatron_rapo.preflight.memory import GRADIENT_BYTES, ITEMSIZE, engine_bytes, engine_numel, parameters
 from megatron_rapo.reshard.plan import Layouts, plan
+from megatron_rapo.scoring.registries import divergence_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def seconds(
 
 def _passes(config: Config) -> int:
     """Scoring passes: the policy, and the reference where the penalty has one."""
-    return 1 if DIVERGENCES[config.algorithm.divergence].gradient is None else 2
+    return 2 if divergence_of(config.algorithm.divergence).reference else 1
 
 
 def _rollout(model: ModelShape, config: Config, batch: Batch, hardware: Hardware) -> float:

@@ -2,7 +2,6 @@
 
 from megatron_rapo.rewards.answers import MAX_READ_CHARS, Extract, extractor
 from megatron_rapo.rewards.boxed import final_answer, last_boxed
-from megatron_rapo.rewards.functions import RewardError
 from megatron_rapo.rewards.judging import Judging
 from megatron_rapo.rewards.pool import VerifierPool
 from megatron_rapo.rewards.reward import Rewards, reward_of
@@ -12,7 +11,6 @@ __all__ = [
     "MAX_READ_CHARS",
     "Extract",
     "Judging",
-    "RewardError",
     "Rewards",
     "VerifierPool",
     "extractor",

@@ -12,19 +12,13 @@ train on what it said there; so it may draw random numbers or ask a server witho
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
-import inspect
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from megatron_rapo.errors import InputError
+from megatron_rapo.runtime.user_code import UserCodeError, check_function, guarded, load_object
 from megatron_rapo.types import Completion, Problem, Verdict
 
 if TYPE_CHECKING:  # pydantic has no place in the verifier processes
@@ -35,10 +29,6 @@ ENTRY_POINTS = "megatron_rapo.rewards"
 PARAMETERS = ("problem", "completion", "verdict")
 
 
-class RewardError(InputError):
-    """A reward function that cannot be used, or that gave what it must not."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RewardFunction:
     """A loaded function with its settings."""
@@ -47,7 +37,7 @@ class RewardFunction:
     function: Callable[[Problem, Completion, Verdict], object]
 
     def __call__(self, problem: Problem, completion: Completion, verdict: Verdict) -> float:
-        """What it gives, by its weight. Raises RewardError outside its range, RuntimeError from what it raises."""
+        """What it gives, by its weight. Raises UserCodeError outside its range, RuntimeError from what it raises."""
         who = f"{self.settings.name} ({self.settings.function})"
         try:
             value = self.function(problem, completion, verdict)
@@ -58,13 +48,13 @@ class RewardFunction:
                 f"reward.functions: {who} failed on problem {problem.id!r}: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(value, Real):
-            raise RewardError(
+            raise UserCodeError(
                 f"reward.functions: {who} gave {value!r} for problem {problem.id!r}, which is not a number; "
                 "have it return a float."
             )
         lowest, highest = self.settings.range
         if not lowest <= float(value) <= highest:
-            raise RewardError(
+            raise UserCodeError(
                 f"reward.functions: {who} gave {float(value)} for problem {problem.id!r}, outside its declared range "
                 f"[{lowest}, {highest}]; mend the function, or declare the range that it has."
             )
@@ -72,7 +62,7 @@ class RewardFunction:
 
 
 def load_functions(settings: Sequence[FunctionConfig]) -> tuple[RewardFunction, ...]:
-    """The functions that `settings` name. Raises RewardError."""
+    """The functions that `settings` name. Raises UserCodeError."""
     return tuple(
         RewardFunction(settings=each, function=_load(each.function, f"reward.functions.{index}.function"))
         for index, each in enumerate(settings)
@@ -81,20 +71,11 @@ def load_functions(settings: Sequence[FunctionConfig]) -> tuple[RewardFunction, 
 
 def _load(reference: str, field: str) -> Callable[[Problem, Completion, Verdict], object]:
     field = f"{field}={reference!r}"
-    where, colon, name = reference.rpartition(":")
-    try:
-        if not colon:
-            function = _entry_point(reference, field)
-        else:
-            module = _module_of_file(Path(where), field) if where.endswith(".py") else importlib.import_module(where)
-            function = _attribute(module, name, field)
-    except (RewardError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # whatever the user's code does when it is imported, sys.exit(0) too
-        raise RewardError(f"{field}: does not load ({type(error).__name__}: {error}); mend it.") from error
-    if not callable(function):
-        raise RewardError(f"{field}: is {function!r}, which cannot be called; name a function.")
-    _check_signature(function, field)
+    if ":" in reference:
+        function = load_object(reference, field)
+    else:
+        function = guarded(lambda: _entry_point(reference, field), field, "does not load")
+    check_function(function, field, PARAMETERS)
     return function
 
 
@@ -102,39 +83,8 @@ def _entry_point(name: str, field: str) -> Any:
     found = importlib.metadata.entry_points(group=ENTRY_POINTS)
     if name not in found.names:
         known = ", ".join(sorted(found.names)) or "none"
-        raise RewardError(
+        raise UserCodeError(
             f"{field}: no installed package has such an entry point in the group {ENTRY_POINTS} (there: {known}); "
             "write FILE.py:FUNCTION or MODULE:FUNCTION, or install the package."
         )
     return found[name].load()
-
-
-def _module_of_file(path: Path, field: str) -> ModuleType:
-    if not path.is_file():
-        raise RewardError(f"{field}: no such file {path} (from {Path.cwd()}); check the path.")
-    name = f"{__name__}.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, f"{path} ends in .py"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses and pickle look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-def _attribute(module: ModuleType, name: str, field: str) -> Any:
-    if not hasattr(module, name):
-        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise RewardError(f"{field}: there is no {name!r}; functions there: {', '.join(own) or 'none'}.")
-    return getattr(module, name)
-
-
-def _check_signature(function: Callable[..., object], field: str) -> None:
-    if inspect.iscoroutinefunction(function):
-        raise RewardError(f"{field}: is asynchronous, and nothing would wait for it; write a plain function.")
-    try:
-        signature = inspect.signature(function)
-        signature.bind(*PARAMETERS)
-    except (TypeError, ValueError) as error:
-        raise RewardError(
-            f"{field}: cannot be called with ({', '.join(PARAMETERS)}): {error}; give it these three parameters."
-        ) from None

@@ -25,7 +25,7 @@ class Rewards:
 
     @classmethod
     def load(cls, config: RewardConfig) -> Rewards:
-        """With the user's functions. Raises RewardError for one that cannot be used."""
+        """With the user's functions. Raises UserCodeError for one that cannot be used."""
         return cls(config, load_functions(config.functions))
 
     def terms(self, problem: Problem, completion: Completion, verdict: Verdict) -> Terms:

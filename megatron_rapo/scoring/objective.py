@@ -16,6 +16,7 @@ from megatron_rapo.algo import LossSums, group_advantages, have_signal, phi_of, 
 from megatron_rapo.config import AlgorithmConfig, Config, RewardConfig
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
+from megatron_rapo.scoring.registries import advantage_of, divergence_of, phi_shape_of
 from megatron_rapo.types import Group, TrainingSequence
 
 
@@ -23,7 +24,7 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
     """The completions of one optimizer step, each with its advantage, its weight and its reference exponent."""
     settings = config.algorithm
     rewards_PG, trained_PG, baseline_PG = _rewards(groups, settings)
-    advantages = group_advantages(rewards_PG, settings.advantage, trained_PG, baseline_PG).flatten().tolist()
+    advantages = group_advantages(rewards_PG, advantage_of(settings.advantage), trained_PG, baseline_PG)
     exponents = reference_exponents(rewards_PG, settings, config.reward).flatten()
     completions = [(g, c, r) for g in groups for c, r in zip(g.completions, g.rewards, strict=True)]
     kept = trained_PG.flatten().tolist()
@@ -43,7 +44,7 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
             in_loss=in_loss,
         )
         for (group, completion, reward), advantage, phi, length, in_loss in zip(
-            completions, advantages, exponents.tolist(), lengths, kept, strict=True
+            completions, advantages.flatten().tolist(), exponents.tolist(), lengths, kept, strict=True
         )
     ]
 
@@ -70,7 +71,7 @@ def reference_exponents(rewards: Tensor, settings: AlgorithmConfig, reward: Rewa
     """phi of each reward, same shape. Raises ValueError for a reward outside the declared range."""
     return phi_of(
         rewards,
-        shape=settings.phi,
+        shape=phi_shape_of(settings.phi),
         reward_range=reward.range,
         phi_min=settings.phi_min,
         phi_max=settings.phi_max,
@@ -111,7 +112,7 @@ def batch_loss(
         weight_T=batch.weight_T,
         mask_T=batch.mask_T,
         sequence_log_ratio_T=sequence_mean(scores.logp_T.detach() - batch.old_logp_T, batch) if of_sequences else None,
-        divergence=settings.divergence,
+        divergence=divergence_of(settings.divergence),
         alpha=settings.alpha,
         beta=settings.beta,
         clip_low=settings.clip_low,

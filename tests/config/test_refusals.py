@@ -269,8 +269,8 @@ REFUSALS = [
     ),
     (
         ["data.template=r1"],
-        "data.template=r1: no such template; set it to one of plain, qwen-boxed, abel, chat, or to a file that ends in "
-        ".toml or .jinja.",
+        "data.template=r1: no such template; set it to one of plain, qwen-boxed, abel, chat, to a file that ends in "
+        ".toml or .jinja, or to your own as MODULE:NAME or FILE.py:NAME.",
     ),
     (
         ['rollout.stop=["a", ""]'],
@@ -406,18 +406,22 @@ def test_fp8_settings_that_go_together(load):
         ("checkpoint.async_save=1", "checkpoint.async_save=1: input should be a valid boolean; change the value."),
         (
             "algorithm.divergence=kl",
-            "algorithm.divergence='kl': input should be 'forward_kl', 'forward_kl_exact', 'forward_kl_k3', "
-            "'rapo_paper', 'reverse_kl', 'reverse_kl_k3', 'reverse_kl_exact' or 'none'; change the value.",
+            "algorithm.divergence='kl': no such name; use one of forward_kl, forward_kl_exact, forward_kl_k3, "
+            "rapo_paper, reverse_kl, reverse_kl_k3, reverse_kl_exact, none, or your own as MODULE:NAME or FILE.py:NAME",
         ),
         (
             "algorithm.phi=cubic",
-            "algorithm.phi='cubic': input should be 'linear', 'power', 'sigmoid' or 'constant'; ch",
+            "algorithm.phi='cubic': no such name; use one of linear, power, sigmoid, constant, or your own as ",
         ),
         ("algorithm.phi_exponent=0", "algorithm.phi_exponent=0: input should be greater than or equal to 0.001;"),
         ("algorithm.phi_sharpness=0", "algorithm.phi_sharpness=0: input should be greater than or equal to 0.001;"),
         (
             "algorithm.advantage=std",
-            "algorithm.advantage='std': input should be 'mean_std', 'mean' or 'leave_one_out';",
+            "algorithm.advantage='std': no such name; use one of mean_std, mean, leave_one_out, or your own as MODULE",
+        ),
+        (
+            'monitor.writers=["tensorbord"]',
+            "monitor.writers.0='tensorbord': no such name; use one of tensorboard, wandb, mlflow, or your own as ",
         ),
         ("algorithm.aggregation=group", "algorithm.aggregation='group': input should be 'token' or 'sequence'; change"),
         ("algorithm.ratio=group", "algorithm.ratio='group': input should be 'token' or 'sequence'; change the value."),

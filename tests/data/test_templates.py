@@ -1,7 +1,6 @@
 import pytest
 
 from megatron_rapo.config import DataConfig
-from megatron_rapo.config.task import TEMPLATE_NAMES
 from megatron_rapo.data import TEMPLATES, build_prompts, render, template_of, template_stops
 from megatron_rapo.data.templates import INSTRUCTION
 from megatron_rapo.errors import InputError
@@ -25,8 +24,7 @@ def refused(name, tokenizer=None, **settings):
     return str(raised.value)
 
 
-def test_the_configuration_knows_the_same_templates():
-    assert tuple(TEMPLATES) == TEMPLATE_NAMES
+def test_the_default_is_a_built_in_template():
     assert DataConfig.model_fields["template"].default in TEMPLATES
 
 
@@ -94,6 +92,55 @@ def test_a_template_of_ones_own_in_jinja(tmp_path, make_tokenizer):
     )
 
 
+OWN = """
+from megatron_rapo.data import Template
+
+def dialogue():
+    return Template(opening="[", system="S", before="]Q: ", instruction="I", after="\\nA:", stop=("Q:",))
+
+def own_jinja(): return Template(jinja="{{ bos_token }}{{ problem }}")
+def text(): return "Q: "
+def number(): return Template(before=3)
+def unstopped(): return Template(stop=("",))
+def both(): return Template(chat=True, jinja="{{ problem }}")
+def of_problem(problem): return Template()
+"""
+
+
+@pytest.mark.parametrize("by", ["file", "module"])
+def test_a_template_of_ones_own_by_a_function(tmp_path, make_tokenizer, monkeypatch, by):
+    path = tmp_path / "templates_of_ones_own.py"
+    path.write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    where = path if by == "file" else path.stem
+    assert rendered(f"{where}:dialogue") == f"[S]Q: {PROBLEM}\nI\nA:"
+    assert rendered(f"{where}:dialogue", instruction="", system="T") == f"[T]Q: {PROBLEM}\nA:"
+    assert rendered(f"{where}:own_jinja", make_tokenizer()) == f"<bos>{PROBLEM}"
+    template = template_of(f"{where}:dialogue")
+    assert template_stops(template, make_tokenizer()) == ("Q:",) and template.name == f"{where}:dialogue"
+    digests = {template_of(f"{where}:dialogue", system=system).digest for system in ("S", "T", None)}
+    assert len(digests) == 2 and template.digest in digests
+    prompt = build_prompts([Problem(id="a", text="ab", answer="4")], make_tokenizer(), template, 1000).prompts[0]
+    assert prompt.text == "[S]Q: ab\nI\nA:"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("text", "returned str; return a megatron_rapo.data.Template."),
+        ("number", "has 3 where a text belongs; write a string."),
+        ("unstopped", "stop is no tuple of strings that are not empty (('',)); write one."),
+        ("both", "has both chat and jinja, and only one can be rendered; leave one out."),
+        ("of_problem", "cannot be called with (): missing a required argument: 'problem'; give it these parameters."),
+        ("nowhere", "there is no 'nowhere'; functions there: dialogue, own_jinja, "),
+    ],
+)
+def test_a_function_that_returns_no_template(tmp_path, name, said):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    assert refused(f"{path}:{name}").startswith(f"data.template='{path}:{name}': {said}")
+
+
 @pytest.mark.parametrize(
     ("source", "settings", "what"),
     [
@@ -120,8 +167,8 @@ def test_a_system_message_without_a_place_is_refused():
 
 def test_an_unknown_template_is_refused():
     assert refused("r1") == (
-        "data.template='r1': no such template; use one of plain, qwen-boxed, abel, chat, or a file that ends in .toml "
-        "or .jinja."
+        "data.template='r1': no such template; use one of plain, qwen-boxed, abel, chat, a file that ends in .toml or "
+        ".jinja, or your own as MODULE:NAME or FILE.py:NAME (docs/extending.md)."
     )
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import Recorder, Sample, check_writers, writers
+from megatron_rapo.monitor.writers import open_writer
+from megatron_rapo.runtime.user_code import UserCodeError
 from tests.patience import HANG_S
 
 SAMPLE = Sample(prompt="1+1=", completion="\\boxed{2}", answer="2", reward=1.0)
@@ -39,6 +41,85 @@ def test_a_missing_package_is_named_with_the_fix(name: str, monkeypatch: pytest.
 def test_what_is_installed_is_not_refused() -> None:
     check_writers(["tensorboard"])
     check_writers([])
+
+
+@pytest.mark.parametrize("name", ["tensorbord", "Mlflow", ""])
+def test_an_unknown_writer_is_refused(name: str, tmp_path: Path) -> None:
+    for call in (lambda: check_writers([name]), lambda: open_writer(name, tmp_path, {}, first_step=0)):
+        with pytest.raises(InputError) as refused:
+            call()
+        assert str(refused.value) == (
+            f"monitor.writers: {name!r}: no such writer; use tensorboard, wandb, mlflow, or your own as MODULE:NAME or "
+            "FILE.py:NAME (docs/extending.md)."
+        )
+    assert not any(tmp_path.iterdir())
+
+
+OWN = """
+class Rows:
+    def __init__(self, folder, settings, first_step):
+        self.path = folder / "rows.txt"
+        self.write(first_step, settings["run"], (), {})
+
+    def write(self, step, scalars, samples, histograms):
+        with self.path.open("a") as file:
+            print(step, sorted(scalars), len(samples), sorted(histograms), file=file)
+
+    def close(self):
+        self.write(-1, {}, (), {})
+
+class Unclosed:
+    def __init__(self, folder, settings, first_step): pass
+    def write(self, step, scalars, samples, histograms): pass
+
+class Narrow(Unclosed):
+    def write(self, step): pass
+    def close(self): pass
+
+def make(folder, settings, first_step): return Rows(folder, settings, first_step)
+def nothing(folder, settings, first_step): return None
+def late(folder): return None
+"""
+
+
+@pytest.mark.parametrize("name", ["Rows", "make"])
+@pytest.mark.parametrize("by", ["file", "module"])
+def test_a_writer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, by: str) -> None:
+    (tmp_path / "writers_of_ones_own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    where = tmp_path / "writers_of_ones_own.py" if by == "file" else "writers_of_ones_own"
+    check_writers([f"{where}:{name}"])
+    with Recorder(tmp_path / "run", writers=[f"{where}:{name}"], settings={"run": {"steps": 3}}) as recorder:
+        recorder.log(1, SCALARS, [SAMPLE], HISTOGRAMS)
+    assert (tmp_path / "run/rows.txt").read_text().splitlines() == [
+        "0 ['steps'] 0 []",
+        "1 ['eval/pass@1', 'reward/mean'] 1 ['histogram/log_rho', 'histogram/reward']",
+        "-1 [] 0 []",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Unclosed", ": has no method 'close'; give it write and close."),
+        ("Narrow", ": write: cannot be called with (self, step, scalars, samples, histograms): too many positional "),
+        ("late", ": cannot be called with (folder, settings, first_step): too many positional arguments; give it "),
+        ("missing", ": there is no 'missing'; functions there: make, nothing, late."),
+    ],
+)
+def test_a_writer_of_ones_own_that_is_none(tmp_path: Path, name: str, said: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    with pytest.raises(UserCodeError) as refused:
+        check_writers([f"{path}:{name}"])
+    assert str(refused.value).startswith(f"monitor.writers='{path}:{name}'{said}")
+
+
+def test_a_function_that_makes_no_writer(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    with pytest.raises(InputError, match="has no method 'write'; give it write and close"):
+        Recorder(tmp_path / "run", writers=[f"{path}:nothing"])
 
 
 class Unreachable:

@@ -8,7 +8,8 @@ import pytest
 
 from examples import custom_reward
 from megatron_rapo.config import RewardConfig
-from megatron_rapo.rewards import RewardError, Rewards
+from megatron_rapo.rewards import Rewards
+from megatron_rapo.runtime.user_code import UserCodeError
 from megatron_rapo.types import Completion, Outcome, Problem, Verdict
 from tests.settings import MINIMAL
 
@@ -82,7 +83,7 @@ def test_of_an_entry_point(file, monkeypatch):
     monkeypatch.syspath_prepend(file.parent)
     assert own_term(rewards("good")) == 0.25
     monkeypatch.delitem(sys.modules, "mine")
-    with pytest.raises(RewardError) as refused:
+    with pytest.raises(UserCodeError) as refused:
         rewards("better")
     assert str(refused.value) == (
         "reward.functions.0.function='better': no installed package has such an entry point in the group "
@@ -99,7 +100,7 @@ def test_of_an_entry_point(file, monkeypatch):
         ("{folder}/mine.py:constant", "is 3, which cannot be called; name a function."),
         (
             "{folder}/mine.py:two",
-            "cannot be called with (problem, completion, verdict): too many positional arguments; give it these three "
+            "cannot be called with (problem, completion, verdict): too many positional arguments; give it these "
             "parameters.",
         ),
         ("{folder}/mine.py:later", "is asynchronous, and nothing would wait for it; write a plain function."),
@@ -113,7 +114,7 @@ def test_what_does_not_load_is_refused(file, reference, said):
     (file.parent / "ends.py").write_text("import sys\nsys.exit(0)\n")
     places = {"folder": file.parent, "here": Path.cwd()}
     reference = reference.format(**places)
-    with pytest.raises(RewardError) as refused:
+    with pytest.raises(UserCodeError) as refused:
         rewards(reference)
     assert str(refused.value) == f"reward.functions.0.function={reference!r}: {said.format(**places)}"
 
@@ -139,7 +140,7 @@ def test_what_it_must_not_give_is_refused(tmp_path, expression, said):
     path = tmp_path / "mine.py"
     path.write_text(f"def f(*arguments): return {expression}\n")
     loaded = rewards(f"{path}:f")
-    with pytest.raises(RewardError) as refused:
+    with pytest.raises(UserCodeError) as refused:
         own_term(loaded)
     assert str(refused.value) == f"reward.functions: own ({path}:f) {said}"
 

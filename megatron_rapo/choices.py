@@ -1,0 +1,30 @@
+"""The built-in names of the open settings, without torch: a misspelt name is refused before anything heavy is imported.
+
+An open setting takes one of these names, or the user's own code as MODULE:NAME or FILE.py:NAME (docs/extending.md).
+The owner of the entries (named beside each tuple) asserts on import that it has exactly these names.
+"""
+
+from __future__ import annotations
+
+DIVERGENCES = (  # algo/divergences.py
+    "forward_kl",
+    "forward_kl_exact",
+    "forward_kl_k3",
+    "rapo_paper",
+    "reverse_kl",
+    "reverse_kl_k3",
+    "reverse_kl_exact",
+    "none",
+)
+WITHOUT_RATIO = ("forward_kl_exact", "reverse_kl_exact", "none")
+"""Divergences that exponentiate no log-ratio, so that algorithm.log_rho_cap does nothing."""
+ADVANTAGES = ("mean_std", "mean", "leave_one_out")  # algo/advantages.py
+PHI_SHAPES = ("linear", "power", "sigmoid", "constant")  # algo/reweighting.py
+TEMPLATES = ("plain", "qwen-boxed", "abel", "chat")  # data/templates.py
+WRITERS = ("tensorboard", "wandb", "mlflow")  # monitor/writers.py
+
+
+def is_reference(value: str) -> bool:
+    """Return whether `value` has the form MODULE:NAME or FILE.py:NAME."""
+    where, _, name = value.rpartition(":")
+    return bool(where and name)

@@ -1,0 +1,36 @@
+"""Keep the source of the user's own code with the run: RUN/user_code/step-000001/SETTING.py."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_rapo.config import Config
+from megatron_rapo.runtime.user_code import source_of
+
+USER_CODE = "user_code"
+"""Folder of a run: one folder for each start with new sources, named after the first step that they are used at."""
+
+
+def record_user_code(folder: Path, config: Config, *, step: int, warn: Callable[[str], None]) -> None:
+    """Copy the sources that a run uses after `step`; `warn` of those that differ from the last ones.
+
+    What was kept for later steps is dropped, as `record_settings` does.
+    """
+    present = folder / USER_CODE / f"step-{step + 1:06d}"
+    for later in (folder / USER_CODE).glob("step-*"):
+        if later.name > present.name:
+            shutil.rmtree(later)
+    for setting, reference in config.user_code.items():
+        source = source_of(reference)
+        if source is None:
+            continue
+        content = source.read_bytes()
+        kept = sorted((folder / USER_CODE).glob(f"step-*/{setting}.py"))
+        if kept and kept[-1].read_bytes() == content:
+            continue
+        if kept:
+            warn(f"WARNING: {setting}={reference}: {source} is not what the run used before, {kept[-1]}")
+        present.mkdir(parents=True, exist_ok=True)
+        (present / f"{setting}.py").write_bytes(content)
