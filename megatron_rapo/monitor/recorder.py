@@ -15,8 +15,7 @@ from megatron_rapo.monitor.rollouts import RecordedCompletion, drop_rollouts_aft
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
 from megatron_rapo.monitor.writer import Sample, Writer
 from megatron_rapo.monitor.writers import open_writer
-
-METRICS_FILE = "metrics.jsonl"
+from megatron_rapo.runtime.run_folder import RunFolder
 
 
 class Recorder:
@@ -42,7 +41,7 @@ class Recorder:
         `resume_step` is None.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / METRICS_FILE
+        path = RunFolder(folder).metrics
         self._last: dict[str, Any] = {"step": -1}
         if resume_step is not None:
             self._last = _drop_steps_after(path, resume_step)

@@ -9,8 +9,8 @@ from typing import Any
 
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.writer import Writer
+from megatron_rapo.runtime.run_folder import RunFolder
 
-TENSORBOARD_FOLDER = "tensorboard"
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """Of each writer: the package that it needs, by the name of its import."""
 
@@ -31,7 +31,7 @@ def open_writer(name: str, folder: Path, settings: Mapping[str, Any], *, first_s
     if name == "tensorboard":  # 0.2 s of imports, only where it is wanted
         from megatron_rapo.monitor.tensorboard_writer import EventFile
 
-        return EventFile(folder / TENSORBOARD_FOLDER, first_step=first_step)
+        return EventFile(RunFolder(folder).tensorboard, first_step=first_step)
     if name == "wandb":
         from megatron_rapo.monitor.wandb_writer import WandbWriter
 

@@ -10,13 +10,14 @@ import tempfile
 import psutil
 import torch
 
-from megatron_rapo.checkpoints import CHECKPOINTS, has_checkpoint
+from megatron_rapo.checkpoints import has_checkpoint
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.config.resources import LEAST_CAPABILITY
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
 from megatron_rapo.preflight.memory import ITEMSIZE, OPTIMIZER_BYTES
 from megatron_rapo.runtime.rank import local_world_size
+from megatron_rapo.runtime.run_folder import RunFolder
 
 _TOKEN_ID_BYTES = 4  # in vLLM's table of the sequences that are being decoded (InputBatch.token_ids_cpu)
 
@@ -227,7 +228,9 @@ def check_disk(config: Config, shape: ModelShape) -> None:
     checkpoint = of_weights + numel * OPTIMIZER_BYTES[config.precision.dtype]
     export = of_weights if config.checkpoint.hf_export else 0
     several = bool(config.checkpoint.every_steps or config.checkpoint.every_minutes)
-    missing = 2 if several and not has_checkpoint(folder / CHECKPOINTS) else 1  # a newer one is written beside it
+    missing = (
+        2 if several and not has_checkpoint(RunFolder(folder).checkpoints) else 1
+    )  # a newer one is written beside it
     free = shutil.disk_usage(folder).free
     if free < missing * checkpoint + export:
         what = "a checkpoint of this model takes" if missing == 1 else "two checkpoints of this model take"

