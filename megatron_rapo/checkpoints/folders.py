@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError, shortened
-from megatron_rapo.runtime.atomic_write import write_text_atomically
+from megatron_rapo.runtime.atomic_write import PARTIAL, write_text_atomically
 from megatron_rapo.runtime.run_folder import STEP_PREFIX, step_of
 from megatron_rapo.runtime.safe_json import JSONError, read_json
 
@@ -21,7 +21,6 @@ MODEL_FILES = "hf"  # folder within a checkpoint, of what belongs to a model bes
 SETTINGS = "settings.json"  # in a checkpoint: what the run was set to
 INPUTS = "inputs.json"  # in a checkpoint: digests of the model's files and of the problems (inputs.py)
 BY_TIME = "saved_by_time"  # empty file in a checkpoint that goes when a newer one is there
-PARTIAL = ".partial"  # ending of the folder that a checkpoint is written into
 _LATEST, _REMOVED = "latest", ".removed"
 _NAME = re.compile(rf"{STEP_PREFIX}[0-9]{{1,18}}")
 _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}

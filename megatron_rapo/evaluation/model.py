@@ -16,7 +16,7 @@ from megatron_rapo.checkpoints.tensors import METADATA
 from megatron_rapo.config import ConfigError
 from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.convert.files import ConversionError
-from megatron_rapo.runtime.atomic_write import explained
+from megatron_rapo.runtime.atomic_write import explained, write_text_atomically
 from megatron_rapo.runtime.run_folder import STEP_PREFIX, RunFolder
 
 ORIGIN = "converted_from.json"  # in the Hugging Face folder of a checkpoint, when it is whole: what it was made from
@@ -98,7 +98,7 @@ class EvaluatedModel:
             megatron_to_hf(
                 self.path, folder, like=None, dtype=None, max_shard_size="5GB", processes=1, progress=lambda _: None
             )
-            origin.write_text(made_from)
+            write_text_atomically(origin, made_from)
 
 
 def _there(checkpoints: Path) -> str:

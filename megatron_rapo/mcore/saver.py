@@ -20,7 +20,6 @@ from megatron_rapo.checkpoints import (
     BY_TIME,
     INPUTS,
     MODEL_FILES,
-    PARTIAL,
     CheckpointError,
     point_to,
     prune,
@@ -32,7 +31,7 @@ from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import content
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.models.hf_weights import read_model_files, write_model_files
-from megatron_rapo.runtime.atomic_write import explained, put_in_place
+from megatron_rapo.runtime.atomic_write import explained, partial_of, put_in_place
 from megatron_rapo.runtime.distributed import everywhere, on_first_rank
 from megatron_rapo.runtime.run_folder import step_name
 
@@ -72,7 +71,7 @@ class Saver:
         """
         self.finish()
         folder = self._root / step_name(step)
-        partial = folder.with_suffix(PARTIAL)
+        partial = partial_of(folder)
         asynchronous = self._policy.config.checkpoint.async_save
         with self._all_or_nothing(partial):
             on_first_rank(lambda: _make_empty(partial))

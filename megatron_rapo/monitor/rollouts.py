@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.runtime.atomic_write import write_bytes_atomically
 from megatron_rapo.runtime.run_folder import STEP_PREFIX, RunFolder
 
 _DIGITS = 5  # decimals of a log-probability: finer than float32 is at -100 nats
@@ -57,9 +58,8 @@ def write_rollouts(folder: Path, step: int, completions: Sequence[RecordedComple
     path = RunFolder(folder).rollout(step)
     path.parent.mkdir(exist_ok=True)
     lines = [json.dumps(_finite(asdict(each)), ensure_ascii=True, allow_nan=False) + "\n" for each in completions]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(gzip.compress("".join(lines).encode(), 5, mtime=0))  # the same bytes whenever it is written
-    partial.replace(path)
+    # mtime: the same bytes whenever it is written
+    write_bytes_atomically(path, gzip.compress("".join(lines).encode(), 5, mtime=0))
 
 
 def drop_rollouts_after(folder: Path, step: int) -> None:

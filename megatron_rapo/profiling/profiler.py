@@ -13,6 +13,7 @@ from megatron_rapo.config import ConfigError
 from megatron_rapo.errors import shortened
 from megatron_rapo.profiling.operators import largest_operators
 from megatron_rapo.runtime import gc_control
+from megatron_rapo.runtime.atomic_write import write_text_atomically
 from megatron_rapo.runtime.run_folder import RunFolder, step_name
 from megatron_rapo.runtime.signals import interrupts_wait
 
@@ -76,7 +77,7 @@ class Profiler:
         with interrupts_wait(), gc_control.unsearched():
             trace.export_chrome_trace(str(folder / f"rank-{self._rank}.json.gz"))
             operators = largest_operators(trace.events(), self._phases)
-            (folder / f"rank-{self._rank}.txt").write_text(operators)
+            write_text_atomically(folder / f"rank-{self._rank}.txt", operators)
         say(f"step {step} is profiled in {folder}: rank-*.txt says what took longest")
 
 
