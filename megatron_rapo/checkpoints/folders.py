@@ -14,6 +14,7 @@ from pathlib import Path
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError, shortened
 from megatron_rapo.runtime.atomic_write import PARTIAL, write_text_atomically
+from megatron_rapo.runtime.interval import is_due
 from megatron_rapo.runtime.run_folder import STEP_PREFIX, step_of
 from megatron_rapo.runtime.safe_json import JSONError, read_json
 
@@ -117,7 +118,7 @@ def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
     earlier = earlier_checkpoints(newest)
     by_time = [folder for folder in earlier if (folder / BY_TIME).exists()]
     others = [folder for folder in earlier if folder not in by_time][keep_last - 1 :] if keep_last else []
-    for folder in by_time + [each for each in others if not keep_every or step_of(each) % keep_every]:
+    for folder in by_time + [each for each in others if not is_due(step_of(each), keep_every)]:
         shutil.rmtree(folder.rename(folder.with_name(folder.name + _REMOVED)))
 
 

@@ -28,6 +28,7 @@ from megatron_rapo.rewards import extractor
 from megatron_rapo.rewards.verdict_summary import SignalWatch, warnings
 from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.runtime.distributed import of_first_rank, on_first_rank
+from megatron_rapo.runtime.interval import is_due
 from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.signals import Signals, Stopped
 from megatron_rapo.scoring.objective import groups_with_signal, loss_function, to_sequences
@@ -43,7 +44,7 @@ from megatron_rapo.training.metrics import (
     training_scalars,
 )
 from megatron_rapo.training.parity import GapBudget
-from megatron_rapo.training.rollout_log import choose, due, recorded
+from megatron_rapo.training.rollout_log import choose, is_recorded, recorded
 from megatron_rapo.training.skipped_steps import SkippedSteps
 from megatron_rapo.training.summary import summarise
 from megatron_rapo.training.weight_sync import WeightSync
@@ -119,8 +120,7 @@ class Trainer:
             if due := schedule.due(self._step):
                 self._save(due)
                 schedule.saved()
-            hf_every = self._config.checkpoint.hf_every
-            if hf_every and self._step % hf_every == 0:
+            if is_due(self._step, self._config.checkpoint.hf_every):
                 with self._monitor.phase("checkpoint"):
                     export(self._policy, self._folder.export(self._step))
             if self._profiler.has_trace:
@@ -188,7 +188,7 @@ class Trainer:
     ) -> list[RecordedCompletion]:
         """Completions of the scored step that were written down token by token; where it is not due, none."""
         settings = self._config.monitor
-        if not due(settings, step):
+        if not is_recorded(settings, step):
             return []
         with self._monitor.phase("record"):
             chosen = choose(groups, settings.rollouts_completions)
@@ -241,8 +241,7 @@ class Trainer:
         """
         heldout, step = self._heldout, self._step
         when = "after" if step >= self._config.run.steps else "before" if step == 0 else None
-        every = heldout.settings.every_steps if heldout else 0
-        if heldout is None or not (when or (every and step % every == 0)):
+        if heldout is None or not (when or is_due(step, heldout.settings.every_steps)):
             return
         self._weight_sync.run(step)
         problems: list[ProblemScore] = []
