@@ -29,7 +29,6 @@ from megatron_rapo.preflight.checks import (
     check_model,
     check_rollout,
     check_world_size,
-    resolve_layers,
 )
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
 from megatron_rapo.rewards import Rewards, VerifierPool
@@ -38,6 +37,7 @@ from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.rollout.setup import make_engine, make_verifier, prompts_of, report_left_out, resolved
 from megatron_rapo.runtime import gc_control
 from megatron_rapo.runtime.determinism import set_variables
+from megatron_rapo.runtime.devices import Backend
 from megatron_rapo.runtime.distributed import init_process_group
 from megatron_rapo.runtime.rank import rank, world_size
 from megatron_rapo.runtime.run_folder import RunFolder, step_of
@@ -207,7 +207,7 @@ def _build(
             from megatron_rapo.runtime.machine import record_machine
             from megatron_rapo.training.trainer import Trainer
             from megatron_rapo.training.weight_sync import WeightSync
-        for line in described(fused_kernels(resolve_layers(config))):
+        for line in described(fused_kernels(Backend.resolve(config).layers)):
             monitor.message(line)
         parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
         record_machine(config.run.folder, parallel.device)

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_rapo.mcore.model import transformer_config
 from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.devices import Backend
 from tests.runs import tiny_config
 from tests.tiny_models import save_tiny_model
 
@@ -35,5 +36,6 @@ from tests.tiny_models import save_tiny_model
 )
 def test_precision(tmp_path: Path, precision: dict[str, Any], expected: dict[str, Any]) -> None:
     model = save_tiny_model(tmp_path / "model", tied=True)
-    found = transformer_config(tiny_config(model, tmp_path, precision=precision), read_shape(model))
+    config = tiny_config(model, tmp_path, precision=precision)
+    found = transformer_config(config, read_shape(model), Backend.resolve(config))
     assert {name: getattr(found, name) for name in expected} == expected
