@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from benchmarks.environment import REPOSITORY, child_environment, conclude, environment, say
+from megatron_rapo.runtime.run_folder import RunFolder
 
 TARGET_S = 25.0
 TIMEOUT_S = 600.0
@@ -63,7 +64,7 @@ def turn(folder: Path) -> dict[str, Any]:
             command, cwd=REPOSITORY, env=child_environment(1) | ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            torchrun_s = wait_for_first_step(process, run / "metrics.jsonl")
+            torchrun_s = wait_for_first_step(process, RunFolder(run).metrics)
             first_step_s = time.perf_counter() - started
             status = process.wait(TIMEOUT_S)
         finally:
@@ -71,7 +72,7 @@ def turn(folder: Path) -> dict[str, Any]:
                 each.kill()
         if status != 0:
             raise RuntimeError(f"the run ended with status {status}: {(folder / 'log').read_text()[-3000:]}")
-    seconds = json.loads((run / "summary.json").read_text())["seconds"]
+    seconds = json.loads(RunFolder(run).summary.read_text())["seconds"]
     return {
         "first_step_s": round(first_step_s, 2),
         "end_s": round(time.perf_counter() - started - first_step_s, 2),

@@ -20,6 +20,7 @@ from megatron_rapo.mcore.model import attention_sequences, load_weights, norm_na
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.models import ModelShape
+from megatron_rapo.runtime.devices import Backend
 from megatron_rapo.scoring.packing import PackedBatch
 
 
@@ -30,7 +31,8 @@ class BareStep:
     """
 
     def __init__(self, config: Config, shape: ModelShape, parallel: Parallel) -> None:
-        megatron = transformer_config(config, shape)
+        backend = Backend.resolve(config)
+        megatron = transformer_config(config, shape, backend)
         model = GPTModel(
             config=megatron,
             transformer_layer_spec=block_spec("torch", megatron, shape.family, None),
@@ -39,8 +41,8 @@ class BareStep:
             share_embeddings_and_output_weights=shape.tied,
             position_embedding_type="none",  # the layers' attention rotates
         )
-        self._sequences = attention_sequences(config, shape)
-        load_weights([model], config.model.path, shape, norm_names(config), parallel)
+        self._sequences = attention_sequences(config, shape, backend)
+        load_weights([model], config.model.path, shape, norm_names(backend), parallel)
         self._wrapped = wrap(config, megatron, [model])
         self._optimizer, self._scheduler = build_optimizer(config, megatron, self._wrapped)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, has_checkpoint, latest_checkpoint
+from megatron_rapo.checkpoints import check_resumable, has_checkpoint, latest_checkpoint
 from megatron_rapo.checkpoints.inputs import InputReader, check_same_inputs
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.config import Config, ConfigError
@@ -22,7 +22,7 @@ from megatron_rapo.evaluation.held_out import HeldOut
 from megatron_rapo.models import ModelShape, check_agreement, check_weights, read_shape
 from megatron_rapo.models.hf_weights import model_files
 from megatron_rapo.models.parameter_map import hf_shapes
-from megatron_rapo.monitor import METRICS_FILE, Console, Monitor, Recorder, check_writers
+from megatron_rapo.monitor import Console, Monitor, Recorder, check_writers
 from megatron_rapo.monitor.settings_history import record_settings
 from megatron_rapo.monitor.user_sources import record_user_code
 from megatron_rapo.preflight.checks import (
@@ -30,7 +30,6 @@ from megatron_rapo.preflight.checks import (
     check_model,
     check_rollout,
     check_world_size,
-    resolve_layers,
 )
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
 from megatron_rapo.rewards import Rewards, VerifierPool
@@ -39,11 +38,13 @@ from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.rollout.setup import make_engine, make_verifier, prompts_of, report_left_out, resolved
 from megatron_rapo.runtime import gc_control
 from megatron_rapo.runtime.determinism import set_variables
+from megatron_rapo.runtime.devices import Backend
 from megatron_rapo.runtime.distributed import init_process_group
 from megatron_rapo.runtime.rank import rank, world_size
+from megatron_rapo.runtime.run_folder import RunFolder, step_of
 from megatron_rapo.runtime.signals import Signals, end_interrupted
 from megatron_rapo.scoring.registries import check_algorithm
-from megatron_rapo.training.run_folder import check_room, claim, usable
+from megatron_rapo.training.claim_folder import check_room, claim, usable
 
 if TYPE_CHECKING:
     from megatron_rapo.training.trainer import Trainer
@@ -81,7 +82,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
     config = read.config
     folder = config.run.folder
     checkpoint = _newest_checkpoint(folder) if resume else None
-    check_profiled(profile, first=1 + (checkpoint_step(checkpoint) if checkpoint else 0), last=config.run.steps)
+    check_profiled(profile, first=1 + (step_of(checkpoint) if checkpoint else 0), last=config.run.steps)
     profiler = Profiler(folder, profile, rank=rank())
     signals = Signals(config.checkpoint.grace_s, closing_s=CLOSING_S if profile else 0.0)
     if config.run.deterministic:
@@ -96,7 +97,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         start = _start(config, read, checkpoint)
         check_room(config, read.shape)
         stack.enter_context(usable(folder))
-        step = checkpoint_step(start.checkpoint) if start.checkpoint else 0
+        step = step_of(start.checkpoint) if start.checkpoint else 0
         monitor = stack.enter_context(_monitor(config, profiler, resume_step=step if resume else None))
         verifier = stack.enter_context(make_verifier(config))
         monitor.launched()
@@ -155,9 +156,10 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
     Raises CheckpointError where there is no run, or no checkpoint of it can be used.
     """
-    if (folder / METRICS_FILE).is_file() and not has_checkpoint(folder / CHECKPOINTS):
+    files = RunFolder(folder)
+    if files.metrics.is_file() and not has_checkpoint(files.checkpoints):
         return None
-    return latest_checkpoint(folder / CHECKPOINTS)
+    return latest_checkpoint(files.checkpoints)
 
 
 def _start(config: Config, read: _Read, checkpoint: Path | None) -> _Start:
@@ -208,7 +210,7 @@ def _build(
             from megatron_rapo.runtime.machine import record_machine
             from megatron_rapo.training.trainer import Trainer
             from megatron_rapo.training.weight_sync import WeightSync
-        for line in described(fused_kernels(resolve_layers(config))):
+        for line in described(fused_kernels(Backend.resolve(config).layers)):
             monitor.message(line)
         parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
         record_machine(config.run.folder, parallel.device)

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel
 
 from megatron_rapo.algo.reweighting import phi_of
-from megatron_rapo.checkpoints import CHECKPOINTS, check_resumable, checkpoint_step, latest_checkpoint
+from megatron_rapo.checkpoints import check_resumable, latest_checkpoint
 from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest
 from megatron_rapo.checkpoints.resume import check_same_model
 from megatron_rapo.config import Config
@@ -35,6 +35,7 @@ from megatron_rapo.models.stored_weights import INDEX, WEIGHTS
 from megatron_rapo.preflight.checks import check_machine, check_model, check_rollout, check_world_size
 from megatron_rapo.preflight.fit import Machine, estimate
 from megatron_rapo.preflight.seconds import HARDWARE
+from megatron_rapo.runtime.run_folder import step_of
 from tests.fuzz import NUMBERS, TEXTS, mutated_bytes, mutated_json, problem
 from tests.settings import MINIMAL
 from tests.tiny_models import load_reference, save_tiny_model
@@ -90,7 +91,7 @@ class Places:
 
     @property
     def checkpoint(self) -> Path:
-        return self.run / CHECKPOINTS / "step-000003"
+        return self.run / "checkpoints" / "step-000003"
 
 
 @pytest.fixture(scope="module")
@@ -339,8 +340,8 @@ def _table(places: Places, random: Random) -> Case:
 def _resume(places: Places) -> None:
     """What `train --resume` and the tools read of a checkpoint."""
     config = load_config(places.data / "good.toml")
-    folder = latest_checkpoint(places.run / CHECKPOINTS)
-    assert checkpoint_step(folder) == 3
+    folder = latest_checkpoint(places.run / "checkpoints")
+    assert step_of(folder) == 3
     manifest = Manifest(folder)
     manifest.verify(manifest.files)
     check_resumable(folder, config)
@@ -364,7 +365,7 @@ def _manifest(places: Places, random: Random) -> Case:
     """The manifest, and which checkpoint is the latest."""
     settings, good = _good(places), (places.checkpoint / MANIFEST).read_bytes()
     (places.checkpoint / "settings.json").write_text(json.dumps(settings))
-    latest = places.run / CHECKPOINTS / "latest"
+    latest = places.run / "checkpoints" / "latest"
     if random.random() < 0.3:
         content = mutated_bytes(random, latest.read_bytes())
         changed = latest

@@ -35,8 +35,8 @@ from benchmarks.memory import peak_bytes, release, reset_peak_bytes
 from benchmarks.models import QWEN2_1B, QWEN2_SMALL, write_model
 from megatron_rapo.config import Config
 from megatron_rapo.models import ModelShape, read_shape
-from megatron_rapo.preflight.checks import resolve_layers
 from megatron_rapo.preflight.memory import states
+from megatron_rapo.runtime.devices import Backend
 from megatron_rapo.runtime.distributed import init_process_group
 from megatron_rapo.scoring.objective import loss_function
 
@@ -109,7 +109,7 @@ def speed(model: ModelShape, sizes: Sizes, seconds: float, device_name: str) -> 
 
 def memory(model: ModelShape, config: Config, peaks: Mapping[str, int]) -> dict[str, dict[str, float]]:
     """By state: what was measured, what preflight says without an engine, and the second by the first."""
-    said = states(model, config, replicas=1, layers=resolve_layers(config))
+    said = states(model, config, replicas=1, layers=Backend.resolve(config).layers)
     found = {}
     for state, measured in peaks.items():
         parts = {name: nbytes for name, nbytes in said[state].parts.items() if name not in ENGINE_PARTS}

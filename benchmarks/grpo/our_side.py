@@ -23,10 +23,11 @@ from benchmarks.grpo.prescribed import prescribed_engine
 from benchmarks.grpo.variant import Variant
 from megatron_rapo import run
 from megatron_rapo.config import Config
-from megatron_rapo.monitor import METRICS_FILE, Monitor
+from megatron_rapo.monitor import Monitor
 from megatron_rapo.rollout import setup
 from megatron_rapo.rollout.sampler import sampling_seed
 from megatron_rapo.runtime.rank import rank
+from megatron_rapo.runtime.run_folder import RunFolder
 
 OFF = {
     "reshard": {"parity_every_steps": 0},
@@ -102,7 +103,7 @@ def main(work: Path, output: Path) -> None:
     given = Work.from_json(work.read_text())
     config = configuration(given, VARIANTS[given.variant])
     clock = train(given, config)
-    lines = (config.run.folder / METRICS_FILE).read_text().splitlines() if rank() == 0 else []
+    lines = RunFolder(config.run.folder).metrics.read_text().splitlines() if rank() == 0 else []
     rows = [row for row in map(json.loads, lines) if "seconds/step" in row]
     parts_s = [parts_of(row, step_s) for row, step_s in zip(rows[1:], clock.wall_s, strict=False)]
     count = len(given.case.completion_tokens)

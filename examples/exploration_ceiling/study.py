@@ -37,6 +37,7 @@ from examples.exploration_ceiling.records import (
     thinned_curves,
     write_record,
 )
+from megatron_rapo.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -197,7 +198,7 @@ class Study:
         ]
         command += ["--set", f"run.folder={run}", "--set", f"run.seed={seed}"]
         seconds = self._megatron_rapo(command, run.with_name(f"{run.name}.train.log"))
-        shutil.rmtree(run / "checkpoints")  # the model is in hf/
+        shutil.rmtree(RunFolder(run).checkpoints)  # the model is in hf/
         return round(seconds, 1)
 
     def train_and_judge(self, seed: int, method: str) -> None:
@@ -206,7 +207,7 @@ class Study:
         training = self.train(seed, method, run)
         say(f"seed {seed}: {method} trained in {training:.0f} s")
         curves, settings = thinned_curves(read_metrics(run)), settings_of(run)
-        self._judge(seed, method, run / "hf", seed, training, curves=curves, settings=settings)
+        self._judge(seed, method, RunFolder(run).hf, seed, training, curves=curves, settings=settings)
 
     def measure(self, seed: int, model: Path, output: Path) -> dict[str, dict]:
         """What exact.py says of a model on the problems that are judged."""
@@ -254,12 +255,12 @@ class Study:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in RunFolder(run).metrics.read_text().splitlines()]
 
 
 def settings_of(run: Path) -> dict[str, object]:
     """What a method is and how it was trained, as the run recorded it."""
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads(RunFolder(run).settings.read_text())
     return {**config["algorithm"], "lr": config["optimizer"]["lr"], "steps": config["run"]["steps"]}
 
 

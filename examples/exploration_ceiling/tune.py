@@ -18,6 +18,7 @@ from pathlib import Path
 
 from examples.exploration_ceiling.records import expected_pass_at, score
 from examples.exploration_ceiling.study import FULL, ROOT, Children, Study, read_metrics, say, workers
+from megatron_rapo.runtime.run_folder import RunFolder
 
 SEED = 100
 LEARNING_RATES = ("1e-4", "2e-4", "4e-4")
@@ -54,7 +55,7 @@ def run_trial(study: Study, trial: Trial, folder: Path) -> None:
         return
     run = folder / trial.name
     seconds = replace(study, overrides=trial.overrides).train(SEED, trial.method, run)
-    figures = measure(study, run / "hf", folder / f"{trial.name}.exact.json")
+    figures = measure(study, RunFolder(run).hf, folder / f"{trial.name}.exact.json")
     last = read_metrics(run)[-5:]
     ends = {name: round(sum(row[name] for row in last) / len(last), 4) for name in ("reward/mean", "policy/entropy")}
     row = {"method": trial.method, "set": list(trial.overrides), "train_s": seconds, **figures, **ends}

@@ -5,15 +5,11 @@ What goes into one is written and read by `mcore/checkpoint.py`.
 
 from megatron_rapo.checkpoints.folders import (
     BY_TIME,
-    CHECKPOINTS,
     INPUTS,
     MODEL_FILES,
-    PARTIAL,
     SETTINGS,
     CheckpointError,
     check_resumable,
-    checkpoint_folder,
-    checkpoint_step,
     has_checkpoint,
     latest_checkpoint,
     point_to,
@@ -23,15 +19,11 @@ from megatron_rapo.checkpoints.folders import (
 
 __all__ = [
     "BY_TIME",
-    "CHECKPOINTS",
     "INPUTS",
     "MODEL_FILES",
-    "PARTIAL",
     "SETTINGS",
     "CheckpointError",
     "check_resumable",
-    "checkpoint_folder",
-    "checkpoint_step",
     "has_checkpoint",
     "latest_checkpoint",
     "point_to",

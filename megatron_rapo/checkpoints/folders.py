@@ -13,17 +13,17 @@ from pathlib import Path
 
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError, shortened
-from megatron_rapo.runtime.atomic_write import write_text_atomically
+from megatron_rapo.runtime.atomic_write import PARTIAL, write_text_atomically
+from megatron_rapo.runtime.interval import is_due
+from megatron_rapo.runtime.run_folder import STEP_PREFIX, step_of
 from megatron_rapo.runtime.safe_json import JSONError, read_json
 
-CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints within run.folder
 MODEL_FILES = "hf"  # folder within a checkpoint, of what belongs to a model besides its weights
 SETTINGS = "settings.json"  # in a checkpoint: what the run was set to
 INPUTS = "inputs.json"  # in a checkpoint: digests of the model's files and of the problems (inputs.py)
 BY_TIME = "saved_by_time"  # empty file in a checkpoint that goes when a newer one is there
-PARTIAL = ".partial"  # ending of the folder that a checkpoint is written into
-_LATEST, _PREFIX, _REMOVED = "latest", "step-", ".removed"
-_NAME = re.compile(rf"{_PREFIX}[0-9]{{1,18}}")
+_LATEST, _REMOVED = "latest", ".removed"
+_NAME = re.compile(rf"{STEP_PREFIX}[0-9]{{1,18}}")
 _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}
 _FREE = {
     "model.layers",
@@ -53,16 +53,6 @@ _BEFORE: dict[str, object] = {"rollout.stop": [], "rollout.stop_token_ids": [], 
 
 class CheckpointError(InputError):
     """A checkpoint that is not there or cannot be used."""
-
-
-def checkpoint_folder(root: Path, step: int) -> Path:
-    """The folder of the checkpoint of `step` under `root`."""
-    return root / f"{_PREFIX}{step:06d}"
-
-
-def checkpoint_step(folder: Path) -> int:
-    """The step after which the checkpoint in `folder` was written."""
-    return int(folder.name.removeprefix(_PREFIX))
 
 
 def latest_checkpoint(root: Path) -> Path:
@@ -102,18 +92,18 @@ def _named(root: Path) -> Path | None:
 
 def has_checkpoint(root: Path) -> bool:
     """Return whether a save under `root` ever came to its end."""
-    names = (path.name.removeprefix(_PREFIX) for path in root.glob(f"{_PREFIX}*"))
+    names = (path.name.removeprefix(STEP_PREFIX) for path in root.glob(f"{STEP_PREFIX}*"))
     return (root / _LATEST).exists() or any(name.isdecimal() for name in names)
 
 
 def earlier_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints beside `folder` of steps before it, newest first."""
-    return [path for path in _checkpoints(folder.parent) if checkpoint_step(path) < checkpoint_step(folder)]
+    return [path for path in _checkpoints(folder.parent) if step_of(path) < step_of(folder)]
 
 
 def _checkpoints(root: Path) -> list[Path]:
     """Return every checkpoint under `root`, newest first."""
-    return sorted((p for p in root.glob(f"{_PREFIX}*") if _NAME.fullmatch(p.name)), key=checkpoint_step, reverse=True)
+    return sorted((p for p in root.glob(f"{STEP_PREFIX}*") if _NAME.fullmatch(p.name)), key=step_of, reverse=True)
 
 
 def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
@@ -123,12 +113,12 @@ def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
     Checkpoints that were saved for the time's sake are removed in any case.
     """
     for ending in (_REMOVED, PARTIAL):  # of a removal and of a save that were interrupted
-        for rest in newest.parent.glob(f"{_PREFIX}*{ending}"):
+        for rest in newest.parent.glob(f"{STEP_PREFIX}*{ending}"):
             shutil.rmtree(rest)
     earlier = earlier_checkpoints(newest)
     by_time = [folder for folder in earlier if (folder / BY_TIME).exists()]
     others = [folder for folder in earlier if folder not in by_time][keep_last - 1 :] if keep_last else []
-    for folder in by_time + [each for each in others if not keep_every or checkpoint_step(each) % keep_every]:
+    for folder in by_time + [each for each in others if not is_due(step_of(each), keep_every)]:
         shutil.rmtree(folder.rename(folder.with_name(folder.name + _REMOVED)))
 
 
@@ -145,10 +135,10 @@ def check_resumable(checkpoint: Path, config: Config) -> None:
     data may lie elsewhere: `check_same_inputs` compares what they hold.
     """
     saved = _saved_settings(checkpoint)
-    if checkpoint_step(checkpoint) > config.run.steps:
+    if step_of(checkpoint) > config.run.steps:
         raise CheckpointError(
-            f"run.steps={config.run.steps}: {checkpoint} was written after step {checkpoint_step(checkpoint)}, and a "
-            f"run does not go back; set run.steps to {checkpoint_step(checkpoint)} or more, or start a new run."
+            f"run.steps={config.run.steps}: {checkpoint} was written after step {step_of(checkpoint)}, and a "
+            f"run does not go back; set run.steps to {step_of(checkpoint)} or more, or start a new run."
         )
     free = _FREE | ({"run.steps"} if config.optimizer.schedule == "constant" else set())
     if (checkpoint / INPUTS).exists():

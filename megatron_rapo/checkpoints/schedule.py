@@ -8,6 +8,7 @@ from enum import Enum
 
 from megatron_rapo.config import CheckpointConfig
 from megatron_rapo.runtime.distributed import of_first_rank
+from megatron_rapo.runtime.interval import is_due
 
 
 class Due(Enum):
@@ -32,8 +33,7 @@ class SaveSchedule:
 
     def due(self, step: int) -> Due | None:
         """Return why `step`, which has just ended, is to be saved, or None. Collective over the world."""
-        every = self._settings.every_steps
-        if step >= self._total_steps or (every and step % every == 0):
+        if step >= self._total_steps or is_due(step, self._settings.every_steps):
             return Due.STEPS
         minutes = self._settings.every_minutes
         if minutes and of_first_rank(self._clock() - self._since >= 60 * minutes):

@@ -9,13 +9,12 @@ from typing import Any
 
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import CHARTS, describe
-from megatron_rapo.report.evaluations import find_evaluations, read_evaluation, step_of
+from megatron_rapo.report.evaluations import find_evaluations, read_evaluation
 from megatron_rapo.report.page import render
 from megatron_rapo.report.rollouts import read_completions
 from megatron_rapo.report.runs import Run, differences, read_runs
 from megatron_rapo.runtime.atomic_write import write_text_atomically
-
-REPORT = "report.html"
+from megatron_rapo.runtime.run_folder import RunFolder, step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class Options:
 
 def report(folders: Sequence[Path], options: Options) -> int:
     """Write the report of the runs in `folders`. Raises InputError."""
-    output = options.output or folders[0] / REPORT
+    output = options.output or RunFolder(folders[0]).report
     runs = read_runs(folders)
     content = render(" · ".join(run.name for run in runs), page_data(runs, options))
     try:

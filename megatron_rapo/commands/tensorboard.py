@@ -17,7 +17,7 @@ from pathlib import Path
 
 from megatron_rapo.commands.arguments import command_parser
 from megatron_rapo.errors import InputError
-from megatron_rapo.monitor.writers import TENSORBOARD_FOLDER
+from megatron_rapo.runtime.run_folder import RunFolder
 
 
 def events_folder(name: str, runs: Path) -> Path:
@@ -27,7 +27,7 @@ def events_folder(name: str, runs: Path) -> Path:
         folder = _of_job(name, runs)
     if not folder.is_dir():
         raise InputError(f"{name}: no such folder; give a run's folder or the number of a job.")
-    events = folder if folder.name == TENSORBOARD_FOLDER else folder / TENSORBOARD_FOLDER
+    events = folder if folder == RunFolder(folder.parent).tensorboard else RunFolder(folder).tensorboard
     if not events.is_dir():
         raise InputError(f"{name}: {events} is not there; name a run whose monitor.writers have tensorboard.")
     return events

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.runtime.atomic_write import explained, put_in_place, write_text_atomically
+from megatron_rapo.runtime.atomic_write import explained, partial_of, put_in_place, write_text_atomically
 from megatron_rapo.runtime.safe_json import JSONError, read_json
 
 RECIPE = "recipe.json"  # in the unfinished folder: what it is made from
@@ -57,24 +57,20 @@ def make_folder(
         raise ConversionError(f"{folder}: exists already; name another folder, or remove it.")
     try:
         done = _make_jobs(folder, jobs, recipe, processes, progress)
-        finish(_partial(folder), done)
+        finish(partial_of(folder), done)
         for job in jobs:
-            (_partial(folder) / (job.name + DONE)).unlink()
-        (_partial(folder) / RECIPE).unlink()
-        put_in_place(_partial(folder), folder)
+            (partial_of(folder) / (job.name + DONE)).unlink()
+        (partial_of(folder) / RECIPE).unlink()
+        put_in_place(partial_of(folder), folder)
     except OSError as error:
         raise ConversionError(f"{folder}: could not be written: {explained(error, folder)}") from error
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
 
 
 def _make_jobs(
     folder: Path, jobs: Sequence[Job], recipe: Mapping[str, Any], processes: int, progress: Progress
 ) -> dict[str, Any]:
     """What each job's maker said, now or in an interrupted call."""
-    partial = _partial(folder)
+    partial = partial_of(folder)
     _claim(partial, recipe)
     todo = []
     for job in jobs:
@@ -106,7 +102,7 @@ def _claim(partial: Path, recipe: Mapping[str, Any]) -> None:
     if not noted.exists() or noted.read_text() != text:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        noted.write_text(text)
+        write_text_atomically(noted, text)
 
 
 def _make(partial: Path, job: Job, progress: Progress) -> None:

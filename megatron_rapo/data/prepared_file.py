@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_rapo.data.records import Record
 from megatron_rapo.data.rows import DataError
-from megatron_rapo.runtime.atomic_write import explained
+from megatron_rapo.runtime.atomic_write import explained, replacing
 
 SUFFIX = ".parquet"
 NOT_NULL = ("id", "problem", "answer", "source")
@@ -50,21 +50,15 @@ def write_prepared(output: Path, records: Sequence[Record], manifest: Mapping[st
 
     schema = pa.schema([pa.field(f.name, pa.string(), nullable=f.name not in NOT_NULL) for f in fields(Record)])
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema)
-    partial, partial_manifest = (path.with_name(path.name + ".partial") for path in (output, manifest_path(output)))
     try:
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-        whole = {**manifest, "sha256": file_digest(partial)}
-        partial_manifest.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for path in (partial, partial_manifest):
-            _sync(path)
-        manifest_path(output).unlink(missing_ok=True)
-        partial.replace(output)
-        partial_manifest.replace(manifest_path(output))
+        with replacing(manifest_path(output)) as partial_manifest, replacing(output) as partial:
+            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+            whole = {**manifest, "sha256": file_digest(partial)}
+            text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+            partial_manifest.write_text(text, encoding="utf-8")
+            manifest_path(output).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"OUTPUT={output}: {explained(error, output.parent)}") from None
-    finally:
-        for path in (partial, partial_manifest):
-            path.unlink(missing_ok=True)
     return whole
 
 
@@ -75,9 +69,3 @@ def file_digest(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Return when it is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

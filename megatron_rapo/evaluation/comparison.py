@@ -168,7 +168,7 @@ def save_hard(base: Evaluated, path: Path) -> int:
 def write(path: Path, text: str, *, option: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")  # not atomic: it may be a pipe, as /dev/stdout is
     except OSError as error:
         raise ScoresError(f"{option} {path}: {explained(error, path.parent)}") from None
 

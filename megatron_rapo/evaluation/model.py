@@ -10,17 +10,16 @@ from pathlib import Path
 
 import xxhash
 
-from megatron_rapo.checkpoints import CHECKPOINTS, MODEL_FILES, CheckpointError, latest_checkpoint
+from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError, latest_checkpoint
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole
 from megatron_rapo.checkpoints.tensors import METADATA
 from megatron_rapo.config import ConfigError
 from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.convert.files import ConversionError
-from megatron_rapo.runtime.atomic_write import explained
+from megatron_rapo.runtime.atomic_write import explained, write_text_atomically
+from megatron_rapo.runtime.run_folder import STEP_PREFIX, RunFolder
 
-CONVERTED = "converted"  # folder within a run: its checkpoints as Hugging Face folders, as far as they were evaluated
-LOCK = ".lock"  # in that folder: of the evaluation that makes one of them
-ORIGIN = "converted_from.json"  # in such a folder, when it is whole: which checkpoint it was made from
+ORIGIN = "converted_from.json"  # in the Hugging Face folder of a checkpoint, when it is whole: what it was made from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +36,21 @@ class EvaluatedModel:
 
         What is neither is taken for a Hugging Face folder, whose reader says what it lacks. Raises ConfigError.
         """
-        if (path / CHECKPOINTS).is_dir():
+        if (checkpoints := RunFolder(path).checkpoints).is_dir():
             try:
-                path = latest_checkpoint(path / CHECKPOINTS)
+                path = latest_checkpoint(checkpoints)
             except CheckpointError:
                 raise ConfigError(
                     f"model.path={path}: a run without a whole checkpoint; wait for its first one, or name a Hugging "
                     "Face folder."
                 ) from None
         if not (path / METADATA).exists():
-            if path.parent.name == CHECKPOINTS and path.parent.is_dir() and not path.exists():
+            if RunFolder.of_checkpoint(path) and path.parent.is_dir() and not path.exists():
                 raise ConfigError(f"model.path={path}: no such checkpoint; {_there(path.parent)}")
             return cls(path=path, files=path, is_checkpoint=False)
-        if path.resolve().parent.name != CHECKPOINTS or not (path / MANIFEST).exists():
+        if not RunFolder.of_checkpoint(path.resolve()) or not (path / MANIFEST).exists():
             raise ConfigError(
-                f"model.path={path}: a Megatron checkpoint, but not RUN/{CHECKPOINTS}/step-N of a run; make a Hugging "
+                f"model.path={path}: a Megatron checkpoint, but not RUN/checkpoints/step-N of a run; make a Hugging "
                 "Face folder of it with megatron-rapo convert megatron-to-hf, and name that."
             )
         return cls(path=path, files=path / MODEL_FILES, is_checkpoint=True)
@@ -68,23 +67,25 @@ class EvaluatedModel:
 
     @property
     def hf_folder(self) -> Path:
-        """Its Hugging Face folder; of a checkpoint RUN/converted/step-N, which `prepare` makes."""
-        if not self.is_checkpoint:
-            return self.path
-        checkpoint = self.path.resolve()
-        return checkpoint.parent.parent / CONVERTED / checkpoint.name
+        """The Hugging Face folder; of a checkpoint RUN/converted/step-N, which `prepare` makes."""
+        return self._run.converted / self.path.resolve().name if self._run else self.path
+
+    @property
+    def _run(self) -> RunFolder | None:
+        """The run that has the checkpoint; None for a Hugging Face folder."""
+        return RunFolder.of_checkpoint(self.path.resolve()) if self.is_checkpoint else None
 
     def prepare(self) -> None:
         """Make `hf_folder` of a checkpoint; it stays, for the next time. One process does it. Raises ConversionError.
 
         One that was made of another checkpoint of the same step is made anew.
         """
-        if not self.is_checkpoint:
+        if not self._run:
             return
         folder = self.hf_folder
         try:
             folder.parent.mkdir(exist_ok=True)
-            with open(folder.parent / LOCK, "w") as lock:
+            with open(self._run.converting_lock, "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # another evaluation may be making it
                 self._make(folder)
         except OSError as error:
@@ -97,10 +98,10 @@ class EvaluatedModel:
             megatron_to_hf(
                 self.path, folder, like=None, dtype=None, max_shard_size="5GB", processes=1, progress=lambda _: None
             )
-            origin.write_text(made_from)
+            write_text_atomically(origin, made_from)
 
 
 def _there(checkpoints: Path) -> str:
     """Which checkpoints there are, for messages."""
-    names = sorted(path.parent.name for path in checkpoints.glob(f"step-*/{METADATA}"))
+    names = sorted(path.parent.name for path in checkpoints.glob(f"{STEP_PREFIX}*/{METADATA}"))
     return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}." if names else "there is none yet."

@@ -24,7 +24,6 @@ from megatron_rapo.runtime.atomic_write import explained, write_text_atomically
 from megatron_rapo.types import Outcome
 
 FORMAT: Final = "megatron_rapo scores 2"
-EVALUATIONS = "evaluations"  # folder within run.folder: the scores on held-out problems, step by step
 SHOWN_CHARS = 200  # of an answer in the file
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]

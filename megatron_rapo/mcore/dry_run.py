@@ -17,6 +17,7 @@ from megatron_rapo.mcore.model import build_chunks, named_parameters, norm_names
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import trainer_shards
+from megatron_rapo.runtime.devices import Backend
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ def _build(config: Config, model: ModelShape, rank: int, world: int) -> Built:
     with _process(rank, world):
         parallel = init_parallel(config.parallel, timeout_s=config.run.timeout_s, seed=config.run.seed)
         parallel = dataclasses.replace(parallel, device=torch.device("meta"))
+        backend = Backend.resolve(config)
         with torch.device("meta"):
-            chunks = build_chunks(config, model, transformer_config(config, model), parallel)
+            chunks = build_chunks(config, model, backend, transformer_config(config, model, backend), parallel)
         found = {name: tuple(parameter.shape) for name, parameter in named_parameters(chunks)}
         tensor = parallel.tensor_group
-        table = trainer_shards(model, tensor=tensor.size(), rank=tensor.rank(), norms=norm_names(config))
+        table = trainer_shards(model, tensor=tensor.size(), rank=tensor.rank(), norms=norm_names(backend))
         for name, shape in found.items():
             if name not in table or table[name].shape != shape:
                 expected = table[name].shape if name in table else "nothing"

@@ -33,10 +33,9 @@ from megatron_rapo.models.parameter_map import (
     padded_vocab_size,
     trainer_shards,
 )
-from megatron_rapo.preflight.checks import resolve_layers
+from megatron_rapo.runtime.devices import Backend
 from megatron_rapo.scoring.packing import PackedBatch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
@@ -44,16 +43,15 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
-def norm_names(config: Config) -> NormNames:
-    """What this run's layers call their norms."""
-    te = resolve_layers(config) == "transformer_engine"
-    return TRANSFORMER_ENGINE_NORMS if te else TORCH_NORMS
+def norm_names(backend: Backend) -> NormNames:
+    """Return what the layers call their norms."""
+    return TRANSFORMER_ENGINE_NORMS if backend.transformer_engine else TORCH_NORMS
 
 
-def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
+def transformer_config(config: Config, shape: ModelShape, backend: Backend) -> TransformerConfig:
     """Megatron's configuration of the model, its layout and its number formats."""
-    parallel, dtype = config.parallel, DTYPES[config.precision.dtype]
-    kernels = fused.settings(fused.fused_kernels(resolve_layers(config)))
+    parallel, dtype = config.parallel, backend.dtype
+    kernels = fused.settings(fused.fused_kernels(backend.layers))
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -90,7 +88,7 @@ def transformer_config(config: Config, shape: ModelShape) -> TransformerConfig:
         deterministic_mode=config.run.deterministic,
         timers=Ranges(),
         # Megatron's name for "the layer specification's": ours, where torch's layers have no fused kernel for it
-        use_te_activation_func=resolve_layers(config) == "torch" and "bias_activation_fusion" not in kernels,
+        use_te_activation_func=not backend.transformer_engine and "bias_activation_fusion" not in kernels,
         **kernels,
         **_fp8(config.precision),
         **_RECOMPUTE[config.model.recompute],
@@ -136,14 +134,16 @@ class HiddenStatesModel(GPTModel):
         return hidden_states.squeeze(1)
 
 
-def attention_sequences(config: Config, shape: ModelShape) -> Callable[[PackedBatch], PackedSeqParams]:
+def attention_sequences(
+    config: Config, shape: ModelShape, backend: Backend
+) -> Callable[[PackedBatch], PackedSeqParams]:
     """What makes of a micro-batch what the layers' attention is told of it."""
-    if resolve_layers(config) == "transformer_engine":
+    if backend.transformer_engine:
         return sequences_for_transformer_engine
     return SequencesForTorch.of(
         head_dim=shape.head_dim,
         rope_theta=shape.rope_theta,
-        dtype=DTYPES[config.precision.dtype],
+        dtype=backend.dtype,
         context_size=config.parallel.context,
     )
 
@@ -159,23 +159,22 @@ def head_weight(chunks: list[HiddenStatesModel]) -> torch.nn.Parameter | None:
 
 
 def build_chunks(
-    config: Config, shape: ModelShape, megatron: TransformerConfig, parallel: Parallel
+    config: Config, shape: ModelShape, backend: Backend, megatron: TransformerConfig, parallel: Parallel
 ) -> list[HiddenStatesModel]:
     """This rank's model chunks (one, or one per virtual pipeline stage), weights not yet read."""
     stages = range(parallel.virtual_pipeline) if parallel.virtual_pipeline else [None]
-    layers = resolve_layers(config)
     chunks = []
     for vp_stage in stages:
         where = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
         chunk = HiddenStatesModel(
             config=megatron,
-            transformer_layer_spec=block_spec(layers, megatron, shape.family, vp_stage),
+            transformer_layer_spec=block_spec(backend.layers, megatron, shape.family, vp_stage),
             vocab_size=padded_vocab_size(shape.vocab_size, config.parallel.tensor),
             max_sequence_length=shape.max_position,
             pre_process=parallel_state.is_pipeline_first_stage(**where),
             post_process=parallel_state.is_pipeline_last_stage(**where),
             share_embeddings_and_output_weights=shape.tied,
-            position_embedding_type="rope" if layers == "transformer_engine" else "none",  # PackedAttention rotates
+            position_embedding_type="rope" if backend.transformer_engine else "none",  # PackedAttention rotates
             rotary_base=shape.rope_theta,
             vp_stage=vp_stage,
         )

@@ -39,6 +39,7 @@ from megatron_rapo.mcore.reference import Reference
 from megatron_rapo.mcore.tokens import Place, TokenLogProbs, token_log_probs
 from megatron_rapo.models import ModelShape
 from megatron_rapo.reshard.gather import ShardedWeights
+from megatron_rapo.runtime.devices import Backend
 from megatron_rapo.scoring.packing import PackedBatch, assign, families, pack, packed_length, split_context
 from megatron_rapo.scoring.registries import divergence_of
 from megatron_rapo.types import TrainingSequence
@@ -92,9 +93,10 @@ class Policy:
 
     def __init__(self, config: Config, shape: ModelShape, parallel: Parallel) -> None:
         self.config, self.shape, self.parallel = config, shape, parallel
-        self._megatron = megatron = transformer_config(config, shape)
-        self.norms = norms = norm_names(config)
-        self.chunks = build_chunks(config, shape, megatron, parallel)
+        self.backend = backend = Backend.resolve(config)
+        self._megatron = megatron = transformer_config(config, shape, backend)
+        self.norms = norms = norm_names(backend)
+        self.chunks = build_chunks(config, shape, backend, megatron, parallel)
         load_weights(self.chunks, config.model.path, shape, norms, parallel)
         self.parameters = parameters = dict(named_parameters(self.chunks))
         divergence = divergence_of(config.algorithm.divergence)
@@ -113,7 +115,7 @@ class Policy:
         )
         self._passes = ForwardBackward(
             chunks=self.wrapped,
-            sequences=attention_sequences(config, shape),
+            sequences=attention_sequences(config, shape, backend),
             head_weight=head,
             parallel=parallel,
             vocab_size=shape.vocab_size,

@@ -20,9 +20,7 @@ from megatron_rapo.checkpoints import (
     BY_TIME,
     INPUTS,
     MODEL_FILES,
-    PARTIAL,
     CheckpointError,
-    checkpoint_folder,
     point_to,
     prune,
     save_settings,
@@ -33,8 +31,9 @@ from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import content
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.models.hf_weights import read_model_files, write_model_files
-from megatron_rapo.runtime.atomic_write import explained, put_in_place
+from megatron_rapo.runtime.atomic_write import explained, partial_of, put_in_place
 from megatron_rapo.runtime.distributed import everywhere, on_first_rank
+from megatron_rapo.runtime.run_folder import step_name
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Saver:
         A checkpoint `by_time` is removed when a newer one is there.
         """
         self.finish()
-        folder = checkpoint_folder(self._root, step)
-        partial = folder.with_suffix(PARTIAL)
+        folder = self._root / step_name(step)
+        partial = partial_of(folder)
         asynchronous = self._policy.config.checkpoint.async_save
         with self._all_or_nothing(partial):
             on_first_rank(lambda: _make_empty(partial))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megatron_rapo.config import ConfigError
 from megatron_rapo.models.stored_weights import INDEX, open_file, read_headers
-from megatron_rapo.runtime.atomic_write import NewFile, put_in_place
+from megatron_rapo.runtime.atomic_write import NewFile, partial_of, put_in_place
 
 MODEL_FILES = ("config.json", "generation_config.json", "*token*", "vocab.*", "merges.txt", "*.jinja", "*.model")
 """What belongs to a model besides its weights."""
@@ -77,7 +77,7 @@ def save_folder(
     a time. config.json says which dtype they have. The folder appears whole or not at all: everything is written beside
     it and renamed. Raises ValueError where the weights are not those of `shapes`.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with FolderWriter(partial, shapes, dtype, max_shard_size) as writer:

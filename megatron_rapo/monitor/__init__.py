@@ -3,20 +3,18 @@
 from megatron_rapo.monitor.charts import CHARTS
 from megatron_rapo.monitor.console import Console
 from megatron_rapo.monitor.monitor import Monitor
-from megatron_rapo.monitor.recorder import METRICS_FILE, Recorder, read_rows
+from megatron_rapo.monitor.recorder import Recorder, read_rows
 from megatron_rapo.monitor.rollouts import RecordedCompletion, read_lines, read_rollouts
 from megatron_rapo.monitor.scalars import HISTOGRAMS, SCALARS, describe
 from megatron_rapo.monitor.text import text_pieces
 from megatron_rapo.monitor.timing import PhaseTimer
 from megatron_rapo.monitor.writer import Sample
-from megatron_rapo.monitor.writers import TENSORBOARD_FOLDER, check_writers
+from megatron_rapo.monitor.writers import check_writers
 
 __all__ = [
     "CHARTS",
     "HISTOGRAMS",
-    "METRICS_FILE",
     "SCALARS",
-    "TENSORBOARD_FOLDER",
     "Console",
     "Monitor",
     "PhaseTimer",

@@ -12,6 +12,7 @@ from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
 from megatron_rapo.monitor.writer import Sample, kept_id
+from megatron_rapo.runtime.run_folder import RunFolder, step_name
 
 _PARAM_CHARACTERS, _PARAMS_AT_ONCE = 500, 100  # what every kind of MLflow's stores takes
 
@@ -23,19 +24,19 @@ class MlflowWriter:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        folder = folder.resolve()
+        files = RunFolder(folder.resolve())
         server = os.environ.get("MLFLOW_TRACKING_URI")
-        self._client = MlflowClient(server or f"sqlite:///{folder}/mlflow.db")
+        self._client = MlflowClient(server or f"sqlite:///{files.mlflow_database}")
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "megatron_rapo")
         experiment = self._client.get_experiment_by_name(name)
-        files = None if server else (folder / "mlflow").as_uri()  # else they would be in the current folder
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name, files)
-        known = folder / "mlflow_run_id"
+        artifacts = None if server else files.mlflow_files.as_uri()  # else they would be in the current folder
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name, artifacts)
+        known = files.mlflow_run_id
         if known.exists():
             self._run_id = kept_id(known, "")
             self._client.update_run(self._run_id, status="RUNNING")
             return
-        self._run_id = kept_id(known, self._client.create_run(experiment_id, run_name=folder.name).info.run_id)
+        self._run_id = kept_id(known, self._client.create_run(experiment_id, run_name=files.path.name).info.run_id)
         params = [Param(name, str(value)[:_PARAM_CHARACTERS]) for name, value in _flat(settings)]
         for start in range(0, len(params), _PARAMS_AT_ONCE):
             self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_AT_ONCE])
@@ -51,7 +52,7 @@ class MlflowWriter:
         metrics = [Metric(name.replace("@", "_at_"), value, now_ms, step) for name, value in scalars.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
         for i, sample in enumerate(samples):
-            self._client.log_text(self._run_id, sample.markdown(), f"samples/step-{step:06d}-{i}.md")
+            self._client.log_text(self._run_id, sample.markdown(), f"samples/{step_name(step)}-{i}.md")
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)

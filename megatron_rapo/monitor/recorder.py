@@ -15,8 +15,8 @@ from megatron_rapo.monitor.rollouts import RecordedCompletion, drop_rollouts_aft
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
 from megatron_rapo.monitor.writer import Sample, Writer
 from megatron_rapo.monitor.writers import open_writer
-
-METRICS_FILE = "metrics.jsonl"
+from megatron_rapo.runtime.atomic_write import write_bytes_atomically
+from megatron_rapo.runtime.run_folder import RunFolder
 
 
 class Recorder:
@@ -42,7 +42,7 @@ class Recorder:
         `resume_step` is None.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / METRICS_FILE
+        path = RunFolder(folder).metrics
         self._last: dict[str, Any] = {"step": -1}
         if resume_step is not None:
             self._last = _drop_steps_after(path, resume_step)
@@ -151,12 +151,7 @@ def _drop_steps_after(path: Path, step: int) -> dict[str, Any]:
     rows = [row for row in read_rows(path) if row["step"] <= step]
     if rows and rows[-1]["step"] == step:  # its held-out problems, which come after the checkpoint, are asked again
         rows[-1] = {name: value for name, value in rows[-1].items() if not name.startswith("eval/")}
-    replacement = path.with_name(path.name + ".new")
-    with replacement.open("wb") as file:
-        file.writelines(_line(row) for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    replacement.replace(path)  # atomic: the old lines or the new ones, never half
+    write_bytes_atomically(path, b"".join(_line(row) for row in rows))
     return rows[-1] if rows else {"step": -1}
 
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROLLOUTS = "rollouts"
-"""Folder within run.folder."""
-_NAME, _DIGITS = "step-{:06d}.jsonl.gz", 5  # decimals of a log-probability: finer than float32 is at -100 nats
+from megatron_rapo.runtime.atomic_write import write_bytes_atomically
+from megatron_rapo.runtime.run_folder import STEP_PREFIX, RunFolder
+
+_DIGITS = 5  # decimals of a log-probability: finer than float32 is at -100 nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +55,11 @@ class RecordedCompletion:
 
 def write_rollouts(folder: Path, step: int, completions: Sequence[RecordedCompletion]) -> None:
     """Into the run's `folder`; the file is there whole or not at all."""
-    path = folder / ROLLOUTS / _NAME.format(step)
+    path = RunFolder(folder).rollout(step)
     path.parent.mkdir(exist_ok=True)
     lines = [json.dumps(_finite(asdict(each)), ensure_ascii=True, allow_nan=False) + "\n" for each in completions]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(gzip.compress("".join(lines).encode(), 5, mtime=0))  # the same bytes whenever it is written
-    partial.replace(path)
+    # mtime: the same bytes whenever it is written
+    write_bytes_atomically(path, gzip.compress("".join(lines).encode(), 5, mtime=0))
 
 
 def drop_rollouts_after(folder: Path, step: int) -> None:
@@ -81,8 +81,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _files(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in (folder / ROLLOUTS).glob(_NAME.replace("{:06d}", "*")):
-        number = path.name.removeprefix("step-").partition(".")[0]
+    for path in RunFolder(folder).rollouts.glob(f"{STEP_PREFIX}*.jsonl.gz"):
+        number = path.name.removeprefix(STEP_PREFIX).partition(".")[0]
         if number.isdecimal():
             yield int(number), path
 

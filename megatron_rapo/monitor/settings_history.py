@@ -11,30 +11,28 @@ from typing import Any
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
 from megatron_rapo.runtime.atomic_write import write_text_atomically
+from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.safe_json import JSONError, parse_json, read_json
 
-RUN_SETTINGS = "config.json"
-HISTORY = "settings_history.jsonl"
-"""A line for each start with other settings than the last: {"first_step": 5, "settings": {section: {field: value}}}."""
-
 Row = dict[str, Any]
+"""A start with other settings than the last: {"first_step": 5, "settings": {section: {field: value}}}."""
 
 
 def record_settings(folder: Path, config: Config, *, step: int) -> None:
     """Write both files for a run that starts after `step`; what was written for steps after it is dropped."""
-    settings = config.model_dump(mode="json")
+    files, settings = RunFolder(folder), config.model_dump(mode="json")
     rows = [row for row in read_history(folder) if row["first_step"] <= step]
-    if step and not rows and (folder / RUN_SETTINGS).exists():  # the run was begun by a version without a history
-        rows = [{"first_step": 1, "settings": _read(folder / RUN_SETTINGS)}]
+    if step and not rows and files.settings.exists():  # the run was begun by a version without a history
+        rows = [{"first_step": 1, "settings": _read(files.settings)}]
     if not rows or rows[-1]["settings"] != settings:
         rows.append({"first_step": step + 1, "settings": settings})
-    write_text_atomically(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
-    write_text_atomically(folder / RUN_SETTINGS, config.to_json() + "\n")
+    write_text_atomically(files.settings_history, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text_atomically(files.settings, config.to_json() + "\n")
 
 
 def read_history(folder: Path) -> list[Row]:
     """Return the lines of a run's history, none where it has no file. Raises InputError."""
-    path = folder / HISTORY
+    path = RunFolder(folder).settings_history
     if not path.exists():
         return []
     rows = []

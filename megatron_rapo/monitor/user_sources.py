@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_rapo.config import Config
+from megatron_rapo.runtime.run_folder import RunFolder, step_name
 from megatron_rapo.runtime.user_code import source_of
-
-USER_CODE = "user_code"
-"""Folder of a run: one folder for each start with new sources, named after the first step that they are used at."""
 
 
 def record_user_code(folder: Path, config: Config, *, step: int, warn: Callable[[str], None]) -> None:
@@ -18,8 +16,9 @@ def record_user_code(folder: Path, config: Config, *, step: int, warn: Callable[
 
     What was kept for later steps is dropped, as `record_settings` does.
     """
-    present = folder / USER_CODE / f"step-{step + 1:06d}"
-    for later in (folder / USER_CODE).glob("step-*"):
+    sources = RunFolder(folder).user_code
+    present = sources / step_name(step + 1)
+    for later in sources.glob("step-*"):
         if later.name > present.name:
             shutil.rmtree(later)
     for setting, reference in config.user_code.items():
@@ -27,7 +26,7 @@ def record_user_code(folder: Path, config: Config, *, step: int, warn: Callable[
         if source is None:
             continue
         content = source.read_bytes()
-        kept = sorted((folder / USER_CODE).glob(f"step-*/{setting}.py"))
+        kept = sorted(sources.glob(f"step-*/{setting}.py"))
         if kept and kept[-1].read_bytes() == content:
             continue
         if kept:

@@ -12,6 +12,7 @@ import numpy as np
 import wandb
 
 from megatron_rapo.monitor.writer import Sample, kept_id
+from megatron_rapo.runtime.run_folder import RunFolder
 
 
 class WandbWriter:
@@ -21,7 +22,7 @@ class WandbWriter:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "megatron_rapo"),
             name=os.environ.get("WANDB_NAME", folder.resolve().name),
-            id=kept_id(folder / "wandb_run_id", uuid.uuid4().hex[:12]),
+            id=kept_id(RunFolder(folder).wandb_run_id, uuid.uuid4().hex[:12]),
             resume="allow",
             dir=str(folder),
             config=dict(settings),

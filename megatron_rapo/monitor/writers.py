@@ -12,9 +12,9 @@ from megatron_rapo import choices
 from megatron_rapo.choices import is_reference
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.writer import Writer
+from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.user_code import UserCodeError, check_function, load_function
 
-TENSORBOARD_FOLDER = "tensorboard"
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """Of each writer: the package that it needs, by the name of its import."""
 MakeWriter = Callable[[Path, Mapping[str, Any], int], Writer]
@@ -24,7 +24,7 @@ MakeWriter = Callable[[Path, Mapping[str, Any], int], Writer]
 def _tensorboard(folder: Path, settings: Mapping[str, Any], first_step: int) -> Writer:
     from megatron_rapo.monitor.tensorboard_writer import EventFile  # 0.2 s of imports, only where it is wanted
 
-    return EventFile(folder / TENSORBOARD_FOLDER, first_step=first_step)
+    return EventFile(RunFolder(folder).tensorboard, first_step=first_step)
 
 
 def _wandb(folder: Path, settings: Mapping[str, Any], first_step: int) -> Writer:

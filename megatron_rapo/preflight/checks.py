@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 import tempfile
@@ -10,27 +9,17 @@ import tempfile
 import psutil
 import torch
 
-from megatron_rapo.checkpoints import CHECKPOINTS, has_checkpoint
+from megatron_rapo.checkpoints import has_checkpoint
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.config.resources import LEAST_CAPABILITY
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
-from megatron_rapo.preflight.memory import ITEMSIZE, OPTIMIZER_BYTES
+from megatron_rapo.preflight.memory import OPTIMIZER_BYTES
+from megatron_rapo.runtime.devices import Backend, has_transformer_engine, itemsize
 from megatron_rapo.runtime.rank import local_world_size
+from megatron_rapo.runtime.run_folder import RunFolder
 
 _TOKEN_ID_BYTES = 4  # in vLLM's table of the sequences that are being decoded (InputBatch.token_ids_cpu)
-
-
-def resolve_layers(config: Config) -> str:
-    """`auto` of model.layers resolved to torch or transformer_engine."""
-    if config.model.layers != "auto":
-        return config.model.layers
-    usable = config.precision.dtype == "bfloat16" and _has_transformer_engine()
-    return "transformer_engine" if usable else "torch"
-
-
-def _has_transformer_engine() -> bool:
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def check_world_size(config: Config, world_size: int) -> None:
@@ -92,9 +81,8 @@ def check_rollout(config: Config, shape: ModelShape, world_size: int) -> None:
             f"{config.max_sequence_tokens} tokens, but the model has positions for {shape.max_position}; "
             "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens."
         )
-    bytes_per_number = 4 if config.precision.dtype == "float32" else 2
     token_bytes = (
-        2 * shape.num_layers * max(1, shape.num_kv_heads // rollout.tensor) * shape.head_dim * bytes_per_number
+        2 * shape.num_layers * max(1, shape.num_kv_heads // rollout.tensor) * shape.head_dim * itemsize(config)
     )
     needed_mib = -(-config.max_sequence_tokens * token_bytes // 2**20)
     if rollout.kv_cache_mib < needed_mib:
@@ -162,8 +150,8 @@ def check_engine(config: Config) -> None:
 
 
 def _check_layers(config: Config) -> None:
-    layers, precision = resolve_layers(config), config.precision
-    if layers == "transformer_engine" and not _has_transformer_engine():
+    layers, precision = Backend.resolve(config).layers, config.precision
+    if layers == "transformer_engine" and not has_transformer_engine():
         raise ConfigError(
             "model.layers=transformer_engine: there is no GPU, or Transformer Engine is not installed; "
             "set model.layers=auto or torch."
@@ -223,11 +211,13 @@ def check_disk(config: Config, shape: ModelShape) -> None:
     with tempfile.TemporaryFile(dir=folder):  # it can be written to
         pass
     numel = sum(math.prod(size) for size in hf_shapes(shape).values())
-    of_weights = numel * ITEMSIZE[config.precision.dtype]
+    of_weights = numel * itemsize(config)
     checkpoint = of_weights + numel * OPTIMIZER_BYTES[config.precision.dtype]
     export = of_weights if config.checkpoint.hf_export else 0
     several = bool(config.checkpoint.every_steps or config.checkpoint.every_minutes)
-    missing = 2 if several and not has_checkpoint(folder / CHECKPOINTS) else 1  # a newer one is written beside it
+    missing = (
+        2 if several and not has_checkpoint(RunFolder(folder).checkpoints) else 1
+    )  # a newer one is written beside it
     free = shutil.disk_usage(folder).free
     if free < missing * checkpoint + export:
         what = "a checkpoint of this model takes" if missing == 1 else "two checkpoints of this model take"

@@ -22,10 +22,10 @@ from megatron_rapo.models.parameter_map import (
     stages_of_layers,
     trainer_shards,
 )
+from megatron_rapo.runtime.devices import itemsize
 from megatron_rapo.scoring.output_head import CHUNK_BYTES
 from megatron_rapo.scoring.registries import divergence_of
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2}
 GRADIENT_BYTES = 4  # of a parameter: Megatron's buffers are float32
 OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
 """Of a parameter: Adam's two moments and, beside weights in bfloat16, its own in float32."""
@@ -85,7 +85,7 @@ def host(model: ModelShape, config: Config, *, replicas: int) -> Memory:
     """In host memory, for as long as the run lasts or a checkpoint is written."""
     numel = parameters(model, config)
     stage = max(range(len(numel)), key=numel.__getitem__)
-    weights, optimizer = numel[stage] * ITEMSIZE[config.precision.dtype], _optimizer(numel[stage], config, replicas)
+    weights, optimizer = numel[stage] * itemsize(config), _optimizer(numel[stage], config, replicas)
     parts = {"reference": 0 if config.memory.reference_on_device else _reference(weights, config)}
     parts["optimizer"] = optimizer if config.memory.offload_optimizer else 0
     parts["copy for a checkpoint"] = weights + optimizer if config.checkpoint.async_save else 0
@@ -99,8 +99,8 @@ def _reference(weights: int, config: Config) -> int:
 def _states_of_stage(
     model: ModelShape, config: Config, replicas: int, layers: str, stage: int
 ) -> dict[str, dict[str, int]]:
-    numel, itemsize, memory = parameters(model, config)[stage], ITEMSIZE[config.precision.dtype], config.memory
-    kept = {"weights": numel * itemsize} | _exact_head(model, config, stage) | _fp8_copies(model, config, stage)
+    numel, memory = parameters(model, config)[stage], config.memory
+    kept = {"weights": numel * itemsize(config)} | _exact_head(model, config, stage) | _fp8_copies(model, config, stage)
     if memory.reference_on_device:
         kept["reference"] = _reference(kept["weights"], config)
     training = {"gradients": numel * GRADIENT_BYTES, "optimizer": _optimizer(numel, config, replicas)}
@@ -144,12 +144,12 @@ def engine_numel(model: ModelShape, tensor: int) -> int:
 
 def engine_bytes(model: ModelShape, config: Config) -> int:
     """Of the parameters of one process of an engine; in FP8 its layers' linears, with a float32 scale for each row."""
-    itemsize, in_fp8 = ITEMSIZE[config.precision.dtype], config.rollout.fp8
+    number_bytes, in_fp8 = itemsize(config), config.rollout.fp8
 
     def of_parameter(name: str, shape: tuple[int, ...]) -> int:
         if in_fp8 and len(shape) == 2 and name.startswith("model.layers."):
             return math.prod(shape) + 4 * shape[0]
-        return math.prod(shape) * itemsize
+        return math.prod(shape) * number_bytes
 
     shards = engine_shards(model, tensor=config.rollout.tensor, rank=0)
     return sum(of_parameter(name, shard.shape) for name, shard in shards.items())
@@ -194,13 +194,13 @@ def layers_under_way(model: ModelShape, config: Config, stage: int) -> int:
 
 def layer_bytes(model: ModelShape, config: Config, layers: str) -> Layers:
     """By the tensors that autograd keeps in a layer (`tests/preflight/test_memory.py` counts them)."""
-    layout, itemsize = config.parallel, ITEMSIZE[config.precision.dtype]
-    hidden = -(-model.hidden_size // (layout.tensor if layout.sequence else 1)) * itemsize
-    q = model.q_size // layout.tensor * itemsize
-    k = max(1, model.num_kv_heads // layout.tensor) * model.head_dim * itemsize
-    f = model.ffn_hidden_size // layout.tensor * itemsize
+    layout, number_bytes = config.parallel, itemsize(config)
+    hidden = -(-model.hidden_size // (layout.tensor if layout.sequence else 1)) * number_bytes
+    q = model.q_size // layout.tensor * number_bytes
+    k = max(1, model.num_kv_heads // layout.tensor) * model.head_dim * number_bytes
+    f = model.ffn_hidden_size // layout.tensor * number_bytes
     core = inputs = 2 * q + 2 * k
-    gate_up = model.gate_up_size // layout.tensor * itemsize
+    gate_up = model.gate_up_size // layout.tensor * number_bytes
     norm = hidden  # keeps its input
     norms = sum(parameter.shape == ("hidden_size",) for parameter in model.family.layer)
     rest = norms * (norm + hidden) + gate_up + f  # a norm's output and the gated MLP's are inputs of linears
@@ -214,7 +214,7 @@ def layer_bytes(model: ModelShape, config: Config, layers: str) -> Layers:
 def _scoring_bytes(model: ModelShape, config: Config) -> int:
     """The widest that a layer is while it is computed, and the hidden states."""
     f = model.ffn_hidden_size // config.parallel.tensor
-    return tokens_of_rank(config) * (3 * model.hidden_size + 3 * f) * ITEMSIZE[config.precision.dtype]
+    return tokens_of_rank(config) * (3 * model.hidden_size + 3 * f) * itemsize(config)
 
 
 def _logits(model: ModelShape, config: Config, stage: int) -> dict[str, int]:
@@ -240,4 +240,4 @@ def _exact_head(model: ModelShape, config: Config, stage: int) -> dict[str, int]
     """The reference's output layer, on the device for an exact divergence."""
     if stage < config.parallel.pipeline - 1 or not divergence_of(config.algorithm.divergence).exact:
         return {}
-    return {"reference's output layer": _head_numel(model, config) * ITEMSIZE[config.precision.dtype]}
+    return {"reference's output layer": _head_numel(model, config) * itemsize(config)}

@@ -8,8 +8,9 @@ from megatron_rapo.config import Config
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import TORCH_NORMS
 from megatron_rapo.preflight.batch import Batch
-from megatron_rapo.preflight.memory import GRADIENT_BYTES, ITEMSIZE, engine_bytes, engine_numel, parameters
+from megatron_rapo.preflight.memory import GRADIENT_BYTES, engine_bytes, engine_numel, parameters
 from megatron_rapo.reshard.plan import Layouts, plan
+from megatron_rapo.runtime.devices import itemsize
 from megatron_rapo.scoring.registries import divergence_of
 
 
@@ -46,7 +47,7 @@ class Traffic:
 
 def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> Traffic:
     """Of the first process."""
-    layout, itemsize = config.parallel, ITEMSIZE[config.precision.dtype]
+    layout, number_bytes = config.parallel, itemsize(config)
     layouts = Layouts(
         world=world,
         tensor=layout.tensor,
@@ -55,13 +56,13 @@ def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> T
         engine_tensor=config.rollout.tensor,
     )
     rounds = plan(
-        model, TORCH_NORMS, layouts, rank=0, itemsize=itemsize, bucket_bytes=config.reshard.bucket_mib * 2**20
+        model, TORCH_NORMS, layouts, rank=0, itemsize=number_bytes, bucket_bytes=config.reshard.bucket_mib * 2**20
     )
     replicas = layouts.replicas
     of_rank = batch.tokens / (world // layout.model_size) / layout.context / layout.pipeline
     return Traffic(
-        copied=sum(move.numel for each in rounds for move in each.copies) * itemsize,
-        sent=sum(move.numel for each in rounds for moves in each.sends.values() for move in moves) * itemsize,
+        copied=sum(move.numel for each in rounds for move in each.copies) * number_bytes,
+        sent=sum(move.numel for each in rounds for moves in each.sends.values() for move in moves) * number_bytes,
         gradients=round(
             2 * (replicas - 1) / replicas * parameters(model, config)[0] * GRADIENT_BYTES * batch.optimizer_steps
         ),
@@ -73,7 +74,7 @@ def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> T
             / layout.tensor
             * of_rank
             * model.hidden_size
-            * itemsize
+            * number_bytes
             * model.num_layers
         ),
     )
@@ -105,8 +106,8 @@ def _passes(config: Config) -> int:
 
 def _rollout(model: ModelShape, config: Config, batch: Batch, hardware: Hardware) -> float:
     """Decoding: each token of a batch reads the weights and its sequences' keys and values once."""
-    tensor, itemsize = config.rollout.tensor, ITEMSIZE[config.precision.dtype]
-    of_token = 2 * model.num_layers * max(1, model.num_kv_heads // tensor) * model.head_dim * itemsize
+    tensor, number_bytes = config.rollout.tensor, itemsize(config)
+    of_token = 2 * model.num_layers * max(1, model.num_kv_heads // tensor) * model.head_dim * number_bytes
     fit = config.rollout.kv_cache_mib * 2**20 / of_token / batch.tokens_per_sequence
     together = max(1.0, min(batch.completions_per_engine, config.rollout.max_concurrent, fit))
     read = engine_bytes(model, config) + together * batch.tokens_per_sequence / 2 * of_token

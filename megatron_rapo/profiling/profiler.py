@@ -9,24 +9,26 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from megatron_rapo.checkpoints import checkpoint_folder
 from megatron_rapo.config import ConfigError
 from megatron_rapo.errors import shortened
 from megatron_rapo.profiling.operators import largest_operators
 from megatron_rapo.runtime import gc_control
+from megatron_rapo.runtime.atomic_write import write_text_atomically
+from megatron_rapo.runtime.run_folder import RunFolder, step_name
 from megatron_rapo.runtime.signals import interrupts_wait
 
-PROFILES = "profile"
-"""Folder within run.folder: of each profiled step one with a trace and a table of each process."""
 CLOSING_S = 20.0
 """How long a run has, after Ctrl-C, to write the trace of the step that it was in."""
 
 
 class Profiler:
-    """Traces the chosen `steps` of this process, and does nothing in the others."""
+    """Traces the chosen `steps` of this process, and does nothing in the others.
+
+    RUN/profile has a folder for each profiled step, with a trace and a table of each process.
+    """
 
     def __init__(self, folder: Path, steps: Collection[int], *, rank: int) -> None:
-        self.folder, self._steps, self._rank = folder / PROFILES, frozenset(steps), rank
+        self.folder, self._steps, self._rank = RunFolder(folder).profile, frozenset(steps), rank
         self._active = False
         self._phases: set[str] = set()
         self._traced: tuple[int, profile] | None = None
@@ -70,12 +72,12 @@ class Profiler:
         if self._traced is None:
             return
         (step, trace), self._traced = self._traced, None
-        folder = checkpoint_folder(self.folder, step)
+        folder = self.folder / step_name(step)
         folder.mkdir(parents=True, exist_ok=True)
         with interrupts_wait(), gc_control.unsearched():
             trace.export_chrome_trace(str(folder / f"rank-{self._rank}.json.gz"))
             operators = largest_operators(trace.events(), self._phases)
-            (folder / f"rank-{self._rank}.txt").write_text(operators)
+            write_text_atomically(folder / f"rank-{self._rank}.txt", operators)
         say(f"step {step} is profiled in {folder}: rank-*.txt says what took longest")
 
 

@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rapo.evaluation.curves import curve_k
-from megatron_rapo.evaluation.scores import EVALUATIONS, Scores
+from megatron_rapo.evaluation.scores import Scores
+from megatron_rapo.runtime.run_folder import RunFolder
 
 
 def find_evaluations(folder: Path) -> list[Path]:
-    """The first and the last that a run made itself."""
-    found = sorted((folder / EVALUATIONS).glob("step-*.json"))
+    """Return the first and the last that a run made itself."""
+    found = RunFolder(folder).evaluations
     return found if len(found) < 2 else [found[0], found[-1]]
-
-
-def step_of(path: Path) -> int:
-    """Of one that a run made."""
-    return int(path.stem.removeprefix("step-"))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any, get_args
 
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
-from megatron_rapo.monitor import CHARTS, METRICS_FILE, read_rows
+from megatron_rapo.monitor import CHARTS, read_rows
 from megatron_rapo.monitor.settings_history import changes, read_history
 from megatron_rapo.report.curves import curves, stacks
+from megatron_rapo.runtime.run_folder import RunFolder
 
 STACKED = {
     "Verdicts": CHARTS["Verifier"]["Verdicts"],
@@ -43,26 +44,29 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    if not (folder / METRICS_FILE).is_file():
-        raise InputError(f"{folder}: has no {METRICS_FILE}, so it is no run's folder; name one that `train` wrote.")
+    files = RunFolder(folder)
+    if not files.metrics.is_file():
+        raise InputError(
+            f"{folder}: has no {files.metrics.name}, so it is no run's folder; name one that `train` wrote."
+        )
     try:
-        rows = read_rows(folder / METRICS_FILE)
+        rows = read_rows(files.metrics)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); name another.") from None
     if not rows:
-        raise InputError(f"{folder}: its {METRICS_FILE} is empty, no step has ended yet; wait for one.")
+        raise InputError(f"{folder}: its {files.metrics.name} is empty, no step has ended yet; wait for one.")
     return Run(
         name=name,
         folder=folder,
         curves=curves(rows),
         stacks={title: stacks(rows, names) for title, names in STACKED.items()},
-        settings=dict(_flat(_json(folder / "config.json"))),
+        settings=dict(_flat(_json(files.settings))),
         changes=[
             change | {name: _text(change, name) for name in ("before", "after")}
             for change in changes(read_history(folder))
         ],
-        summary=_json(folder / "summary.json"),
-        machine=_json(folder / "machine.json"),
+        summary=_json(files.summary),
+        machine=_json(files.machine),
     )
 
 

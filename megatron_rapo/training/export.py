@@ -7,7 +7,6 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_rapo.checkpoints import CheckpointError
-from megatron_rapo.mcore.model import DTYPES
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.models import save_folder
 from megatron_rapo.models.parameter_map import hf_shapes
@@ -36,7 +35,7 @@ def _export(policy: Policy, folder: Path) -> None:
                 folder,
                 tensors,
                 shapes=hf_shapes(policy.shape),
-                dtype=DTYPES[config.precision.dtype],
+                dtype=policy.backend.dtype,
                 like=config.model.path,
             )
     finally:

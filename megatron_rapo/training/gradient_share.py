@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from megatron_rapo.runtime.interval import is_due
+
 WHOLE, BY_REWARD = "", ("/low_reward", "/high_reward")
 """What is measured, by the ending of its name: all tokens, and either half by reward."""
 PASSES = 2  # forward and backward, of each of them: the penalty, and the rest
@@ -59,7 +61,7 @@ class GradientShareSchedule:
 
     def _is_due(self, step: int, cost: int) -> bool:
         if isinstance(self._every_steps, int):
-            return self._every_steps > 0 and (step - 1) % self._every_steps == 0
+            return is_due(step - 1, self._every_steps)
         return step - self._last >= APART and BOUND * (self._spent + cost) <= self._work
 
     def _slots(self, count: int) -> int:

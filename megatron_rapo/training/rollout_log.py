@@ -8,16 +8,17 @@ from megatron_rapo.config import MonitorConfig
 from megatron_rapo.mcore.tokens import Place, TokenLogProbs
 from megatron_rapo.monitor import RecordedCompletion, text_pieces
 from megatron_rapo.rewards import Extract
+from megatron_rapo.runtime.interval import is_due
 from megatron_rapo.types import Group, TrainingSequence
 
 OF_A_PROMPT = 4
 """Completions of one prompt, at most: enough to compare, and room for other prompts."""
 
 
-def due(settings: MonitorConfig, step: int) -> bool:
+def is_recorded(settings: MonitorConfig, step: int) -> bool:
     """Return whether completions of `step` (from 1) are recorded: of the first, and of every so many."""
     every = settings.rollouts_every_steps
-    return every > 0 and (step == 1 or step % every == 0)
+    return is_due(step, every) or (step == 1 and every > 0)
 
 
 def choose(groups: Sequence[Sequence[Group]], count: int) -> dict[Place, tuple[Group, int]]:

@@ -9,17 +9,18 @@ import torch.distributed as dist
 
 from megatron_rapo.config import Config
 from megatron_rapo.mcore.forward_backward import Trained
-
-NOT_FINITE = "not_finite"
-"""Folder within run.folder: of each process that has the loss the micro-batches of skipped steps, {field: tensor} in a
-list."""
+from megatron_rapo.runtime.run_folder import RunFolder, step_name
 
 
 class SkippedSteps:
-    """Those of a run. `say` shows a message."""
+    """Count the skipped steps of a run. `say` shows a message.
+
+    RUN/not_finite gets the micro-batches of each, from every process that has the loss: a list of {field: tensor}.
+    """
 
     def __init__(self, config: Config, say: Callable[[str], None]) -> None:
-        self._folder, self._limit, self._say = config.run.folder / NOT_FINITE, config.optimizer.max_skipped_steps, say
+        self._folder = RunFolder(config.run.folder).not_finite
+        self._limit, self._say = config.optimizer.max_skipped_steps, say
         self._in_a_row = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -41,7 +42,7 @@ class SkippedSteps:
             return trained
         self._in_a_row += 1
         self._folder.mkdir(exist_ok=True)
-        name = f"step-{step:06d}-{self._in_a_row}-rank-{dist.get_rank()}.pt"
+        name = f"{step_name(step)}-{self._in_a_row}-rank-{dist.get_rank()}.pt"
         if trained.batches:
             torch.save([vars(batch) for batch in trained.batches], self._folder / name)
         said = (

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_rapo.monitor import Monitor
 from megatron_rapo.runtime.atomic_write import write_text_atomically
-
-SUMMARY = "summary.json"
+from megatron_rapo.runtime.run_folder import RunFolder
 
 
 def summarise(
-    folder: Path, monitor: Monitor, scores: Mapping[str, Mapping[str, float]], where: Mapping[str, str]
+    folder: RunFolder, monitor: Monitor, scores: Mapping[str, Mapping[str, float]], where: Mapping[str, str]
 ) -> None:
     """Write and show `scores` (when -> metric -> value), seconds by phase, and `where` the results are."""
     by_metric = transposed(scores)
     seconds = monitor.seconds()
     if dist.get_rank() == 0:
         content = {**by_metric, **where, "seconds": seconds}
-        write_text_atomically(folder / SUMMARY, json.dumps(content, indent=2) + "\n")
+        write_text_atomically(folder.summary, json.dumps(content, indent=2) + "\n")
     if by_metric:
         rows = [[name, *(f"{value:.3f}" for value in when.values())] for name, when in by_metric.items()]
         monitor.table("held-out problems", ["", *scores], rows)

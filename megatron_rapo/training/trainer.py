@@ -13,22 +13,23 @@ from pathlib import Path
 
 import torch
 
-from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
 from megatron_rapo.checkpoints.inputs import Inputs
 from megatron_rapo.checkpoints.schedule import Due, SaveSchedule
 from megatron_rapo.config import Config
 from megatron_rapo.evaluation.held_out import HeldOut
-from megatron_rapo.evaluation.scores import EVALUATIONS, ProblemScore
+from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.forward_backward import LossFunction
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
-from megatron_rapo.monitor import TENSORBOARD_FOLDER, Monitor, RecordedCompletion, Sample
+from megatron_rapo.monitor import Monitor, RecordedCompletion, Sample
 from megatron_rapo.profiling import Profiler
 from megatron_rapo.rewards import extractor
 from megatron_rapo.rewards.verdict_summary import SignalWatch, warnings
 from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.runtime.distributed import of_first_rank, on_first_rank
+from megatron_rapo.runtime.interval import is_due
+from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.signals import Signals, Stopped
 from megatron_rapo.scoring.objective import groups_with_signal, loss_function, to_sequences
 from megatron_rapo.scoring.packing import PackedBatch
@@ -43,13 +44,11 @@ from megatron_rapo.training.metrics import (
     training_scalars,
 )
 from megatron_rapo.training.parity import GapBudget
-from megatron_rapo.training.rollout_log import choose, due, recorded
+from megatron_rapo.training.rollout_log import choose, is_recorded, recorded
 from megatron_rapo.training.skipped_steps import SkippedSteps
 from megatron_rapo.training.summary import summarise
 from megatron_rapo.training.weight_sync import WeightSync
 from megatron_rapo.types import Group, Prompt, TrainingSequence
-
-EXPORTS = "exports"  # folder within run.folder: the policy as Hugging Face folders during the run
 
 
 class Trainer:
@@ -70,6 +69,7 @@ class Trainer:
         inputs: Inputs,
     ) -> None:
         self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
+        self._folder = RunFolder(config.run.folder)
         self._weight_sync, self._signals, self._profiler = weight_sync, signals, profiler
         self._rollouts = GroupScheduler(config, sampler=sampler, monitor=monitor, prompts=train_prompts)
         self._heldout = heldout
@@ -80,7 +80,7 @@ class Trainer:
         self._share_schedule = GradientShareSchedule(
             config.monitor.gradient_share_every_steps, pipeline=config.parallel.pipeline
         )
-        self._saver = Saver(config.run.folder / CHECKPOINTS, policy, inputs)
+        self._saver = Saver(self._folder.checkpoints, policy, inputs)
         self._step = self._saved_step = 0
         self._scores: dict[str, dict[str, float]] = {}  # before and after -> {"pass@k": value, ...}
 
@@ -120,10 +120,9 @@ class Trainer:
             if due := schedule.due(self._step):
                 self._save(due)
                 schedule.saved()
-            hf_every = self._config.checkpoint.hf_every
-            if hf_every and self._step % hf_every == 0:
+            if is_due(self._step, self._config.checkpoint.hf_every):
                 with self._monitor.phase("checkpoint"):
-                    export(self._policy, checkpoint_folder(self._config.run.folder / EXPORTS, self._step))
+                    export(self._policy, self._folder.export(self._step))
             if self._profiler.has_trace:
                 with self._monitor.phase("profile"):
                     self._profiler.write(self._monitor.message)
@@ -189,7 +188,7 @@ class Trainer:
     ) -> list[RecordedCompletion]:
         """Completions of the scored step that were written down token by token; where it is not due, none."""
         settings = self._config.monitor
-        if not due(settings, step):
+        if not is_recorded(settings, step):
             return []
         with self._monitor.phase("record"):
             chosen = choose(groups, settings.rollouts_completions)
@@ -242,8 +241,7 @@ class Trainer:
         """
         heldout, step = self._heldout, self._step
         when = "after" if step >= self._config.run.steps else "before" if step == 0 else None
-        every = heldout.settings.every_steps if heldout else 0
-        if heldout is None or not (when or (every and step % every == 0)):
+        if heldout is None or not (when or is_due(step, heldout.settings.every_steps)):
             return
         self._weight_sync.run(step)
         problems: list[ProblemScore] = []
@@ -251,8 +249,8 @@ class Trainer:
             for part in heldout.parts(self._sampler):
                 problems += [ProblemScore.of(sampled) for sampled in part]
                 self._signals.check()
-            file = checkpoint_folder(self._config.run.folder / EVALUATIONS, step).with_suffix(".json")
-            scores = heldout.scores(problems, model=f"{self._config.run.folder} after step {step}", weights=file.stem)
+            file = self._folder.evaluation(step)
+            scores = heldout.scores(problems, model=f"{self._folder.path} after step {step}", weights=file.stem)
             on_first_rank(lambda: scores.save(file))
         if when:
             self._scores[when] = scores.means("pass@", "maj@")
@@ -292,19 +290,19 @@ class Trainer:
 
     def _finish(self) -> None:
         """Keep what was trained and say where it is."""
-        folder = self._config.run.folder
-        where = {"checkpoint": str(checkpoint_folder(folder / CHECKPOINTS, self._step))}
+        folder = self._folder
+        where = {"checkpoint": str(folder.checkpoint(self._step))}
         with self._monitor.phase("checkpoint"):
             self._saver.finish()
             if self._config.checkpoint.hf_export:
-                export(self._policy, folder / "hf")
-                where["hf_export"] = str(folder / "hf")
+                export(self._policy, folder.hf)
+                where["hf_export"] = str(folder.hf)
         if "tensorboard" in self._config.monitor.writers:
             tensorboard = Path(sys.executable).with_name("tensorboard")
-            where["tensorboard"] = f"{tensorboard} --logdir {folder / TENSORBOARD_FOLDER}"
+            where["tensorboard"] = f"{tensorboard} --logdir {folder.tensorboard}"
         if self._profiler.folder.exists():
             where["profile"] = f"{self._profiler.folder} (open a trace in ui.perfetto.dev or chrome://tracing)"
-        where["report"] = f"{sys.executable} -m megatron_rapo report {folder}"
+        where["report"] = f"{sys.executable} -m megatron_rapo report {folder.path}"
         summarise(folder, self._monitor, self._scores, where)
 
 

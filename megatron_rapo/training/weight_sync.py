@@ -9,6 +9,7 @@ from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.monitor import Monitor
 from megatron_rapo.reshard.transfer import Report, Resharder
 from megatron_rapo.rollout.sampler import Sampler
+from megatron_rapo.runtime.interval import is_due
 from megatron_rapo.training.parity import GapBudget, logprob_parity
 from megatron_rapo.types import Prompt
 
@@ -43,8 +44,8 @@ class WeightSync:
         settings, version = self._config.reshard, self._sampler.engine.weight_version
         if version != step:
             first = version is None
-            report = self._reshard(step, prove=first or _due(settings.verify, step))
-            compared = first or _due(settings.parity_every_steps, step)
+            report = self._reshard(step, prove=first or _is_proven(settings.verify, step))
+            compared = first or is_due(step, settings.parity_every_steps)
             self._scalars = {**report.scalars(), **(self._parity(step) if compared else {})}
             if first:
                 self._monitor.message(
@@ -64,8 +65,6 @@ class WeightSync:
         return parity
 
 
-def _due(how_often: str | int, step: int) -> bool:
-    """Return whether `step` is due: "every" one is, the "first" only, or one in so many (0: none)."""
-    if isinstance(how_often, str):
-        return how_often == "every"
-    return how_often > 0 and step % how_often == 0
+def _is_proven(how_often: str | int, step: int) -> bool:
+    """Return whether the resharding at `step`, not the first of a start, is proven: by [reshard] verify."""
+    return how_often == "every" if isinstance(how_often, str) else is_due(step, how_often)

@@ -12,7 +12,6 @@ from megatron_rapo.checkpoints import (
     INPUTS,
     CheckpointError,
     check_resumable,
-    checkpoint_folder,
     has_checkpoint,
     latest_checkpoint,
     point_to,
@@ -21,6 +20,7 @@ from megatron_rapo.checkpoints import (
 )
 from megatron_rapo.checkpoints.folders import problem_of_pointer
 from megatron_rapo.config import Config
+from megatron_rapo.runtime.run_folder import step_name
 from tests.runs import tiny_config
 
 SCHEDULES = {"constant": {}, "linear": {"optimizer": {"schedule": "linear"}}}
@@ -55,7 +55,7 @@ def config(**sections: dict[str, object]) -> Config:
 
 def saved(root: Path, config: Config, field: str | None = None) -> tuple[Path, object]:
     """A checkpoint of `config`, with another value of `field`; and the present one."""
-    folder = checkpoint_folder(root, 2)
+    folder = root / step_name(2)
     folder.mkdir()
     save_settings(folder, config)
     settings = json.loads((folder / "settings.json").read_text())
@@ -189,7 +189,7 @@ def test_the_latest_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r": no checkpoint to resume from; start without --resume\.$"):
         latest_checkpoint(tmp_path)
     for step in (1, 12):
-        folder = checkpoint_folder(tmp_path, step)
+        folder = tmp_path / step_name(step)
         folder.mkdir()
         point_to(folder)
         assert latest_checkpoint(tmp_path) == folder == tmp_path / f"step-{step:06d}"
@@ -231,19 +231,19 @@ def test_whether_there_is_a_checkpoint(tmp_path: Path) -> None:
 )
 def test_old_checkpoints_are_removed(tmp_path: Path, keep_last: int, keep_every: int, kept: list[int]) -> None:
     for step in (10, 20, 30, 40, 50, 60):
-        checkpoint_folder(tmp_path, step).mkdir()
+        (tmp_path / step_name(step)).mkdir()
     (tmp_path / "step-000005.removed").mkdir()  # of a removal that was interrupted
     (tmp_path / "step-000070.partial").mkdir()  # of a save that was interrupted
-    prune(checkpoint_folder(tmp_path, 50), keep_last=keep_last, keep_every=keep_every)
-    expected = {checkpoint_folder(tmp_path, step).name for step in [*kept, 60]}
+    prune(tmp_path / step_name(50), keep_last=keep_last, keep_every=keep_every)
+    expected = {step_name(step) for step in [*kept, 60]}
     assert {path.name for path in tmp_path.iterdir()} == expected
 
 
 @pytest.mark.parametrize(("keep_last", "kept"), [(0, [10, 30, 50]), (2, [30, 50])])
 def test_what_was_saved_by_time_goes_when_there_is_a_newer_one(tmp_path: Path, keep_last: int, kept: list[int]) -> None:
     for step in (10, 20, 30, 40, 50):
-        checkpoint_folder(tmp_path, step).mkdir()
+        (tmp_path / step_name(step)).mkdir()
     for step in (20, 40, 50):
-        (checkpoint_folder(tmp_path, step) / BY_TIME).touch()
-    prune(checkpoint_folder(tmp_path, 50), keep_last=keep_last, keep_every=0)
-    assert {path.name for path in tmp_path.iterdir()} == {checkpoint_folder(tmp_path, step).name for step in kept}
+        (tmp_path / step_name(step) / BY_TIME).touch()
+    prune(tmp_path / step_name(50), keep_last=keep_last, keep_every=0)
+    assert {path.name for path in tmp_path.iterdir()} == {step_name(step) for step in kept}

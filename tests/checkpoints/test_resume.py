@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError, checkpoint_folder, latest_checkpoint, point_to
+from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError, latest_checkpoint, point_to
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.models import read_shape
+from megatron_rapo.runtime.run_folder import step_name
 from tests.tiny_models import save_tiny_model
 
 SHARD = "__0_0.distcp"
@@ -31,7 +32,7 @@ def world_of_one() -> Iterator[None]:
 def root(tmp_path: Path) -> Path:
     """Checkpoints of steps 1, 2 and 3."""
     for step in (1, 2, 3):
-        folder = checkpoint_folder(tmp_path, step)
+        folder = tmp_path / step_name(step)
         folder.mkdir()
         (folder / SHARD).write_bytes(bytes([step]) * 1000)
         write_manifest(folder, {SHARD: whole(folder / SHARD)})
@@ -63,33 +64,33 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def test_the_latest_where_it_is_sound(root: Path) -> None:
-    assert sound_checkpoint(checkpoint_folder(root, 3)) == (checkpoint_folder(root, 3), [])
+    assert sound_checkpoint(root / step_name(3)) == (root / step_name(3), [])
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_newest_sound_one_and_what_is_wrong_with_others(root: Path, damage: str) -> None:
     do, said = DAMAGES[damage]
     for step in (2, 3):
-        do(checkpoint_folder(root, step))
-    found, problems = sound_checkpoint(checkpoint_folder(root, 3))
-    assert found == checkpoint_folder(root, 1)
+        do(root / step_name(step))
+    found, problems = sound_checkpoint(root / step_name(3))
+    assert found == root / step_name(1)
     for problem, step in zip(problems, (3, 2), strict=True):
-        assert problem.startswith(str(checkpoint_folder(root, step))) and problem.endswith(said)
+        assert problem.startswith(str(root / step_name(step))) and problem.endswith(said)
 
 
 def test_a_garbled_pointer_is_said(root: Path) -> None:
     (root / "latest").write_bytes(b"")
-    flip(checkpoint_folder(root, 3))
+    flip(root / step_name(3))
     found, problems = sound_checkpoint(latest_checkpoint(root))
-    assert found == checkpoint_folder(root, 2)
+    assert found == root / step_name(2)
     assert problems[0].startswith(f"{root / 'latest'}: is missing, or does not name") and len(problems) == 2
 
 
 def test_none_is_sound(root: Path) -> None:
     for step in (1, 2, 3):
-        flip(checkpoint_folder(root, step))
+        flip(root / step_name(step))
     with pytest.raises(CheckpointError, match=r"^no checkpoint to go on from is sound: .*step-000003.*step-000001"):
-        sound_checkpoint(checkpoint_folder(root, 3))
+        sound_checkpoint(root / step_name(3))
 
 
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:

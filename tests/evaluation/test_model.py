@@ -6,7 +6,7 @@ import pytest
 from megatron_rapo.config import ConfigError
 from megatron_rapo.convert.files import ConversionError
 from megatron_rapo.evaluation import model as of_model
-from megatron_rapo.evaluation.model import CONVERTED, ORIGIN, EvaluatedModel
+from megatron_rapo.evaluation.model import ORIGIN, EvaluatedModel
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_folder_is_made_once_and_anew_for_another_checkpoint(run, monkeypatch)
     model.prepare()
     model.prepare()
     assert made == ["step-000010"]
-    (run / CONVERTED / "step-000010" / ORIGIN).unlink()  # killed before it was whole
+    (run / "converted/step-000010" / ORIGIN).unlink()  # killed before it was whole
     model.prepare()
     assert len(made) == 2
     (run / "checkpoints/step-000010/manifest.json").write_text("{}")  # the run went on from an earlier step, otherwise
@@ -95,7 +95,7 @@ def test_a_folder_is_made_once_and_anew_for_another_checkpoint(run, monkeypatch)
 
 
 def test_a_run_that_cannot_be_written_to(run):
-    (run / CONVERTED).touch()
+    (run / "converted").touch()
     with pytest.raises(ConversionError) as refused:
         EvaluatedModel.find(run).prepare()
     folder, checkpoint = run.resolve() / "converted/step-000010", run / "checkpoints/step-000010"

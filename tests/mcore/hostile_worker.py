@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_rapo import convert
-from megatron_rapo.checkpoints import CHECKPOINTS, checkpoint_folder
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
 from megatron_rapo.checkpoints.restricted import BACKEND, COMMON, METADATA
 from megatron_rapo.convert.compare import compare
@@ -28,6 +27,7 @@ from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.models import read_shape
 from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.runtime.run_folder import RunFolder
 from tests.launch import write_result
 from tests.mcore.checkpoint_worker import step
 from tests.mcore.saving import saved
@@ -54,11 +54,11 @@ def main(folder: Path) -> None:
     config = tiny_config(model, folder)
     policy = Policy(config, read_shape(model), init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0))
     step(policy, config, recorded_rollout(model, 4))
-    sound = saved(folder / "run" / CHECKPOINTS, 1, policy, {"step": 1})
+    sound = saved(RunFolder(folder / "run").checkpoints, 1, policy, {"step": 1})
     found: dict[str, Any] = {}
     for name, attack in {"none": lambda *_: None, **ATTACKS}.items():
         run, marker = folder / name.replace(" ", "-"), folder / f"marker of {name}".replace(" ", "-")
-        checkpoint = checkpoint_folder(run / CHECKPOINTS, 1)
+        checkpoint = RunFolder(run).checkpoint(1)
         shutil.copytree(sound.parent.parent, run)
         attack(checkpoint, marker)
         manifest(checkpoint)

@@ -16,9 +16,10 @@ from megatron_rapo.mcore.parallel import Parallel, init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.models import read_shape
 from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.scoring.objective import loss_function
 from megatron_rapo.scoring.packing import PackedBatch
-from megatron_rapo.training.skipped_steps import NOT_FINITE, SkippedSteps
+from megatron_rapo.training.skipped_steps import SkippedSteps
 from tests.groups import end_groups
 from tests.launch import write_result
 from tests.mcore.test_skipped_steps import CASES
@@ -84,7 +85,7 @@ def watch(config: Config) -> dict[str, Any]:
     except RuntimeError as raised:
         error = str(raised)
     dist.barrier()
-    folder = config.run.folder / NOT_FINITE
+    folder = RunFolder(config.run.folder).not_finite
     [kept] = torch.load(folder / "step-000001-2-rank-0.pt")
     return {
         "error": error,

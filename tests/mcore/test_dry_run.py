@@ -51,7 +51,7 @@ def test_what_preflight_counts(
 
 def test_another_model_than_the_map_says(model: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = dataclasses.replace(model, ffn_hidden_size=model.ffn_hidden_size * 2)
-    monkeypatch.setattr(module, "transformer_config", lambda config, _: TRANSFORMER_CONFIG(config, wrong))
+    monkeypatch.setattr(module, "transformer_config", lambda c, _, backend: TRANSFORMER_CONFIG(c, wrong, backend))
     with pytest.raises(RuntimeError, match=r"rank 0: decoder.layers.0.mlp.linear_fc1.weight has shape .* says"):
         dry_run(tiny_config(tmp_path, tmp_path), model, world=2)
 

@@ -12,6 +12,7 @@ from megatron_rapo.mcore.layers import ACTIVATIONS, NORMS
 from megatron_rapo.mcore.model import transformer_config
 from megatron_rapo.models import read_shape
 from megatron_rapo.models.families import FAMILIES
+from megatron_rapo.runtime.devices import Backend
 from tests.runs import tiny_config
 from tests.tiny_models import save_tiny_model
 
@@ -38,14 +39,16 @@ from tests.tiny_models import save_tiny_model
 )
 def test_precision(tmp_path: Path, precision: dict[str, Any], expected: dict[str, Any]) -> None:
     model = save_tiny_model(tmp_path / "model", tied=True)
-    found = transformer_config(tiny_config(model, tmp_path, precision=precision), read_shape(model))
+    config = tiny_config(model, tmp_path, precision=precision)
+    found = transformer_config(config, read_shape(model), Backend.resolve(config))
     assert {name: getattr(found, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
 def test_megatron_is_told_what_the_family_says(tmp_path: Path, family: str) -> None:
     model = save_tiny_model(tmp_path / "model", tied=True, family=family)
-    found = transformer_config(tiny_config(model, tmp_path), read_shape(model))
+    config = tiny_config(model, tmp_path)
+    found = transformer_config(config, read_shape(model), Backend.resolve(config))
     assert (found.add_qkv_bias, found.qk_layernorm) == (family == "qwen2", family == "qwen3")
     assert (found.normalization, found.activation_func) == ("RMSNorm", torch.nn.functional.silu)
     assert (found.gated_linear_unit, found.add_bias_linear) == (True, False)

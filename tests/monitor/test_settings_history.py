@@ -9,7 +9,8 @@ import pytest
 
 from megatron_rapo.config import Config
 from megatron_rapo.errors import InputError
-from megatron_rapo.monitor.settings_history import HISTORY, RUN_SETTINGS, changes, read_history, record_settings
+from megatron_rapo.monitor.settings_history import changes, read_history, record_settings
+from megatron_rapo.runtime.run_folder import RunFolder
 from tests.runs import tiny_config
 
 
@@ -27,17 +28,17 @@ def test_what_changed_at_which_step(tmp_path: Path) -> None:
     assert [(row["first_step"], row["settings"]["run"]["timeout_s"]) for row in history] == [
         *((1, 100.0), (5, 200.0), (6, 400.0))
     ]
-    assert json.loads((tmp_path / RUN_SETTINGS).read_text()) == history[-1]["settings"]
+    assert json.loads(RunFolder(tmp_path).settings.read_text()) == history[-1]["settings"]
     found = changes(history)
     assert found[0] == {"step": 5, "name": "run.timeout_s", "before": 100.0, "after": 200.0}
     assert {"step": 6, "name": "evaluation.data", "before": None, "after": "held.jsonl"} in found
     record_settings(tmp_path, config(500.0), step=0)
     assert [row["first_step"] for row in read_history(tmp_path)] == [1]
-    assert {path.name for path in tmp_path.iterdir()} == {HISTORY, RUN_SETTINGS}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "settings_history.jsonl"}
 
 
 def test_a_run_of_a_version_without_a_history(tmp_path: Path) -> None:
-    (tmp_path / RUN_SETTINGS).write_text(config(100.0).to_json())
+    RunFolder(tmp_path).settings.write_text(config(100.0).to_json())
     assert read_history(tmp_path) == []
     record_settings(tmp_path, config(200.0), step=3)
     assert changes(read_history(tmp_path)) == [{"step": 4, "name": "run.timeout_s", "before": 100.0, "after": 200.0}]
@@ -47,6 +48,8 @@ def test_a_run_of_a_version_without_a_history(tmp_path: Path) -> None:
     "line", ["[", "{}", "[1]", '{"first_step": "x", "settings": {}}', '{"first_step": 1, "settings": 1}']
 )
 def test_a_damaged_history(tmp_path: Path, line: str) -> None:
-    (tmp_path / HISTORY).write_text(line + "\n")
-    with pytest.raises(InputError, match=rf"{HISTORY}:1: not a line of settings \(.*\); remove the file\.$"):
+    RunFolder(tmp_path).settings_history.write_text(line + "\n")
+    with pytest.raises(
+        InputError, match=r"settings_history.jsonl:1: not a line of settings \(.*\); remove the file\.$"
+    ):
         read_history(tmp_path)

@@ -15,7 +15,6 @@ from megatron_rapo.preflight.checks import (
     check_model,
     check_rollout,
     check_world_size,
-    resolve_layers,
 )
 from tests.settings import EVALUATION, refusal
 
@@ -270,22 +269,6 @@ def test_more_sequences_at_a_time_than_memory_for_their_tokens(load, machine, mo
         "rollout.max_concurrent=16384: vLLM keeps a table of the tokens of so many sequences of up to 4096 tokens, "
         "256 MiB, and this machine has 256 MiB for each of its 1 processes; lower it."
     )
-
-
-@pytest.mark.parametrize(
-    ("setting", "dtype", "cuda", "te", "expected"),
-    [
-        ("auto", "bfloat16", True, True, "transformer_engine"),
-        ("auto", "bfloat16", True, False, "torch"),
-        ("auto", "bfloat16", False, True, "torch"),
-        ("auto", "float32", True, True, "torch"),  # its packed attention has no float32 kernels
-        ("torch", "bfloat16", True, True, "torch"),
-        ("transformer_engine", "bfloat16", False, False, "transformer_engine"),
-    ],
-)
-def test_layers(load, machine, setting, dtype, cuda, te, expected):
-    machine(cuda, te)
-    assert resolve_layers(load(f"model.layers={setting}", f"precision.dtype={dtype}")) == expected
 
 
 @pytest.mark.parametrize(("cuda", "te"), [(False, True), (True, False), (False, False)])

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from megatron_rapo.runtime import atomic_write
-from megatron_rapo.runtime.atomic_write import BLOCK_BYTES, NewFile, explained, put_in_place, write_text_atomically
+from megatron_rapo.runtime.atomic_write import (
+    BLOCK_BYTES,
+    NewFile,
+    explained,
+    put_in_place,
+    replacing,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 
 
 def folder_with(path: Path, text: str) -> Path:
@@ -35,7 +43,27 @@ def test_a_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(atomic_write.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_text_atomically(path, "new")
-    assert path.read_text() == "größer\n"
+    assert path.read_text() == "größer\n" and listing(tmp_path) == {"a.json"}
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_bytes_atomically(path, b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_bytes(b"half of")
+        assert partial.parent == path.parent and path.read_bytes() == b"old"
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and listing(tmp_path) == {"a.bin"}
+    with replacing(path) as partial:
+        partial.write_bytes(b"new")
+    assert path.read_bytes() == b"new" and listing(tmp_path) == {"a.bin"}
+
+
+def test_a_body_that_writes_nothing_replaces_nothing(tmp_path: Path) -> None:
+    write_bytes_atomically(tmp_path / "a", b"old")
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_put_in_place(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from megatron_rapo.mcore.tokens import TokenLogProbs
 from megatron_rapo.rewards import extractor
 from megatron_rapo.scoring.objective import to_sequences
 from megatron_rapo.training.metrics import histograms
-from megatron_rapo.training.rollout_log import choose, due, recorded
+from megatron_rapo.training.rollout_log import choose, is_recorded, recorded
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
 from tests.runs import tiny_config
 
@@ -40,7 +40,7 @@ GROUPS = [[group("a", 0.0, 1.0, 0.0, 1.0, 1.0)], [group("b", 1.0, 0.0, 0.0, 0.0,
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 3, 6]), (100, [1])])
 def test_the_first_step_is_due_and_then_every_so_many(every: int, steps: list[int]) -> None:
     settings = MonitorConfig(rollouts_every_steps=every)
-    assert [step for step in range(1, 8) if due(settings, step)] == steps
+    assert [step for step in range(1, 8) if is_recorded(settings, step)] == steps
 
 
 def test_four_of_a_prompt_are_chosen_in_the_order_of_sampling() -> None:

@@ -18,9 +18,9 @@ import pytest
 import torch.distributed as dist
 
 from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.monitor.settings_history import RUN_SETTINGS
-from megatron_rapo.training import run_folder
-from megatron_rapo.training.run_folder import LOCK, RunLock, claim
+from megatron_rapo.runtime.run_folder import RunFolder
+from megatron_rapo.training import claim_folder
+from megatron_rapo.training.claim_folder import RunLock, claim
 from tests.runs import tiny_config
 from tests.tiny_models import save_tiny_model
 
@@ -41,7 +41,7 @@ def earlier_run(folder: Path) -> Path:
     """What a few steps leave."""
     config = tiny_config(Path("model"), folder)
     folder.mkdir(parents=True)
-    (folder / RUN_SETTINGS).write_text(config.to_json() + "\n")
+    RunFolder(folder).settings.write_text(config.to_json() + "\n")
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     (folder / "checkpoints").mkdir()
     return folder
@@ -68,7 +68,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path, overwrite: bool, exists: bool)
         folder.mkdir(parents=True)
     with claim(config_for(folder), overwrite=overwrite):
         pass
-    assert folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK]
+    assert folder.is_dir() and [path.name for path in folder.iterdir()] == ["run.lock"]
 
 
 @pytest.mark.usefixtures("world_of_one")
@@ -95,7 +95,7 @@ def test_an_earlier_run_is_deleted(tmp_path: Path) -> None:
     folder = earlier_run(tmp_path / "run")
     (tmp_path / "beside").touch()
     claim(config_for(folder), overwrite=True)
-    assert folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK]
+    assert folder.is_dir() and [path.name for path in folder.iterdir()] == ["run.lock"]
     assert (tmp_path / "beside").exists()
 
 
@@ -105,7 +105,7 @@ def test_what_no_run_made_is_not_deleted(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "thesis.tex").touch()
     words = f"run.folder={folder}: has no metrics.jsonl, so no run made it; it is not deleted, name another folder."
-    assert run_folder._why_not_delete(config_for(folder)) == words.replace(str(folder), str(folder.resolve()))
+    assert claim_folder._why_not_delete(config_for(folder)) == words.replace(str(folder), str(folder.resolve()))
     assert refusal(config_for(folder), overwrite=True) == words
     assert (folder / "thesis.tex").exists()
 
@@ -157,7 +157,7 @@ def test_a_path_through_a_link_is_seen_through(tmp_path: Path) -> None:
 def test_a_neighbour_with_a_longer_name_is_not_inside(tmp_path: Path) -> None:
     folder = earlier_run(tmp_path / "run")
     claim(config_for(folder, data={"train": tmp_path / "run2" / "train.jsonl"}), overwrite=True)
-    assert [path.name for path in folder.iterdir()] == [LOCK]
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
 
 
 # --- one run at a time ---
@@ -165,7 +165,7 @@ def test_a_neighbour_with_a_longer_name_is_not_inside(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from megatron_rapo.training.run_folder import RunLock
+from megatron_rapo.training.claim_folder import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -198,15 +198,15 @@ def test_a_folder_in_which_a_run_is_is_refused_until_that_is_gone(tmp_path: Path
         held.communicate()
     with claim(config_for(folder), resume=True, overwrite=False):
         assert set(folder.rglob("*")) == before
-        assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads(RunFolder(folder).lock.read_text())["pid"] == os.getpid()
     with claim(config_for(folder), overwrite=True):
-        assert [path.name for path in folder.iterdir()] == [LOCK]
+        assert [path.name for path in folder.iterdir()] == ["run.lock"]
 
 
 def test_a_lock_that_says_nothing_is_one(tmp_path: Path) -> None:
     """Of a run that has just taken it."""
     with RunLock(tmp_path):
-        (tmp_path / LOCK).write_text("")
+        RunFolder(tmp_path).lock.write_text("")
         with pytest.raises(ConfigError, match=r": another run is running in it; wait for its end,"):
             RunLock(tmp_path)
 
@@ -217,9 +217,9 @@ def test_a_file_system_without_locks(
     def without(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", without)
+    monkeypatch.setattr(claim_folder.fcntl, "flock", without)
     with RunLock(tmp_path):
-        assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
+        assert json.loads(RunFolder(tmp_path).lock.read_text())["host"] == socket.gethostname()
     assert capsys.readouterr().err == (
         f"WARNING: run.folder={tmp_path}: its file system has no locks (Function not implemented); a second run in it "
         "would not be noticed\n"

@@ -1,4 +1,4 @@
-"""The folder of a run: taken for one run at a time, emptied for a new one, refused where that would lose something."""
+"""Claim the folder of a run: lock it for one run at a time, and empty it for a new one where nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ import torch.distributed as dist
 
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.models import ModelShape
-from megatron_rapo.monitor import METRICS_FILE
 from megatron_rapo.preflight.checks import check_disk
 from megatron_rapo.runtime.atomic_write import explained, is_of_disk
 from megatron_rapo.runtime.distributed import everywhere, on_first_rank
+from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.safe_json import JSONError, parse_json
-
-LOCK = "run.lock"  # in the run folder: who has it; stays there when the run is over
 
 
 def claim(config: Config, *, resume: bool = False, overwrite: bool) -> AbstractContextManager[object]:
@@ -60,7 +58,8 @@ def _take(config: Config, *, resume: bool, overwrite: bool) -> RunLock:
     lock = RunLock(folder)
     if not resume:
         _check_removable(config, overwrite=overwrite)  # now that nobody else writes
-        for path in sorted(_content(folder), key=lambda path: path.name == METRICS_FILE):  # which says that it is a run
+        marker = RunFolder(folder).metrics  # goes last: it says that the folder is a run's
+        for path in sorted(_content(folder), key=lambda path: path == marker):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return lock
 
@@ -74,8 +73,8 @@ def _check_removable(config: Config, *, overwrite: bool) -> None:
 
 
 def _content(folder: Path) -> list[Path]:
-    """What a run would lose: all but the lock, which must stay one file for whoever tries it."""
-    return [path for path in folder.iterdir() if path.name != LOCK]
+    """List what a run would lose: all but the lock, which must stay one file for whoever tries it."""
+    return [path for path in folder.iterdir() if path != RunFolder(folder).lock]
 
 
 _EARLIER_RUN = (
@@ -87,8 +86,9 @@ _EARLIER_RUN = (
 def _why_not_delete(config: Config) -> str | None:
     """Return whether --overwrite would delete something else than an earlier run."""
     folder = config.run.folder.resolve()
-    if not (folder / METRICS_FILE).is_file():
-        return f"run.folder={folder}: has no {METRICS_FILE}, so no run made it; it is not deleted, name another folder."
+    metrics = RunFolder(folder).metrics
+    if not metrics.is_file():
+        return f"run.folder={folder}: has no {metrics.name}, so no run made it; it is not deleted, name another folder."
     needed = {"model.path": config.model.path, "data.train": config.data.train, "the current folder": Path.cwd()}
     if config.evaluation:
         needed["evaluation.data"] = config.evaluation.data
@@ -107,7 +107,7 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = open(folder / LOCK, "a+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        self._file = open(RunFolder(folder).lock, "a+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
