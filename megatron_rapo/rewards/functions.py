@@ -47,7 +47,7 @@ class RewardFunction:
     function: Callable[[Problem, Completion, Verdict], object]
 
     def __call__(self, problem: Problem, completion: Completion, verdict: Verdict) -> float:
-        """What it gives, by its weight. Raises RewardError outside its range, RuntimeError from what it raises."""
+        """Return the weighted reward. Raises RewardError if it is out of range, RuntimeError if the function fails."""
         who = f"{self.settings.name} ({self.settings.function})"
         try:
             value = self.function(problem, completion, verdict)
@@ -72,7 +72,7 @@ class RewardFunction:
 
 
 def load_functions(settings: Sequence[FunctionConfig]) -> tuple[RewardFunction, ...]:
-    """The functions that `settings` name. Raises RewardError."""
+    """Load the functions that `settings` name. Raises RewardError."""
     return tuple(
         RewardFunction(settings=each, function=_load(each.function, f"reward.functions.{index}.function"))
         for index, each in enumerate(settings)
