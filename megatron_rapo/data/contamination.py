@@ -25,7 +25,7 @@ class Overlap(NamedTuple):
 
 
 def overlaps(here: Sequence[str], there: Sequence[str]) -> list[Overlap]:
-    """All pairs of a text of `here` and one of `there` that have an n-gram in common, the largest share first."""
+    """Return all pairs of texts from `here` and `there` that share an n-gram, the largest share first."""
     grams_there = [ngrams(text) for text in there]
     having: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, grams in enumerate(grams_there):
