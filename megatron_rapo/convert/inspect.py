@@ -38,7 +38,7 @@ class TensorSummary:
 
 
 def summarise(folder: Path, like: Path | None, progress: Progress) -> Summary:
-    """Reads every tensor of the model once. Raises ConfigError, CheckpointError or ConversionError."""
+    """Summarise the model, reading every tensor once. Raises ConfigError, CheckpointError or ConversionError."""
     source = open_source(folder, like)
     shapes = hf_shapes(source.model)
     tensors = []
@@ -62,7 +62,7 @@ def summarise(folder: Path, like: Path | None, progress: Progress) -> Summary:
 
 
 def total_bytes(source: ModelSource) -> int:
-    """Of the model's weights."""
+    """Return the size of the model's weights in bytes."""
     return sum(math.prod(shape) for shape in hf_shapes(source.model).values()) * source.dtype.itemsize
 
 
