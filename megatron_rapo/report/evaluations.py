@@ -10,18 +10,18 @@ from megatron_rapo.evaluation.scores import EVALUATIONS, Scores
 
 
 def find_evaluations(folder: Path) -> list[Path]:
-    """The first and the last that a run made itself."""
+    """Return the paths of the first and the last evaluation that the run made itself."""
     found = sorted((folder / EVALUATIONS).glob("step-*.json"))
     return found if len(found) < 2 else [found[0], found[-1]]
 
 
 def step_of(path: Path) -> int:
-    """Of one that a run made."""
+    """Return the training step of an evaluation that a run made."""
     return int(path.stem.removeprefix("step-"))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """A curve, at powers of two up to the samples per problem. Raises ScoresError for other files."""
+    """Return a pass@k curve at powers of two up to the samples per problem. Raises ScoresError for other files."""
     scores = Scores.read(path)
     k = curve_k(scores.samples_per_problem)
     passed = {name: values_P for name, values_P in scores.values(k).items() if name.startswith("pass@")}
