@@ -1,4 +1,4 @@
-"""Two checkpoints compared, tensor by tensor."""
+"""Compare two checkpoints, tensor by tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, in numbers."""
+"""Summarise the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_rapo.reshard.digest import digest
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Of one checkpoint."""
+    """Summary of one checkpoint."""
 
     kind: str
     facts: dict[str, str]
@@ -29,7 +29,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """Of one tensor of the model."""
+    """Summary of one tensor of the model."""
 
     name: str
     shape: tuple[int, ...]

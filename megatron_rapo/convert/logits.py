@@ -1,4 +1,4 @@
-"""Two checkpoints compared by what their models say, computed by transformers in float32."""
+"""Compare the logits of two checkpoints, computed by transformers in float32."""
 
 from __future__ import annotations
 

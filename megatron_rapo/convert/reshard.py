@@ -1,4 +1,4 @@
-"""A Megatron checkpoint cut up for another layout, optimizer state and all."""
+"""Reshard a Megatron checkpoint to another layout, with its optimizer state."""
 
 from __future__ import annotations
 

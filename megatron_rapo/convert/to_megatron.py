@@ -1,4 +1,4 @@
-"""A Hugging Face folder made into a Megatron checkpoint: a file for each rank of a layout, tensor by tensor."""
+"""Convert a Hugging Face folder to a Megatron checkpoint: one file for each rank of a layout."""
 
 from __future__ import annotations
 

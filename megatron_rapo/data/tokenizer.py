@@ -1,4 +1,4 @@
-"""Loading a tokenizer from the model's folder."""
+"""Load a tokenizer from the model's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What took longest in a traced step, phase by phase."""
+"""Find the most expensive operators of a traced step, phase by phase."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _US = 1e6  # microseconds in a second
 
 @dataclass
 class _Total:
-    """Of one operator in one phase."""
+    """Total of one operator in one phase."""
 
     calls: int = 0
     host_s: float = 0.0

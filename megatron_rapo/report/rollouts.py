@@ -1,4 +1,4 @@
-"""Of the recorded completions as many as a page can hold, evenly over the run."""
+"""Select as many recorded completions as a page can hold, evenly over the run."""
 
 from __future__ import annotations
 

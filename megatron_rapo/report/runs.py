@@ -1,4 +1,4 @@
-"""What a run's folder says, as the page takes it."""
+"""Read a run's folder into the data that the page shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What completions are worth: named terms, and their sum."""
+"""Compute the reward of completions: named terms, and their sum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Terms = dict[str, float]
 
 @dataclass(frozen=True)
 class Rewards:
-    """The section [reward] at work."""
+    """Rewards as configured in the section [reward]."""
 
     config: RewardConfig
     functions: tuple[RewardFunction, ...] = ()

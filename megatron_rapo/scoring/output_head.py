@@ -20,7 +20,7 @@ CHUNK_BYTES = 128 * 2**20
 
 
 class TokenScores(NamedTuple):
-    """Of each token's distribution, [T] float32 (or wider), nats, differentiable."""
+    """Scores of each token's distribution, [T] float32 (or wider), nats, differentiable."""
 
     logp_T: Tensor  # log-probability of the target
     entropy_T: Tensor

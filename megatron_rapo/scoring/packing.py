@@ -137,7 +137,7 @@ def families(sequences: Sequence[TrainingSequence], *, most_tokens: int) -> list
 
 
 class _Part(NamedTuple):
-    """Of a sequence the tokens from `first` to `last`, which is not among them."""
+    """Tokens of a sequence from `first` up to, not including, `last`."""
 
     sequence: TrainingSequence
     place: int  # of the sequence in the optimizer step; -1 for a prompt that several share
