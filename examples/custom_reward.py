@@ -21,12 +21,12 @@ WINDOW = 16  # tokens
 
 
 def repetition(problem: Problem, completion: Completion, verdict: Verdict) -> float:
-    """Minus the share of the completion's runs of `WINDOW` tokens that were there before."""
+    """Return minus the share of `WINDOW`-token runs that repeat an earlier run of the completion."""
     tokens = completion.token_ids.tolist()
     runs = [tuple(tokens[i : i + WINDOW]) for i in range(len(tokens) - WINDOW + 1)]
     return len(set(runs)) / len(runs) - 1.0 if runs else 0.0
 
 
 def says_so(problem: Problem, completion: Completion, verdict: Verdict) -> float:
-    """A little for an answer that is announced in words before its box."""
+    """Return a small reward if words announce the answer before its box."""
     return 0.1 if verdict.formatted and "answer is" in completion.text.rpartition("\\boxed")[0][-40:] else 0.0

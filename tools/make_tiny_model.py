@@ -37,9 +37,9 @@ IGNORED_LABEL = -100  # what cross_entropy leaves out
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """One token per printable ASCII character or newline; other characters are dropped.
+    """Build a tokenizer with one token per printable ASCII character or newline. It drops other characters.
 
-    A byte-level BPE without merges, in which a space is spelt `Ġ` and a newline `Ċ`: AutoTokenizer
+    It is a byte-level BPE without merges, in which a space is spelt `Ġ` and a newline `Ċ`: AutoTokenizer
     (transformers 5.19) rebuilds Qwen2's own pre-tokenizer and decoder for every model of type qwen2,
     whatever tokenizer.json says, so a tokenizer of any other kind would not survive loading.
     """
@@ -65,7 +65,7 @@ def build_model(
     num_kv_heads: int = 2,
     max_positions: int = MAX_POSITIONS,
 ) -> Qwen2ForCausalLM:
-    """An untrained model, fp32; its weights come from torch's global generator.
+    """Build an untrained model, fp32. Its weights come from torch's global generator.
 
     hidden_size / num_heads is at least 32, the smallest head that vLLM's CPU attention has.
     """
@@ -89,7 +89,7 @@ def build_model(
 
 
 def encode_corpus(tokenizer: Qwen2Tokenizer, attempts: list[Attempt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and labels, both int64 [B, L], right-padded; labels are the completion and its eos only."""
+    """Return tokens and labels, both int64 [B, L], right-padded. Labels cover only the completion and its eos."""
     prompts = tokenizer([problem.prompt for problem, _ in attempts])["input_ids"]
     completions = tokenizer([completion for _, completion in attempts])["input_ids"]
     rows = [[*prompt, *completion, EOS_ID] for prompt, completion in zip(prompts, completions, strict=True)]
@@ -102,7 +102,7 @@ def encode_corpus(tokenizer: Qwen2Tokenizer, attempts: list[Attempt]) -> tuple[t
 
 
 def warmup_then_cosine(num_steps: int, num_warmup: int) -> Callable[[int], float]:
-    """The learning rate's factor: linear up to 1, then half a cosine down to 0."""
+    """Return the learning-rate factor by step: linear up to 1, then half a cosine down to 0."""
 
     def factor(step: int) -> float:
         if step < num_warmup:
@@ -121,7 +121,7 @@ def pretrain(
     batch_size: int,
     learning_rate: float,
 ) -> float:
-    """One pass of AdamW over the corpus, in order. Returns the mean loss of the last 50 steps, in nats."""
+    """Train with AdamW for one pass over the corpus, in order. Return the last 50 steps' mean loss, in nats."""
     num_steps = len(tokens_BL) // batch_size
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
@@ -157,7 +157,7 @@ def complete(
     *,
     greedy: bool,
 ) -> list[str]:
-    """One completion per prompt, sampled at temperature 1 or greedy, eos and padding stripped."""
+    """Generate one completion per prompt, at temperature 1 or greedy, without eos and padding."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0}
     output_BL = model.generate(
@@ -170,14 +170,14 @@ def complete(
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate that at least one of k samples is right (Chen et al. 2021, arXiv 2107.03374)."""
+    """Estimate without bias the chance that at least one of k samples is right (Chen et al. 2021, arXiv 2107.03374)."""
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def evaluate(
     model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, problems: list[Problem], *, num_samples: int
 ) -> dict[str, float]:
-    """Held-out figures: pass@k at temperature 1, greedy accuracy, completions with a box and their length."""
+    """Measure held-out pass@k at temperature 1, greedy accuracy, share of completions with a box, and length."""
     model.eval()
     prompts = [problem.prompt for problem in problems]
     greedy = complete(model, tokenizer, prompts, greedy=True)

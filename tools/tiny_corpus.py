@@ -159,7 +159,7 @@ def possible_slips(step: Step) -> list[Slip]:
 
 
 def solution(problem: Problem, habits: Habits, rng: random.Random) -> str:
-    """The student's working; a wrong result is carried on by the steps after it."""
+    """Write the student's solution. Later steps use a wrong result of an earlier one."""
     steps: list[Step] = []
 
     def work_out(left: int, sign: str, right: int) -> int:
@@ -179,7 +179,7 @@ def solution(problem: Problem, habits: Habits, rng: random.Random) -> str:
 
 
 def worked_solution(problem: Problem) -> str:
-    """The error-free working."""
+    """Write the solution without errors."""
     return solution(problem, FLAWLESS, random.Random(0))
 
 
@@ -193,13 +193,13 @@ def student_attempts(
     seed: int,
     num_attempts: int,
 ) -> Iterator[Attempt]:
-    """`num_attempts` pairs, going through `problems` as often as that takes."""
+    """Yield `num_attempts` pairs. Repeat `problems` as often as needed."""
     rng = random.Random(seed)
     for problem in itertools.islice(itertools.cycle(problems), num_attempts):
         yield problem, solution(problem, habits, rng)
 
 
 def is_correct(problem: Problem, completion: str) -> bool:
-    """Whether the last boxed expression is, to the character, the answer."""
+    """Check that the last boxed expression equals the answer exactly."""
     boxed = BOXED.findall(completion)
     return bool(boxed) and boxed[-1] == problem.answer

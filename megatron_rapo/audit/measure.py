@@ -114,7 +114,7 @@ class _Lab:
     reward: RewardConfig
 
     def terms(self, policies: Sequence[TabularPolicy]) -> dict[str, TermAudit]:
-        """Each term of the objective that has a coefficient, measured in all `policies` by itself."""
+        """Measure each term of the objective that has a coefficient, by itself, in all `policies`."""
         settings = self.settings
         terms = {"surrogate": _average([self.surrogate(policy) for policy in policies])}
         if settings.alpha:
@@ -125,7 +125,7 @@ class _Lab:
 
     @property
     def exponents(self) -> list[float]:
-        """Of the reference, to measure at, each for all completions alike: lowest, middle, highest."""
+        """Return the reference exponents to measure at: lowest, middle, highest. Each applies to all completions."""
         lowest, highest = self.settings.phi_min, self.settings.phi_max
         return [lowest, (lowest + highest) / 2, highest] if lowest < highest else [highest]
 
@@ -158,10 +158,10 @@ class _Lab:
         return _compare(policy, found, "entropy", _Truth.of(policy, true), beta, self.settings.phi_max)
 
     def coupling(self, policy: TabularPolicy) -> float:
-        """What it changes that phi is the sampled completion's: |difference| / |gradient|.
+        """Measure the effect of taking phi from the sampled completion: |difference| / |gradient|.
 
-        The loss sees each token with the phi that its own completion earned. An exact divergence takes the whole
-        distribution at that phi; an estimate has the phi of the sampled token for its part of the sum alone.
+        The loss gives each token the phi that its own completion earned. An exact divergence uses that phi for the
+        whole distribution. An estimate uses it only for the sampled token's part of the sum.
         """
         kind = divergence_of(self.settings.divergence)
         assert kind.gradient is not None
@@ -211,7 +211,7 @@ class _Lab:
         phi_N: Tensor | None = None,
         **settings: float,
     ) -> _Expected:
-        """The loss of all completions, with `settings` changed; without `advantage_N` there is no surrogate."""
+        """Return the loss of all completions with changed `settings`. Without `advantage_N` there is no surrogate."""
         chance_N = policy.chances(policy.engine_SV)
         advantage_N = torch.zeros_like(chance_N) if advantage_N is None else advantage_N
         phi_N = torch.full_like(chance_N, self.settings.phi_max) if phi_N is None else phi_N
@@ -264,7 +264,7 @@ class _Truth:
 
 
 def _quantity(policy: TabularPolicy, name: Quantity, phi: float) -> _Truth:
-    """The quantity between the policy and the reference reweighted by `phi` alike everywhere."""
+    """Return the quantity between the policy and the reference, reweighted by one `phi` everywhere."""
     ref_logp_SV = policy.log_probs(policy.reference_SV, phi)
     return _Truth.of(
         policy, lambda policy_SV: policy.visits() @ QUANTITIES[name](policy.log_probs(policy_SV), ref_logp_SV)
@@ -274,7 +274,7 @@ def _quantity(policy: TabularPolicy, name: Quantity, phi: float) -> _Truth:
 def _compare(
     policy: TabularPolicy, found: _Expected, name: str, true: _Truth, coefficient: float, phi: float
 ) -> TermAudit:
-    """A term as it was found, against what it should be. A penalty is descended, the others are ascended."""
+    """Compare a measured term with its true value. The loss minimises a penalty and maximises the other terms."""
     sign = 1.0 if name == "divergence" else -1.0
     gradient_SV = sign * found.gradient_SV / coefficient
     size = gradient_SV.norm()
@@ -294,7 +294,7 @@ def _compare(
 
 
 def _average(terms: Sequence[TermAudit]) -> TermAudit:
-    """Means of everything, but the largest bias."""
+    """Average all fields, but keep the largest bias."""
     fields = ("coefficient", "value", "true_value", "gradient_norm", "noise")
     return TermAudit(
         **{name: _mean([getattr(term, name) for term in terms]) for name in fields},

@@ -26,7 +26,7 @@ _IN_FULL: dict[Quantity, str] = {
 
 
 def verdict(audit: Audit) -> str:
-    """One line: which divergence it is, or that it is not the one that it is called."""
+    """Return one line that says which divergence it is, or that it does not match its name."""
     if audit.named is None or audit.nearest is None:
         return "none: no divergence; nothing keeps the policy near the reference."
     on, off = (audit.terms[regime]["divergence"].bias for regime in REGIMES)
@@ -76,12 +76,12 @@ def _cells(term: TermAudit) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    """A bias: what is left of rounding is said to be exact."""
+    """Format a bias. Show rounding errors as 0."""
     return "0" if share < 1e-9 else f"{share:.1%}"
 
 
 def to_json(audits: Sequence[Audit]) -> str:
-    """Everything, as a list."""
+    """Return all audits with their verdicts as a JSON list."""
     return json.dumps([{**asdict(audit), "verdict": verdict(audit)} for audit in audits], indent=2)
 
 
@@ -99,7 +99,7 @@ _HEADINGS = (
 
 
 def table(audits: Sequence[Audit]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """All divergences side by side: headings and rows."""
+    """Return headings and rows that show all divergences side by side."""
     rows = []
     for audit in audits:
         if audit.named is None:
@@ -122,7 +122,7 @@ def table(audits: Sequence[Audit]) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def markdown(audits: Sequence[Audit]) -> str:
-    """All divergences side by side, for the documentation."""
+    """Return a Markdown table of all divergences for the documentation."""
     headings, rows = table(audits)
     lines = [headings, ["---"] * len(headings), *([f"`{row[0]}`", *row[1:]] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -34,7 +34,7 @@ class TabularPolicy:
 
     @property
     def completions(self) -> list[tuple[int, int]]:
-        """All of them, by their two tokens."""
+        """List all completions as pairs of tokens."""
         return [(first, second) for first in range(VOCABULARY) for second in range(VOCABULARY)]
 
     def log_probs(self, logits_SV: Tensor, phi: float | Tensor = 1.0) -> Tensor:
@@ -47,18 +47,18 @@ class TabularPolicy:
         return (logp_SV[0][:, None] + logp_SV[1:]).exp().flatten()
 
     def visits(self) -> Tensor:
-        """How often a completion passes each state, [S], where the engine samples."""
+        """Return how often a completion sampled by the engine passes each state, [S]."""
         first_V = self.log_probs(self.engine_SV)[0].exp()
         return torch.cat([first_V.new_ones(1), first_V])
 
     @property
     def path(self) -> tuple[Tensor, Tensor]:
-        """The states [T] that all completions pass, one after the other, and the tokens [T] that they take there."""
+        """Return the states [T] that all completions pass, one after another, and the tokens [T] chosen there."""
         states = [state for first, _ in self.completions for state in (0, 1 + first)]
         return torch.tensor(states), torch.tensor(self.completions).flatten()
 
     def batch(self, *, advantage_N: Tensor, phi_N: Tensor) -> PackedBatch:
-        """All completions as the trainer would pack them, scored, each with the engine's chance of it as its weight."""
+        """Pack all completions, scored, like the trainer. Weight each by its probability under the engine."""
         states_T, targets_T = self.path
         phi_T = phi_N.repeat_interleave(2)
         ref_logp_TV = self.log_probs(self.reference_SV[states_T], phi_T[:, None])
@@ -81,7 +81,7 @@ class TabularPolicy:
         )
 
     def scores(self, logits_TV: Tensor, phi_N: Tensor, exact: Literal["forward", "reverse"] | None) -> TokenScores:
-        """All completions by the training's own output head: the policy's logits stand in for hidden states."""
+        """Score all completions with the training's output head. The policy's logits replace hidden states."""
         states_T, targets_T = self.path
         head = torch.eye(VOCABULARY, dtype=torch.float64)
         scale_T = torch.full(targets_T.shape, 1 / self.temperature, dtype=torch.float64)
@@ -97,7 +97,7 @@ class TabularPolicy:
 
 
 def make_policy(seed: int, reward: RewardConfig, temperature: float, *, off_policy: bool) -> TabularPolicy:
-    """A random policy. On-policy the engine, the old policy and the policy are one; a third of completions is right."""
+    """Make a random policy. On-policy, engine and old policy equal the policy. A third of completions is right."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale: float) -> Tensor:

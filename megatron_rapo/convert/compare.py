@@ -1,4 +1,4 @@
-"""Two checkpoints compared, tensor by tensor."""
+"""Compare two checkpoints, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Difference:
 
 
 def compare(a: ModelSource, b: ModelSource, progress: Progress) -> Iterator[Difference]:
-    """Of every Hugging Face tensor, one pair in memory at a time.
+    """Compare every Hugging Face tensor, with one pair in memory at a time.
 
-    Raises ConversionError where they are not of models of the same shape.
+    Raises ConversionError if the models differ in shape.
     """
     shapes, others = hf_shapes(a.model), hf_shapes(b.model)
     if shapes != others:
@@ -44,7 +44,7 @@ def compare(a: ModelSource, b: ModelSource, progress: Progress) -> Iterator[Diff
 
 
 def difference(name: str, a: Tensor, b: Tensor) -> Difference:
-    """Of two tensors of the same shape; of another dtype they are compared as numbers."""
+    """Compare two tensors of the same shape: by bits if their dtypes are equal, else by value."""
     if a.dtype == b.dtype:
         count = int((a.view(_BITS[a.element_size()]) != b.view(_BITS[b.element_size()])).sum())
         if not count:

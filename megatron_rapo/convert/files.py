@@ -96,7 +96,7 @@ def _is_done(partial: Path, job: Job) -> bool:
 
 
 def _claim(partial: Path, recipe: Mapping[str, Any]) -> None:
-    """An unfinished folder of this recipe, or an empty one."""
+    """Keep an unfinished folder of the same recipe; else replace it with an empty one."""
     text = json.dumps(recipe, indent=2, sort_keys=True)
     noted = partial / RECIPE
     if not noted.exists() or noted.read_text() != text:
@@ -111,7 +111,7 @@ def _make(partial: Path, job: Job, progress: Progress) -> None:
 
 
 def _make_all(partial: Path, jobs: Sequence[Job], processes: int, progress: Progress) -> None:
-    """In processes of their own, which tell of their progress through a queue."""
+    """Run the jobs in worker processes, which report progress through a queue."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(processes, context) as pool:
         told = manager.Queue()
@@ -134,5 +134,5 @@ def _make_in_worker(partial: Path, job: Job, told: Any) -> None:
 
 
 def state_of(source: Path) -> dict[str, list[int]]:
-    """By which a folder that changed is told: sizes and times of its files."""
+    """Return size in bytes and modification time in ns of each file, so that changes of the folder are noticed."""
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(source.resolve().iterdir())}

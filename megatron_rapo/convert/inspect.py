@@ -1,4 +1,4 @@
-"""What is in a checkpoint, in numbers."""
+"""Summarise the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_rapo.reshard.digest import digest
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Of one checkpoint."""
+    """Summary of one checkpoint."""
 
     kind: str
     facts: dict[str, str]
@@ -29,7 +29,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """Of one tensor of the model."""
+    """Summary of one tensor of the model."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class TensorSummary:
 
 
 def summarise(folder: Path, like: Path | None, progress: Progress) -> Summary:
-    """Reads every tensor of the model once. Raises ConfigError, CheckpointError or ConversionError."""
+    """Summarise the model, reading every tensor once. Raises ConfigError, CheckpointError or ConversionError."""
     source = open_source(folder, like)
     shapes = hf_shapes(source.model)
     tensors = []
@@ -62,7 +62,7 @@ def summarise(folder: Path, like: Path | None, progress: Progress) -> Summary:
 
 
 def total_bytes(source: ModelSource) -> int:
-    """Of the model's weights."""
+    """Return the size of the model's weights in bytes."""
     return sum(math.prod(shape) for shape in hf_shapes(source.model).values()) * source.dtype.itemsize
 
 

@@ -1,4 +1,4 @@
-"""Two checkpoints compared by what their models say, computed by transformers in float32."""
+"""Compare the logits of two checkpoints, computed by transformers in float32."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def compare_logits(a: ModelSource, b: ModelSource, text: str | None) -> LogitDif
 
 @torch.no_grad()
 def logits(source: ModelSource, token_ids: Tensor) -> Tensor:
-    """[1, T] token ids -> [T, V] float32."""
+    """Return the logits [T, V], float32, of `token_ids` [1, T]."""
     with no_init_weights():
         config = AutoConfig.from_pretrained(source.like, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)

@@ -57,11 +57,11 @@ class ModelTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the global tensor."""
+        """Return the shape of the global tensor."""
         return self.shard.shape if self.layer is None else (self.num_layers, *self.shard.shape)
 
     def chunk(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Chunk:
-        """This parameter's part of the global tensor, or rows (of a row-parallel one, columns) start to stop of it."""
+        """Return this parameter's part of the global tensor, or its rows (columns if row-parallel) start to stop."""
         axis = self.shard.axis
         size = (self.shard.shape[axis] if stop is None else stop) - start
         offsets = tuple(start if i == axis else 0 for i in range(len(self.shard.shape)))
@@ -71,7 +71,7 @@ class ModelTensor:
         return Chunk(self.key, self.shape, dtype, offsets, sizes)
 
     def fill(self, dtype: torch.dtype, start: int, stop: int, read: Callable[[str, int, int, int], Tensor]) -> Tensor:
-        """What belongs into `chunk(dtype, start, stop)`, from slices of Hugging Face tensors."""
+        """Return the content of `chunk(dtype, start, stop)`, built from slices of Hugging Face tensors."""
         part = narrowed(self.shard, start, stop)
         local = self._one_piece(part, read)
         if local is None:
@@ -81,7 +81,7 @@ class ModelTensor:
 
     @staticmethod
     def _one_piece(part: Shard, read: Callable[[str, int, int, int], Tensor]) -> Tensor | None:
-        """What is a piece of one tensor, as it was read and not copied."""
+        """Return a part that is one slice of one tensor without a copy, else None."""
         if len(part.pieces) != 1:
             return None
         [piece] = part.pieces
@@ -89,9 +89,9 @@ class ModelTensor:
         return found if tuple(found.shape) == part.shape else None
 
     def ranges(self, tensor: int, rank: int, *, whole: int | None = None) -> list[tuple[int, int]]:
-        """What a tensor-parallel rank holds along the axis that is split; nothing of what is not, but for the first.
+        """Return a tensor-parallel rank's (start, stop) ranges on the split axis. Rank 0 alone holds unsplit tensors.
 
-        `whole` is the axis' size where it is another than here: a vocabulary with other padding.
+        `whole` is the size of the axis if it differs from this tensor's: a vocabulary with other padding.
         """
         whole = whole or self.shard.shape[self.shard.axis]
         if not self.shard.split:
@@ -103,7 +103,7 @@ class ModelTensor:
 
 
 def model_tensors(model: ModelShape, *, tensor: int = 1) -> list[ModelTensor]:
-    """Every parameter once, from the embedding to the output layer; the vocabulary padded for `tensor` ranks."""
+    """List every parameter once, from embedding to output layer, with the vocabulary padded for `tensor` ranks."""
     padded = padded_vocab_size(model.vocab_size, tensor)
     return [
         ModelTensor(
@@ -145,7 +145,7 @@ def check_layout(model: ModelShape, layout: Layout) -> None:
 
 
 def stage_of(parameter: ModelTensor, layout: Layout) -> int:
-    """The pipeline rank that holds it."""
+    """Return the pipeline rank that holds `parameter`."""
     if parameter.layer is None:
         return 0 if parameter.key == EMBEDDING else layout.pipeline - 1
     stages = stages_of_layers(parameter.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)

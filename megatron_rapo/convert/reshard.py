@@ -1,4 +1,4 @@
-"""A Megatron checkpoint cut up for another layout, optimizer state and all."""
+"""Reshard a Megatron checkpoint to another layout, with its optimizer state."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def reshard_megatron(
 
 
 def tensor_bytes(reader: Reader) -> int:
-    """Of everything in a checkpoint."""
+    """Return the size of all tensors in a checkpoint, in bytes."""
     return sum(tensor.size.numel() * tensor.properties.dtype.itemsize for tensor in reader.tensors.values())
 
 
@@ -78,7 +78,7 @@ def _nbytes(chunk: Chunk) -> int:
 
 
 def _by_rank(source: MegatronSource, layout: Layout) -> list[list[Chunk]]:
-    """What each rank holds: of the model's parameters and their optimizer state its part; the first, all others."""
+    """List each rank's chunks: its part of parameters and their optimizer state. The first rank holds the rest."""
     ranks: list[list[Chunk]] = [[] for _ in range(layout.tensor * layout.pipeline)]
     parameters: dict[str, list[ModelTensor]] = {}
     for parameter in model_tensors(source.model):
@@ -97,7 +97,7 @@ def _by_rank(source: MegatronSource, layout: Layout) -> list[list[Chunk]]:
 
 
 def _cut(whole: Chunk, parameter: ModelTensor, tensor: int, rank: int) -> Iterator[Chunk]:
-    """A rank's chunks of a tensor that is cut up as a parameter is; its vocabulary may have other padding."""
+    """Yield a rank's chunks of a tensor that is split like `parameter`. Its vocabulary may have other padding."""
     layers = 0 if parameter.layer is None else 1
     axis = layers + parameter.shard.axis
     for start, stop in parameter.ranges(tensor, rank, whole=whole.shape[axis]):

@@ -28,14 +28,14 @@ class ModelSource(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Return the dtype of the weights."""
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """The named Hugging Face tensors, in the map's order."""
+        """Yield the named Hugging Face tensors, in the order of the parameter map."""
 
 
 def open_source(folder: Path, like: Path | None = None) -> ModelSource:
-    """A Hugging Face folder or a Megatron checkpoint. Raises ConfigError, CheckpointError or ConversionError."""
+    """Open a Hugging Face folder or a Megatron checkpoint. Raises ConfigError, CheckpointError or ConversionError."""
     return MegatronSource(folder, like) if (folder / METADATA).exists() else HfSource(folder)
 
 
@@ -50,7 +50,7 @@ class HfSource:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The narrowest that holds every tensor without loss; files of several number formats exist."""
+        """Return the narrowest dtype that holds every tensor without loss. A model's files may mix dtypes."""
         return reduce(torch.promote_types, {DTYPES[each.dtype] for each in self._stored.values()})
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -88,7 +88,7 @@ class MegatronSource:
                 yield from ((name, tensor) for name, tensor in merged if name in wanted)
 
     def _read(self, parameter: ModelTensor) -> Tensor:
-        """All of it but the vocabulary's padding, of which a checkpoint may have more."""
+        """Read the whole parameter, without extra vocabulary padding that the checkpoint may have."""
         if parameter.key_of_layer in self.reader.tensors:  # Megatron can write each layer's by itself too
             return self.reader.read(parameter.key_of_layer, [0] * len(parameter.shard.shape), parameter.shard.shape)
         chunk = parameter.chunk(self.dtype)

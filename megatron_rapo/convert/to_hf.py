@@ -1,4 +1,4 @@
-"""A Megatron checkpoint made into a Hugging Face folder, tensor by tensor."""
+"""Convert a Megatron checkpoint to a Hugging Face folder, tensor by tensor."""
 
 from __future__ import annotations
 

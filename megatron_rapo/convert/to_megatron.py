@@ -1,4 +1,4 @@
-"""A Hugging Face folder made into a Megatron checkpoint: a file for each rank of a layout, tensor by tensor."""
+"""Convert a Hugging Face folder to a Megatron checkpoint: one file for each rank of a layout."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _chunk(part: Part, dtype: torch.dtype) -> Chunk:
 
 
 def _by_rank(tensors: Sequence[ModelTensor], layout: Layout) -> list[list[Part]]:
-    """What each rank holds, numbered as Megatron does: tensor ranks first."""
+    """List the parts that each rank holds. Ranks are numbered like in Megatron: tensor ranks vary first."""
     ranks: list[list[Part]] = [[] for _ in range(layout.tensor * layout.pipeline)]
     for tensor in tensors:
         stage = stage_of(tensor, layout)

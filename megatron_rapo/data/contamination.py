@@ -1,6 +1,6 @@
-"""Problems of one data set that another one has too.
+"""Find problems that two data sets share.
 
-Two problems overlap by the share of their 13-grams that they have in common: runs of 13 words (same_text.py), those of
+The overlap of two problems is the share of common 13-grams (runs of 13 words, see text_normalization.py), relative to
 the problem that has fewer of them. A problem of fewer than 13 words is one n-gram, all of it. That a pair shares one
 13-gram is no sign by itself: "can be expressed as m/n, where m and n are relatively prime positive integers" is longer.
 """
@@ -25,7 +25,7 @@ class Overlap(NamedTuple):
 
 
 def overlaps(here: Sequence[str], there: Sequence[str]) -> list[Overlap]:
-    """All pairs of a text of `here` and one of `there` that have an n-gram in common, the largest share first."""
+    """Return all pairs of texts from `here` and `there` that share an n-gram, the largest share first."""
     grams_there = [ngrams(text) for text in there]
     having: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, grams in enumerate(grams_there):

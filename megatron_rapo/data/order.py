@@ -49,7 +49,7 @@ class EpochOrder:
         return list(taken)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands; `position` is the number of items of `epoch` that were taken or `put_off`."""
+        """Return the stream's state. `position` counts the items of `epoch` that were taken or `put_off`."""
         return {
             "num_items": self._num_items,
             "seed": self._seed,

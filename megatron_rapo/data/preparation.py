@@ -95,7 +95,7 @@ def prepare(request: Request) -> dict[str, Any]:
 
 
 def without_doubles(records: Sequence[Record]) -> tuple[list[Record], Dropped]:
-    """The records that have a problem and an answer, each problem once: the first of equal texts."""
+    """Return the records with a problem and an answer. Keep the first of equal problems."""
     dropped: Dropped = {
         "empty problem": [],
         "empty answer": [],
@@ -196,7 +196,7 @@ def _unparsable(records: Sequence[Record]) -> list[dict[str, str]]:
 
 
 def _pairs(records: Sequence[Record], known: _Known, threshold: float) -> dict[str, Any]:
-    """For the manifest: which records are problems of `known`, and which only have an n-gram in common with one."""
+    """List for the manifest the records that equal a problem of `known`, and those that only share an n-gram."""
     found = overlaps([record.problem for record in records], known.texts)
 
     def shown(pair: Overlap) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def write_prepared(output: Path, records: Sequence[Record], manifest: Mapping[st
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256, as sha256sum and the Hugging Face hub give it."""
+    """Return the file's SHA-256 in hex, like sha256sum and the Hugging Face hub."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**20):

@@ -1,4 +1,4 @@
-"""Reading problems from a JSONL or Parquet file."""
+"""Read problems from a JSONL or Parquet file."""
 
 from __future__ import annotations
 

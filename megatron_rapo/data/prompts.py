@@ -141,6 +141,6 @@ def _threads(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token, if the tokenizer puts it before every text."""
+    """Return the beginning-of-sequence token if the tokenizer puts it before every text, else an empty list."""
     bos, ids = tokenizer.bos_token_id, tokenizer("")["input_ids"]
     return [bos] if bos is not None and ids[:1] == [bos] else []

@@ -28,11 +28,11 @@ class Record:
 def to_records(
     rows: Iterable[Row], source: str, fields: Fields, *, required: Set[str] = REQUIRED, answer_after: str | None = None
 ) -> list[Record]:
-    """The records of `rows`, in their order; a problem or answer that is null or empty is the empty text.
+    """Convert `rows` to records, in their order. A null problem or answer becomes an empty string.
 
-    With `answer_after` ("####"), the answer is what follows the last one of it, nothing where there is none, and the
-    solution all before. A list of answers is joined by commas. Raises DataError, with the place, for a column that is
-    not there or holds something else than text and numbers, and for an id that comes twice.
+    With `answer_after` ("####"), the answer is the text after its last occurrence (empty without one), and the solution
+    is the text before it. A list of answers is joined by commas. Raises DataError, with the place, for a missing
+    column, a value that is neither text nor a number, and a duplicate id.
     """
     records: list[Record] = []
     places: dict[str, str] = {}
@@ -61,7 +61,7 @@ def to_records(
 
 
 def _value(row: dict[str, Any], name: str, columns: Iterable[str], place: str, required: bool) -> str | None:
-    """The text of the first of `columns` that is there; None for null, and where none is required."""
+    """Return the text of the first column that exists. Return None for null, or if an optional column is missing."""
     for column in columns:
         there, value = _look_up(row, column)
         if there:

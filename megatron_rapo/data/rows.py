@@ -22,7 +22,7 @@ class DataError(InputError):
 
 
 def read_rows(path: Path, suffixes: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a file of one of `suffixes` (all that can be read, without), in its order.
+    """Yield the rows of a file in order. Accept only `suffixes`; by default, all supported ones.
 
     Nothing is downloaded or kept in a cache. Raises DataError at the first thing wrong, with the line of a text file
     (from 1) or the row of a Parquet or JSON file (from 0).

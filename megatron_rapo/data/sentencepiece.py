@@ -31,5 +31,5 @@ class SentencePieceTokenizer(SentencePieceBackend):
 
 
 def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
-    """The tokenizer of a `.model` file. Raises OSError or RuntimeError where it is none."""
+    """Load the tokenizer of a `.model` file. Raises OSError or RuntimeError if the file is not valid."""
     return SentencePieceTokenizer(str(path))

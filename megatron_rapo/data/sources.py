@@ -119,7 +119,7 @@ SOURCES: Mapping[str, Source] = {
 
 
 def find_original(name: str, place: Path, revision: str) -> Path:
-    """The original file of the data set `name`: `place` itself, or the one in the folder `place`. Raises DataError."""
+    """Find the original file of the data set `name`: `place` itself, or a file in that folder. Raises DataError."""
     source = SOURCES[name]
     if place.is_file():
         return place
@@ -133,7 +133,7 @@ def find_original(name: str, place: Path, revision: str) -> Path:
 
 
 def download_original(name: str, revision: str) -> tuple[Path, str]:
-    """The original file of the data set `name` from the hub, or its cache here, and the commit. Raises DataError."""
+    """Return the original file of data set `name` (from the hub or its cache) and its commit. Raises DataError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RevisionNotFoundError
 

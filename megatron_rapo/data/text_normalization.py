@@ -11,15 +11,15 @@ _WORD = re.compile(r"[^\W\d_]+|\d+|[-+*/=<>^!%|]")
 
 
 def normalised(text: str) -> str:
-    r"""What is left of a text without what only changes its looks.
+    r"""Return a text without differences that only change its looks.
 
-    Unicode's compatibility forms, case, all blanks, dollar signs, spacing in LaTeX (\left, \!), \dfrac for \frac.
+    These are Unicode compatibility forms, case, blanks, dollar signs, LaTeX spacing (\left, \!), \dfrac for \frac.
     """
     return re.sub(r"[\s$]+", "", _plain(text))
 
 
 def words(text: str) -> list[str]:
-    r"""Runs of letters, whole numbers and operators, in order; a command of LaTeX is the word that it is called by."""
+    r"""Return runs of letters, integers and operators, in order. A LaTeX command counts as the word of its name."""
     return _WORD.findall(_plain(text))
 
 

@@ -1,4 +1,4 @@
-"""Loading a tokenizer from the model's folder."""
+"""Load a tokenizer from the model's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SENTENCEPIECE = "tokenizer.model"
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder `path`; no network. Raises DataError naming what is missing."""
+    """Load the tokenizer in the folder `path`, without network. Raises DataError that names what is missing."""
     with gc_control.imports():
         from transformers import AutoTokenizer  # takes seconds
 

@@ -1,4 +1,4 @@
-"""What took longest in a traced step, phase by phase."""
+"""Find the most expensive operators of a traced step, phase by phase."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _US = 1e6  # microseconds in a second
 
 @dataclass
 class _Total:
-    """Of one operator in one phase."""
+    """Total of one operator in one phase."""
 
     calls: int = 0
     host_s: float = 0.0
@@ -25,11 +25,11 @@ class _Total:
 
 
 def largest_operators(events: Iterable[Any], phases: Collection[str]) -> str:
-    """Of each of the `phases`, in the order of their first: its seconds, and the operators with most of them.
+    """Report the seconds of each phase, in order of first use, and its most expensive operators.
 
-    `events` are torch.profiler's FunctionEvents. An operator's seconds are its own, without those of what it calls. A
-    range's own, with its name in brackets, are those between its operators: Python, and waiting. What other threads
-    do meanwhile is the phase's too.
+    `events` are torch.profiler's FunctionEvents. An operator's seconds exclude the operators that it calls. A range's
+    own seconds, with its name in brackets, are those between its operators: Python and waiting. The work of other
+    threads during a phase counts for that phase.
     """
     on_cpu = [event for event in events if event.device_type == DeviceType.CPU and not event.is_async]
     spans = sorted(
@@ -51,7 +51,7 @@ def largest_operators(events: Iterable[Any], phases: Collection[str]) -> str:
 
 
 def _phase_at(time: float, spans: Sequence[tuple[float, float, str]]) -> str | None:
-    """The phase at a time; they follow each other and never nest."""
+    """Return the phase at `time`, or None. Phases follow each other and never nest."""
     place = bisect_right(spans, time, key=lambda span: span[0]) - 1
     return spans[place][2] if place >= 0 and time < spans[place][1] else None
 

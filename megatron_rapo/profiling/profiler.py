@@ -35,7 +35,7 @@ class Profiler:
 
     @property
     def has_trace(self) -> bool:
-        """A step was traced, and is not written yet."""
+        """Return whether a step was traced and is not written yet."""
         return self._traced is not None
 
     @contextmanager
@@ -58,7 +58,7 @@ class Profiler:
                 self._traced = step, trace
 
     def phase(self, name: str) -> AbstractContextManager[object]:
-        """A range of that name in the trace, around the body."""
+        """Record the body as a range called `name` in the trace."""
         if not self._active:
             return nullcontext()
         self._phases.add(name)
@@ -82,7 +82,7 @@ class Profiler:
 
 
 def check_profiled(steps: Collection[int], *, first: int, last: int) -> None:
-    """Raises ConfigError for a step that the run, which takes `first` to `last`, does not take."""
+    """Check that the run takes all profiled `steps`. Raises ConfigError for a step outside `first` to `last`."""
     missing = sorted(step for step in steps if not first <= step <= last)
     if missing:
         named = shortened(",".join(map(str, missing)))

@@ -24,10 +24,10 @@ def curves(rows: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
 
 
 def stacks(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
-    """Scalars that are drawn on each other: {"steps": [...], "values": {scalar: [...]}}, all of the same steps.
+    """Return scalars for a stacked chart, all at the same steps: {"steps": [...], "values": {scalar: [...]}}.
 
-    A name that ends in / stands for all that begin with it, seconds/step aside. Long runs have means, which add up as
-    the values do; what a step does not have is 0 there.
+    A name that ends in / stands for all names that begin with it, except seconds/step. Long runs are reduced to means,
+    which add up like the values. A scalar that a step lacks counts as 0.
     """
     known = dict.fromkeys(name for row in rows for name in row)
     chosen = [name for name in known if name != "seconds/step" and any(_named(name, each) for each in names)]
@@ -60,7 +60,7 @@ def _curve(points: Sequence[tuple[int, float | None]]) -> dict[str, list[Any]]:
 
 
 def _stretches(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """The items in order, cut into at most `most` parts, none of them empty."""
+    """Split the items, in order, into at most `most` parts that are not empty."""
     count = min(most, len(items))
     return [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
 

@@ -17,7 +17,7 @@ def find_evaluations(folder: Path) -> list[Path]:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """A curve, at powers of two up to the samples per problem. Raises ScoresError for other files."""
+    """Return a pass@k curve at powers of two up to the samples per problem. Raises ScoresError for other files."""
     scores = Scores.read(path)
     k = curve_k(scores.samples_per_problem)
     passed = {name: values_P for name, values_P in scores.values(k).items() if name.startswith("pass@")}

@@ -15,10 +15,10 @@ SCRIPTS = ("dom.js", "chart.js", "curves.js", "rollouts.js", "sections.js", "vie
 
 
 def render(title: str, data: Mapping[str, Any]) -> str:
-    """The whole HTML file.
+    """Return the whole HTML file.
 
-    The data cannot leave their element, whatever models wrote; and should any text ever be taken for markup, the page's
-    policy runs no script but its own, by their digest, and fetches nothing.
+    The data cannot leave their element, whatever models wrote. If a text is ever taken for markup, the page's policy
+    still runs only its own scripts, known by their digest, and fetches nothing.
     """
     script = "\n".join(_read(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

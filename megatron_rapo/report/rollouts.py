@@ -1,4 +1,4 @@
-"""Of the recorded completions as many as a page can hold, evenly over the run."""
+"""Select as many recorded completions as a page can hold, evenly over the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def read_completions(folder: Path, *, most_bytes: int) -> tuple[list[dict[str, Any]], int]:
-    """Completions of the run's `folder`, at most `most_bytes` of JSON; and how many were recorded at the steps read."""
+    """Return completions of a run (at most `most_bytes` of JSON), and how many were recorded at the steps read."""
     completions = []
     for _, path in spread(list(read_rollouts(folder)), MOST_STEPS):
         try:
@@ -32,7 +32,7 @@ def read_completions(folder: Path, *, most_bytes: int) -> tuple[list[dict[str, A
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the items, evenly, the first and the last among them."""
+    """Return at most `most` evenly spaced items, among them the first and the last."""
     if len(items) <= most:
         return list(items)
     if most < 2:
@@ -41,7 +41,7 @@ def spread(items: Sequence[T], most: int) -> list[T]:
 
 
 def _that_fit(sizes: Sequence[int], most_bytes: int) -> list[int]:
-    """Indices of evenly spread items that together are at most so large; as many as a search by halves finds."""
+    """Return indices of evenly spaced items of at most `most_bytes` together, as many as a binary search finds."""
     fewest, most = 0, len(sizes)
     while fewest < most:
         middle = (fewest + most + 1) // 2
@@ -53,7 +53,7 @@ def _that_fit(sizes: Sequence[int], most_bytes: int) -> list[int]:
 
 
 def _shortened(completion: dict[str, Any]) -> dict[str, Any]:
-    """With few decimals, and without the middle of a long one, which is `cut` tokens from `cut_at` on."""
+    """Round the numbers and drop the middle of a long completion: `cut` tokens from `cut_at` on."""
     cut = max(0, len(completion["tokens"]) - HEAD_TOKENS - TAIL_TOKENS)
     for name in _PER_TOKEN:
         column = completion[name]

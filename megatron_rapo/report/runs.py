@@ -1,4 +1,4 @@
-"""What a run's folder says, as the page takes it."""
+"""Read a run's folder into the data that the page shows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in `folders`. Raises InputError for one that is none."""
+    """Read the runs in `folders`. Raises InputError for a folder that is no run."""
     names = _names(folders)
     return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
@@ -71,7 +71,7 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as much of what is above them as tells them apart."""
+    """Return the folders' names, with as many parent folders as needed to tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise InputError(f"report {' '.join(map(str, folders))}: a run is named twice; name each once.")
@@ -82,7 +82,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """What a file that a run writes once holds; nothing where it is not there yet."""
+    """Read a JSON file that a run writes once. Return {} if it does not exist yet."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, Any]:
-    """section.field -> its default, as a run writes it; what has none is not there."""
+    """Map each section.field that has a default to it, as a run writes it."""
     found: dict[str, Any] = {}
     for section, of_config in Config.model_fields.items():
         kinds = (of_config.annotation, *get_args(of_config.annotation))  # a section that may be left out is a union
@@ -121,7 +121,7 @@ def _plain(value: Any) -> bool:
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Settings that are not the same in all `runs`; of a single run, those that are not at their defaults."""
+    """List the settings that differ between `runs`. For a single run, list those that differ from their defaults."""
     shown = [run.settings for run in runs] if len(runs) > 1 else [runs[0].settings, defaults()]
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     return [
@@ -132,7 +132,7 @@ def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _text(settings: Mapping[str, Any], name: str) -> str:
-    """A value as a configuration file has it; a dash where there is none."""
+    """Return a value as written in a configuration file, or a dash if it is missing."""
     if name not in settings:
         return "–"
     value = settings[name]

@@ -54,7 +54,7 @@ class Chain:
 
     @cached_property
     def name(self) -> str:
-        """The first member where it names what the others are."""
+        """Return the first member if it names the value of the others, else an empty string."""
         return self.members[0] if self.is_chain and is_name(self.members[0]) else ""
 
     @property
@@ -109,7 +109,7 @@ def _plain(name: str) -> str:
 
 
 def _of_equal(reference: Quantity, values: Sequence[Quantity], relations: Sequence[str]) -> Outcome:
-    """The best of a chain's members where it is a true one, else WRONG."""
+    """Return the best outcome among a chain's values. Return WRONG if one of its relations is false."""
     for left, right, relation in zip(values, values[1:], relations, strict=False):
         if compare(left, right) is Outcome.WRONG and not (relation == "~" and _is_about(left.node, right.node)):
             return Outcome.WRONG

@@ -109,7 +109,7 @@ def _same_collection(reference: Any, given: Any) -> bool:
 
 
 def _elements(parsed: Any) -> Sequence[Any] | None:
-    """Of a tuple, a finite set, an open interval, which a pair looks like, or of one thing alone."""
+    """Return the elements of a tuple, finite set or open interval (a pair looks like one), or of a single value."""
     if isinstance(parsed, sympy.FiniteSet):
         return getattr(parsed, "_unsorted_args", parsed.args)
     if isinstance(parsed, sympy.Tuple):
@@ -159,7 +159,7 @@ def as_set(parsed: Any) -> Any:
 
 
 def _same_relation(reference: Any, given: Any) -> bool:
-    """The same relation between the same things: sides may be swapped, and an equation multiplied by a number."""
+    """Check that both state the same relation. Sides may be swapped; an equation may be multiplied by a number."""
     parts = _parts(reference), _parts(given)
     if len(parts[0]) == len(parts[1]) and (
         all(map(_same_single, *parts)) or all(map(_same_single, parts[0], reversed(parts[1])))
@@ -236,7 +236,7 @@ def _letters(parsed: sympy.Expr) -> str | None:
 
 
 def _points(a: sympy.Expr, b: sympy.Expr) -> Iterator[dict]:
-    """Values for the variables of both: fractions without much in common, of either sign; {} where there are none."""
+    """Yield test values for the variables of `a` and `b`: unrelated fractions of both signs; {} without variables."""
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if not symbols:
         yield {}

@@ -103,7 +103,7 @@ class Judging:
             self._workers.release()
 
     def _lacks(self, wanted: set[Job]) -> bool:
-        """One of them waits or is at work."""
+        """Check whether a job in `wanted` is waiting or running."""
         return any(job in wanted for job in chain(self._waiting, (worker.job for worker in self._workers.present)))
 
     def _advance(self) -> None:
@@ -124,7 +124,7 @@ class Judging:
 
     @contextmanager
     def _within_budget(self) -> Iterator[float]:
-        """Gives the `time.monotonic()` at which the budget is used up; what the body takes is taken off it."""
+        """Yield the `time.monotonic()` at which the budget ends. Subtract the body's time from the budget."""
         started = time.monotonic()
         try:
             yield started + self._left_s

@@ -107,7 +107,7 @@ class _Reader:
         return sign
 
     def _product(self) -> Node:
-        """Factors, also side by side; 2\\frac{1}{2} is a mixed number."""
+        """Parse factors, with or without a sign between them; 2\\frac{1}{2} is a mixed number."""
         left, mixed_before = self._power(), None
         while True:
             command, symbol = self._command(), self._next()
@@ -145,7 +145,7 @@ class _Reader:
                 return base
 
     def _argument(self) -> Node:
-        """What stands in braces, or one token: a digit, a letter, a command."""
+        """Parse a group in braces, or one token: a digit, a letter or a command."""
         if self._next() == "{":
             self._skip(1)
             node = self.sum()

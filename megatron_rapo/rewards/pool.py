@@ -44,7 +44,7 @@ class VerifierPool:
         self._workers = Workers(workers, timeout_s, memory_bytes)
 
     def judge_all(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts on (completion, reference answer) pairs, in their order: a batch that is there at once.
+        """Return verdicts on a complete batch of (completion, reference answer) pairs, in the same order.
 
         Raises RuntimeError when no worker can be started, or after `close`.
         """
@@ -54,7 +54,7 @@ class VerifierPool:
         return judging.finish()
 
     def judging(self) -> Judging:
-        """A batch that comes one by one. What is left of the batch before is given up.
+        """Start a batch whose items come one by one. Cancel unfinished jobs of the previous batch.
 
         Raises RuntimeError after `close`.
         """
@@ -77,5 +77,5 @@ class VerifierPool:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Process ids of the present workers."""
+        """Return the process ids of the current workers."""
         return tuple(worker.pid for worker in self._workers.present)

@@ -124,7 +124,7 @@ def _is_decimal(node: Node) -> bool:
 
 
 def _equal_with_percent(reference: Quantity, given: Quantity) -> bool:
-    """9 and 0.09 are both right for 9 %, and the other way round: which one is meant, the question says."""
+    """Check equality with or without a percent sign. For 9 %, accept both 9 and 0.09; only the question tells which."""
     if equal(reference.node, given.node):
         return True
     if reference.percent == given.percent:

@@ -1,4 +1,4 @@
-"""What completions are worth: named terms, and their sum."""
+"""Compute the reward of completions: named terms, and their sum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Terms = dict[str, float]
 
 @dataclass(frozen=True)
 class Rewards:
-    """The section [reward] at work."""
+    """Rewards as configured in the section [reward]."""
 
     config: RewardConfig
     functions: tuple[RewardFunction, ...] = ()
@@ -29,7 +29,7 @@ class Rewards:
         return cls(config, load_functions(config.functions))
 
     def terms(self, problem: Problem, completion: Completion, verdict: Verdict) -> Terms:
-        """What `completion` earns, by name: correctness, format, length (where it is penalised), the user's functions.
+        """Return the reward terms of `completion` by name: correctness, format, length (if penalised), user functions.
 
         Raises as a RewardFunction does.
         """
@@ -53,7 +53,7 @@ def verdict_terms(verdict: Verdict, config: RewardConfig) -> Terms:
 
 
 def length_term(num_tokens: int, config: LengthConfig) -> float:
-    """Minus the penalty on a completion of `num_tokens`."""
+    """Return the negative length penalty for a completion of `num_tokens`."""
     share = (num_tokens - config.free_tokens) / (config.full_tokens - config.free_tokens)
     return -config.penalty * min(1.0, max(0.0, share))
 
@@ -64,5 +64,5 @@ def reward_of(terms: Mapping[str, float]) -> float:
 
 
 def by_name(terms: Sequence[Terms]) -> dict[str, tuple[float, ...]]:
-    """Each term of several completions."""
+    """Collect the values of each reward term over several completions."""
     return {name: tuple(each[name] for each in terms) for name in terms[0]}

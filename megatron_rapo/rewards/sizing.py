@@ -1,4 +1,4 @@
-"""How many verifier processes a machine has room for."""
+"""Choose the number of verifier processes that fit on a machine."""
 
 from __future__ import annotations
 

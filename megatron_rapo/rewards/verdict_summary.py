@@ -38,7 +38,7 @@ class Judged:
 
     @property
     def count(self) -> int:
-        """All of them."""
+        """Return the number of all verdicts."""
         return sum(self.verdicts.values())
 
     def share(self, outcome: str) -> float:

@@ -60,7 +60,7 @@ def judge(completion: str, answer: str) -> Verdict:
 
 
 def judge_boxed(content: str, answer: str) -> Outcome:
-    """As `judge`, of the box's content: CORRECT, WRONG, UNEVALUATED or UNPARSABLE."""
+    """Judge the content of a box like `judge`: CORRECT, WRONG, UNEVALUATED or UNPARSABLE."""
     plain = judge_plainly(content, answer)
     return judge_parsed(content, answer) if plain is None else plain
 
@@ -146,7 +146,7 @@ def _set_of(parts: Chain) -> str:
 
 
 def _judge_number(reference: Quantity, ours: Chain, theirs: Chain) -> Outcome:
-    """The reference is one number: so must be the answer, or a name and one, or a chain of equal numbers."""
+    """Judge against one number. The answer must be a number, a name and a number, or a chain of equal numbers."""
     if theirs.is_chain:
         return theirs.judge(reference, ours.name)
     given = quantity(theirs.value)
@@ -169,7 +169,7 @@ def _judge_number(reference: Quantity, ours: Chain, theirs: Chain) -> Outcome:
 
 
 def _judge_expression(ours: Chain, theirs: Chain) -> Outcome:
-    """The answer is an expression, an equation, an inequality, a set or the like, or the reference is."""
+    """Judge when the answer or the reference is an expression, equation, inequality, set or similar."""
     if ours.is_statement or (theirs.is_statement and not ours.is_chain):
         return Outcome.CORRECT if ours.same_members(theirs) else Outcome.WRONG
     reference, given = (

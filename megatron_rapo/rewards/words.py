@@ -51,7 +51,7 @@ def judge_words(given: str, reference: str) -> Outcome | None:
 
 
 def _otherwise(kind: Callable[[str], object], given: str, reference: str) -> Outcome | None:
-    """A letter without brackets may be a variable, which mathematics finds in other ways; all else has no other way."""
+    """Return None if a letter without brackets may be a variable (the mathematical check decides), else WRONG."""
     may_be_variable = kind is _choice and _choice(given) is None and len(reference) == 1
     return None if may_be_variable else Outcome.WRONG
 

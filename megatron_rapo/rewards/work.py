@@ -28,7 +28,7 @@ def _of_negative(node: Node) -> set[str]:
 
 
 def _of_sum(node: Node) -> set[str]:
-    """Terms that differ by a rational factor, as 2 and 3 or pi and 2 pi, are left to be added."""
+    """Return {"sum"} if terms can still be added: they differ by a rational factor, like 2 and 3 or pi and 2 pi."""
     keys = [_irrational_part(term) for term in node.parts]
     return {"sum"} if len(set(keys)) < len(keys) else set()
 
@@ -46,7 +46,7 @@ def _irrational_part(node: Node) -> tuple[str, ...]:
 
 
 def _of_product(node: Node) -> set[str]:
-    """One rational factor is a coefficient; several are left to be multiplied, but for a x 10^n."""
+    """Return {"product"} if factors can still be multiplied. Accept one rational coefficient, and a x 10^n."""
     rational = [part for part in node.parts if fraction(part) is not None]
     if len(rational) == 2 == len(node.parts) and _is_power_of_ten(rational[1]) and 1 <= abs(exact(rational[0])) < 10:
         return set()
@@ -60,7 +60,7 @@ def _is_power_of_ten(node: Node) -> bool:
 
 
 def _of_quotient(node: Node) -> set[str]:
-    """A fraction of whole numbers is final unless it is a whole number itself."""
+    """Return {"quotient"} if the division can go on. A fraction of integers is final unless its value is an integer."""
     values = [fraction(part) for part in node.parts]
     if None in values:
         same = _irrational_part(node.parts[0]) == _irrational_part(node.parts[1])

@@ -45,7 +45,7 @@ def main(timeout_s: float, memory_bytes: int) -> None:
 
 
 def _peak_memory_bytes() -> int:
-    """Of this process alone: what getrusage gives counts the one that started it, too."""
+    """Return the peak memory of this process alone, in bytes. getrusage would also count its parent process."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 

@@ -38,9 +38,9 @@ class Workers:
         return time.monotonic() - started
 
     def poll(self, slot: int) -> str | None:
-        """The outcome of the job of the worker in `slot` once there is one, or that it died; lost workers are replaced.
+        """Return the job's outcome from the worker in `slot` once there is one, or that it died. Replace lost workers.
 
-        Of a worker without a job, what it gives back means nothing. Raises RuntimeError when none can be started.
+        The result means nothing for a worker without a job. Raises RuntimeError when no worker can be started.
         """
         worker = self.present[slot]
         try:
@@ -57,7 +57,7 @@ class Workers:
         return reply
 
     def release(self) -> None:
-        """Have none at work: what its job would come to is given up."""
+        """Replace all workers that have a job, and discard their results."""
         for slot, worker in enumerate(self.present):
             if worker.job is not None:
                 self._replace(slot)

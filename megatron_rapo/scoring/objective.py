@@ -21,7 +21,7 @@ from megatron_rapo.types import Group, TrainingSequence
 
 
 def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequence]:
-    """The completions of one optimizer step, each with its advantage, its weight and its reference exponent."""
+    """Build the sequences of one optimizer step, each with its advantage, weight and reference exponent."""
     settings = config.algorithm
     rewards_PG, trained_PG, baseline_PG = _rewards(groups, settings)
     advantages = group_advantages(rewards_PG, advantage_of(settings.advantage), trained_PG, baseline_PG)
@@ -100,7 +100,7 @@ def batch_loss(
     middle_reward: float,
     sequence_mean: Callable[[Tensor, PackedBatch], Tensor],
 ) -> LossSums:
-    """The RAPO loss of a scored micro-batch under `settings`."""
+    """Return the RAPO loss sums of a scored micro-batch under `settings`."""
     assert batch.old_logp_T is not None and batch.ref_logp_T is not None, "the micro-batch was not scored"
     of_sequences = settings.ratio == "sequence"
     return rapo_loss(

@@ -20,7 +20,7 @@ CHUNK_BYTES = 128 * 2**20
 
 
 class TokenScores(NamedTuple):
-    """Of each token's distribution, [T] float32 (or wider), nats, differentiable."""
+    """Scores of each token's distribution, [T] float32 (or wider), nats, differentiable."""
 
     logp_T: Tensor  # log-probability of the target
     entropy_T: Tensor
@@ -51,7 +51,7 @@ def token_scores(
     reference: ReferenceHead | None = None,
     chunk_tokens: int | None = None,
 ) -> TokenScores:
-    """Scores of softmax(scale * hidden W^T), whose vocabulary is split over `group` (None: this process has it all).
+    """Score tokens under softmax(scale * hidden W^T). `group` splits the vocabulary (None: this process has it all).
 
     `scale_T` (>= 0) is 1 / temperature for the policy, phi / temperature for the reference: softmax(phi * z) is
     pi_ref^phi / Z, so the reweighting's normaliser is this log-sum-exp. Rows of padding beyond `vocab_size` take no
@@ -85,21 +85,21 @@ class _Shard:
     chunk_tokens: int
 
     def sum(self, *values_C: Tensor) -> Tensor:
-        """Each summed over the ranks, stacked."""
+        """Sum each value over the ranks. Return them stacked."""
         stacked = torch.stack(values_C)
         if self.group is not None:
             dist.all_reduce(stacked, group=self.group)
         return stacked
 
     def max(self, *values_C: Tensor) -> Tensor:
-        """The largest of each over the ranks, stacked."""
+        """Take the maximum of each value over the ranks. Return them stacked."""
         stacked = torch.stack(values_C)
         if self.group is not None:
             dist.all_reduce(stacked, op=dist.ReduceOp.MAX, group=self.group)
         return stacked
 
     def rows(self, num_tokens: int) -> int:
-        """Of a chunk: all are as large, but for the last."""
+        """Return the rows of a chunk. All chunks have the same size, except the last."""
         count = max(1, -(-num_tokens // self.chunk_tokens))
         return -(-num_tokens // count)
 
@@ -108,7 +108,7 @@ class _Shard:
         return targets_T.new_empty(self.rows(len(targets_T)), self.columns, dtype=dtype)
 
     def chunks(self, targets_T: Tensor, *buffers: Tensor) -> list[_Chunk]:
-        """All get the same memory: on a CPU, pages new to the process cost more than the arithmetic in them."""
+        """Split the tokens into chunks that share memory: on a CPU, new pages cost more than the arithmetic in them."""
         local_T, size = targets_T - self.first, self.rows(len(targets_T))
         found = []
         for start in range(0, len(local_T), size):
@@ -144,7 +144,7 @@ class _Logits(NamedTuple):
         return self.product_CVp.amax(-1) * self.scale_C
 
     def minus(self, shift_C: Tensor) -> Tensor:
-        """In the memory and the dtype of `out`."""
+        """Subtract `shift_C` from the scaled product. Write into `out_CVp`, in its dtype."""
         return torch.addcmul(-shift_C[:, None], self.product_CVp, self.scale_C[:, None], out=self.out_CVp)
 
 
@@ -201,7 +201,7 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *d_outputs_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Of the logits z, with their softmax p:
+        """Compute gradients by the logits z, with p = softmax(z):
 
         d logp / dz = 1[target] - p               d KL(pihat || pi) / dz = p - pihat
         d H / dz = -p (log p + H)                 d KL(pi || pihat) / dz = p (log p - log pihat - KL)
@@ -259,10 +259,10 @@ class _Head(torch.autograd.Function):
 
 
 def _kl_sums(z_CVp: Tensor, ref_z_CVp: Tensor, free_CVp: Tensor, direction: str) -> list[Tensor]:
-    """This rank's sum of exp(ref_z) and of the log-ratio under the distribution that the KL averages over, each [C].
+    """Return this rank's sums of exp(ref_z) and of the log-ratio weighted by the KL's distribution, each [C].
 
-    Logits are given up to a constant of each row. Takes the memory of all three. Differences are taken before sums:
-    near the reference they are small, and what they add up to is exact.
+    Logits may be shifted by a constant per row. May overwrite all three tensors. Differences are taken before sums:
+    near the reference they are small, so their sum stays exact.
     """
     if direction == "forward":
         log_ratio_CVp, e_CVp = torch.sub(ref_z_CVp, z_CVp, out=free_CVp), ref_z_CVp.exp_()

@@ -51,33 +51,33 @@ class PackedBatch:
 
     @property
     def scored_N(self) -> Tensor:
-        """Places of the N sampled tokens, int64; the first token's where there are none, so that a pass has one."""
+        """Return positions of the N sampled tokens, int64. Without any, return position 0 so that a pass has one."""
         chosen_N = self.sampled_T.nonzero()[:, 0]
         return chosen_N if len(chosen_N) else chosen_N.new_zeros(1)
 
     def by_reward(self, middle: float) -> dict[str, Tensor]:
-        """Masks [T], by REWARD_SPLITS, of the tokens whose sequence earned less than `middle`, and of the others."""
+        """Return masks [T] by REWARD_SPLITS: tokens whose sequence earned less than `middle`, and the others."""
         high_T = self.reward_T >= middle
         return dict(zip(REWARD_SPLITS, (~high_T, high_T), strict=True))
 
     def only(self, chosen_T: Tensor) -> PackedBatch:
-        """The same batch with those tokens alone counted by the loss."""
+        """Return the same batch, but let the loss count only the tokens in `chosen_T`."""
         return replace(self, mask_T=self.mask_T & chosen_T)
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on `device`."""
+        """Return the same batch on `device`."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
 def assign(
     lengths: Sequence[int], costs: Sequence[float], *, num_ranks: int, max_tokens: int, multiple_of: int = 1
 ) -> list[list[list[int]]]:
-    """[rank][micro-batch] -> indices of sequences; every rank gets the same number of micro-batches.
+    """Assign sequences: indices by [rank][micro-batch]. Every rank gets the same number of micro-batches.
 
-    Ranks wait for each other once in a step, so they share out the costs first, and each then among its micro-batches,
-    which hold `max_tokens` each and of which there are as few as it finds room in; their number is a multiple of
+    Ranks wait for each other once in a step. So the costs are first balanced over ranks, then over the micro-batches of
+    each rank. A micro-batch holds `max_tokens`. Their number is the smallest found that has room, and a multiple of
     `multiple_of` (interleaved pipeline schedules need it). Deterministic. Equal lengths are neighbours.
-    Raises ValueError where one sequence alone is longer than max_tokens.
+    Raises ValueError if one sequence alone is longer than max_tokens.
     """
     if lengths and max(lengths) > max_tokens:
         raise ValueError(f"sequence of {max(lengths)} tokens: longer than a micro-batch of {max_tokens} tokens.")
@@ -94,7 +94,7 @@ def assign(
 def _share_out(
     indices: Sequence[int], lengths: Sequence[int], costs: Sequence[float], num_shares: int, max_tokens: int
 ) -> list[list[int]]:
-    """Indices by share, by LPT: the dearest first, to the cheapest share with room. Empty where none has room."""
+    """Share out indices by LPT: most expensive first, to the cheapest share with room. Return [] if none has room."""
     shares: list[list[int]] = [[] for _ in range(num_shares)]
     cheapest = [(0.0, share, max_tokens) for share in range(num_shares)]  # cost, share, free tokens
     full: list[tuple[int, tuple[float, int, int]]] = []  # those without room, the one with most of it first
@@ -113,15 +113,15 @@ def _share_out(
 
 
 def aligned(length: int, context: int) -> int:
-    """A sequence's length as packed: context parallelism cuts each into 2 * context equal chunks."""
+    """Return a sequence's packed length: context parallelism cuts each into 2 * context equal chunks."""
     chunk = 2 * context if context > 1 else 1
     return -(-length // chunk) * chunk
 
 
 def families(sequences: Sequence[TrainingSequence], *, most_tokens: int) -> list[list[int]]:
-    """Indices of neighbours that are to share one copy of their prompt.
+    """Group indices of neighbours that share one copy of their prompt.
 
-    Several take `most_tokens` together at most, so that ranks and micro-batches can still be made alike.
+    A group of several takes at most `most_tokens`, so that ranks and micro-batches can still be balanced.
     """
     found: list[list[int]] = []
     tokens = 0
@@ -137,7 +137,7 @@ def families(sequences: Sequence[TrainingSequence], *, most_tokens: int) -> list
 
 
 class _Part(NamedTuple):
-    """Of a sequence the tokens from `first` to `last`, which is not among them."""
+    """Tokens of a sequence from `first` up to, not including, `last`."""
 
     sequence: TrainingSequence
     place: int  # of the sequence in the optimizer step; -1 for a prompt that several share
@@ -147,9 +147,9 @@ class _Part(NamedTuple):
 
 
 def _parts(sequences: Sequence[TrainingSequence], indices: Sequence[int], *, share_prompts: bool) -> list[_Part]:
-    """What is packed one after the other: sequences, or shared prompts and then what continues them.
+    """List the parts in packing order: sequences, or each shared prompt followed by its completions.
 
-    The last token of a prompt predicts another token in each completion: it is theirs.
+    The last token of a prompt predicts a different token in each completion, so each completion has its own copy.
     """
     if not share_prompts:
         return [_Part(s, i, 0, len(s.token_ids), -1) for s, i in zip(sequences, indices, strict=True)]
@@ -169,7 +169,7 @@ def _prompt(sequence: TrainingSequence) -> bytes:
 
 
 def packed_length(sequences: Sequence[TrainingSequence], *, context: int, share_prompts: bool) -> int:
-    """Tokens that `pack` needs for them at least."""
+    """Return the minimum number of tokens that `pack` needs for `sequences`."""
     parts = _parts(sequences, range(len(sequences)), share_prompts=share_prompts)
     return sum(aligned(part.last - part.first, context) for part in parts)
 
@@ -255,7 +255,7 @@ def context_chunks(cu_seqlens: Tensor, context: int) -> Tensor:
 
 
 def split_context(batch: PackedBatch, *, rank: int, context: int) -> PackedBatch:
-    """The part of `batch` that context-parallel rank `rank` of `context` owns; cu_seqlens stay those of the whole."""
+    """Return the part of `batch` that context-parallel rank `rank` owns. cu_seqlens stay those of the whole batch."""
     if context == 1:
         return batch
     owned_T = context_chunks(batch.cu_seqlens, context)[rank]
