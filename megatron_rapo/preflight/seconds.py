@@ -1,4 +1,4 @@
-"""An estimate of a step's seconds by phase, from stated figures of the hardware. Good to a factor, not to a percent."""
+"""Estimate a step's seconds by phase from hardware figures. The result may be wrong by a factor of two or so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_rapo.reshard.plan import Layouts, plan
 
 @dataclass(frozen=True)
 class Hardware:
-    """Of one GPU: the vendor's figures, and the shares of them that are reckoned with."""
+    """One GPU: the vendor's figures, and the shares of them that the estimate assumes."""
 
     name: str
     bf16_flops: float  # dense, per second
@@ -41,11 +41,11 @@ class Traffic:
     copied: int  # in resharding, within the device
     sent: int  # in resharding, to others
     gradients: int  # summed over data-parallel ranks
-    tensor_parallel: int  # activations, between tensor ranks
+    tensor_parallel: int  # activations between tensor ranks
 
 
 def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> Traffic:
-    """Of the first process."""
+    """Return the traffic of the first process."""
     layout, itemsize = config.parallel, ITEMSIZE[config.precision.dtype]
     layouts = Layouts(
         world=world,
@@ -65,7 +65,7 @@ def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> T
         gradients=round(
             2 * (replicas - 1) / replicas * parameters(model, config)[0] * GRADIENT_BYTES * batch.optimizer_steps
         ),
-        # Two sums of hidden states a layer forward (scored once or twice) and two backward, as rings send them.
+        # Two sums of hidden states per layer forward (scored once or twice) and two backward, as rings send them.
         tensor_parallel=round(
             (2 * (_passes(config) + 1) + 2)
             * 2
@@ -82,12 +82,12 @@ def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> T
 def seconds(
     model: ModelShape, config: Config, batch: Batch, moved: Traffic, hardware: Hardware, *, world: int
 ) -> dict[str, float]:
-    """By phase."""
+    """Return the seconds of each phase."""
     numel = engine_numel(model, 1)
     flops = hardware.bf16_flops * hardware.utilisation * world
     links = hardware.link_bytes_per_s * hardware.bandwidth
     across = (hardware.network_bytes_per_s if world > GPUS_PER_NODE else hardware.link_bytes_per_s) * hardware.bandwidth
-    share = _passes(config) / (_passes(config) + 2)  # of the tensor-parallel traffic, in scoring
+    share = _passes(config) / (_passes(config) + 2)  # scoring's share of the tensor-parallel traffic
     recomputed = 8 if config.model.recompute == "full" else 6
     training = recomputed * numel * batch.tokens / flops + moved.tensor_parallel * (1 - share) / links
     return {
@@ -99,12 +99,12 @@ def seconds(
 
 
 def _passes(config: Config) -> int:
-    """Scoring passes: the policy, and the reference where the penalty has one."""
+    """Return the number of scoring passes: the policy's, and the reference's if the divergence has one."""
     return 1 if DIVERGENCES[config.algorithm.divergence].gradient is None else 2
 
 
 def _rollout(model: ModelShape, config: Config, batch: Batch, hardware: Hardware) -> float:
-    """Decoding: each token of a batch reads the weights and its sequences' keys and values once."""
+    """Return the seconds of decoding: each step reads the weights and all sequences' keys and values once."""
     tensor, itemsize = config.rollout.tensor, ITEMSIZE[config.precision.dtype]
     of_token = 2 * model.num_layers * max(1, model.num_kv_heads // tensor) * model.head_dim * itemsize
     fit = config.rollout.kv_cache_mib * 2**20 / of_token / batch.tokens_per_sequence
