@@ -133,7 +133,7 @@ def rewritten(rows: Sequence[Row]) -> Iterator[Case]:
 
 
 def restated(rows: Sequence[Row]) -> Iterator[Case]:
-    """The formulas of each problem's text but its pictures, each once, without the punctuation behind them."""
+    """Yield the formulas of each problem's text without pictures, each once, without punctuation after them."""
     for row in rows:
         text = PICTURE.sub("", row.problem).replace(r"\$", "")
         formulas = (next(filter(None, match), "").strip().rstrip(".,").strip() for match in FORMULA.findall(text))
@@ -143,7 +143,7 @@ def restated(rows: Sequence[Row]) -> Iterator[Case]:
 
 
 def others(rows: Sequence[Row], count: int) -> Iterator[Case]:
-    """Answers of other rows of the same kind, but those that only look different by blanks, \\left and zeros ahead."""
+    """Yield answers of other rows of the same kind, unless they differ only by blanks, \\left or leading zeros."""
     rng = random.Random(0)
     of_kind: dict[str, list[Row]] = {}
     for row in rows:
@@ -167,7 +167,7 @@ def decide(cases: Sequence[Case], pool: VerifierPool) -> list[Decided]:
 
 
 def summary(decided: Sequence[Decided], expected: Callable[[str], bool]) -> dict[str, Any]:
-    """How many came out as expected, and those that did not."""
+    """Return the number of cases, the share that came out as expected, and the others."""
     unexpected = [case for case in decided if not expected(case.outcome)]
     share = round(1 - len(unexpected) / len(decided), 5) if decided else None
     return {"cases": len(decided), "share": share, "unexpected": [asdict(case) for case in unexpected]}

@@ -111,7 +111,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Status 0 only where the two are the same (or within the tolerance)."""
+    """Compare two checkpoints. Returns 0 only if they are the same (or within the tolerance)."""
     a, b = (open_source(folder, options.like) for folder in (options.a, options.b))
     with progress_bar("comparing", total_bytes(a)) as progress:
         found = list(compare(a, b, progress))
@@ -142,13 +142,13 @@ def verify_logits(a: ModelSource, b: ModelSource, options: argparse.Namespace) -
 
 
 def output() -> Console:
-    """As wide as the terminal; where there is none, as what is printed."""
+    """Return a console as wide as the terminal, or of a fixed width without a terminal."""
     console = Console(markup=False)  # names from files are no markup
     return console if console.is_terminal else Console(width=200, markup=False)
 
 
 def tensor_table(*columns: str) -> Table:
-    """Of which the first column is the tensor's name, all of it."""
+    """Build a table whose first column is the tensor's full name."""
     table = Table()
     table.add_column("tensor", overflow="fold")
     for column in columns:
@@ -158,7 +158,7 @@ def tensor_table(*columns: str) -> Table:
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """On a terminal: bytes, speed and the time that remains."""
+    """Show bytes, speed and remaining time on a terminal."""
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -167,7 +167,7 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def size(text: str) -> str:
-    """A size as huggingface_hub takes it."""
+    """Check a size in huggingface_hub's form."""
     if not re.fullmatch(r"[1-9][0-9]{0,8}(KB|MB|GB|TB)", text):
         raise argparse.ArgumentTypeError(f"{said(text)}: not a size; write for example 500MB or 5GB")
     return text

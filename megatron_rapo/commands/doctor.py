@@ -110,10 +110,10 @@ def facts() -> Facts:
 
 
 def _gpus() -> tuple[list[Gpu], str | None]:
-    """What torch sees, and the version of its NCCL."""
+    """Return the GPUs that torch sees, and the version of its NCCL."""
     try:
         import torch
-    except ImportError:  # which is said elsewhere
+    except ImportError:  # reported elsewhere
         return [], None
     if not torch.cuda.is_available():
         return [], None
@@ -123,7 +123,7 @@ def _gpus() -> tuple[list[Gpu], str | None]:
 
 
 def judged(here: Facts) -> Iterator[Finding]:
-    """What each fact means for a run."""
+    """Judge what each fact means for a run."""
     yield Finding("Python", here.python, "good")
     for name, package in PACKAGES.items():
         yield _of_package(name, package, here.versions.get(name))

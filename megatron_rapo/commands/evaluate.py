@@ -39,9 +39,9 @@ Keep = Callable[[Sequence[ProblemSamples]], None]
 
 
 def evaluate_model(config: Config, *, output: Path | None) -> None:
-    """Run `evaluate` on this process: the scores of model.path on [evaluation].data, shown.
+    """Run `evaluate` on this process: score model.path on [evaluation].data and show the scores.
 
-    With an `output` its samples are kept there, and the scores beside it; what is there already is gone on with.
+    With an `output` the samples are saved there and the scores beside it. Samples that exist are not sampled again.
     Raises ConfigError, DataError, SamplesError and ScoresError before anything expensive is built.
     """
     settings = config.evaluation
@@ -89,7 +89,7 @@ def evaluate_model(config: Config, *, output: Path | None) -> None:
 
 
 def _sample(heldout: HeldOut, model: EvaluatedModel, *, start: int, keep: Keep, say: Say) -> list[ProblemScore]:
-    """The problems from `start` on; the first process keeps them as they come. Collective over the world."""
+    """Sample the problems from `start` on. The first process saves them as they arrive. Collective over the world."""
     total, done = len(heldout.prompts.prompts), []
     if start:
         say(f"going on: {start} of {total} problems are there")
@@ -106,4 +106,4 @@ def _sample(heldout: HeldOut, model: EvaluatedModel, *, start: int, keep: Keep, 
 
 
 def _nothing(_: object) -> None:
-    """What a process does that neither keeps nor says anything."""
+    """Do nothing, on processes that neither save nor print."""

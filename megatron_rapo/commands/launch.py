@@ -109,7 +109,7 @@ def _status(failed: ChildFailedError) -> int:
 
 
 def _forward(number: int, _frame: FrameType | None) -> None:
-    """Pass a signal on to the processes, which end as it asks; without any yet, end here."""
+    """Forward a signal to the processes; end here if there are none yet."""
     children = psutil.Process().children()
     if not children:
         sys.exit(128 + number)

@@ -72,7 +72,7 @@ def _check(config: Config, options: Options) -> None:
 
 
 def _dry_run(config: Config, model: ModelShape, gpus: int) -> None:
-    """Have Megatron build what every pipeline stage would hold, without memory, and count."""
+    """Build what every pipeline stage would hold with Megatron, without memory, and check the number of parameters."""
     from megatron_rapo.mcore.dry_run import dry_run
 
     built = dry_run(config, model, world=gpus)

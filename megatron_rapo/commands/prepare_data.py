@@ -81,7 +81,7 @@ def report(output: Path, manifest: dict[str, Any]) -> None:
 
 
 def show_rows(what: str, lines: Sequence[str]) -> None:
-    """How many, and the first of them."""
+    """Print the number of lines and the first ones."""
     print(f"{what}: {len(lines):,}")
     for line in lines[:SHOWN]:
         print(f"  {printable(line)}")

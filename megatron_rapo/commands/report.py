@@ -40,7 +40,7 @@ def report(folders: Sequence[Path], options: Options) -> int:
 
 
 def page_data(runs: Sequence[Run], options: Options) -> dict[str, Any]:
-    """What the page's scripts draw."""
+    """Return the data that the page's scripts draw."""
     budget = int(options.rollouts_mib * 2**20) // len(runs)
     names = dict.fromkeys(name for run in runs for name in run.curves)
     return {
@@ -68,7 +68,7 @@ def _run(run: Run, most_bytes: int) -> dict[str, Any]:
 
 
 def _evaluations(runs: Sequence[Run], others: Sequence[Path]) -> list[dict[str, Any]]:
-    """The curves of other models, of no run (-1), and of each run by its place, the last one after the earlier."""
+    """Return the curves of other models (run -1) and of each run (its index), from the earliest to the latest."""
     found = [{"label": path.stem, "run": -1, "earlier": False, **read_evaluation(path)} for path in others]
     for place, run in enumerate(runs):
         for path in (own := find_evaluations(run.folder)):
@@ -78,7 +78,7 @@ def _evaluations(runs: Sequence[Run], others: Sequence[Path]) -> list[dict[str, 
 
 
 def _meaning(name: str) -> str:
-    """A scalar of another version's run has none here."""
+    """Return a scalar's description; empty for a scalar that only another version has."""
     try:
         return describe(name)
     except ValueError:

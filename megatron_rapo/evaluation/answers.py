@@ -1,10 +1,10 @@
-r"""Which answers to a problem are the same one, for a majority vote.
+r"""Decide which answers to a problem are equal, for a majority vote.
 
-Two answers are the same where their texts are after normalisation: that of math-verify, by which the verifier too reads
-an answer (units, styles, malformed fractions), blanks taken out, and numbers by their value (0.5, 1/2 and \frac{1}{2};
-007 and 7; 1,234 and 1234). The reference answer takes no part: were right answers put together by what the verifier
-finds equal to it, and wrong ones by their texts, the right ones would win votes that the model has not cast. Answers
-that only mathematics shows to be equal (x+1 and 1+x) stay apart, for right and wrong ones alike. No torch.
+Two answers are equal if their normalised texts are. Normalisation is that of math-verify, which the verifier also uses
+to read answers (units, styles, malformed fractions). It also removes blanks and writes numbers by value (0.5, 1/2 and
+\frac{1}{2}; 007 and 7; 1,234 and 1234). The reference answer is not used. If right answers were grouped by the verifier
+and wrong ones by text, right answers would win votes that the model did not cast. Answers whose equality needs
+mathematics (x+1 and 1+x) stay separate, right or wrong. No torch.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _LIST = re.compile(r",\s")  # "1, 234" is two numbers
 
 
 def normalised(answer: str) -> str:
-    """The text by which an answer is told from others."""
-    if len(answer) > MAX_ANSWER_CHARS:  # what the verifier does not read either
+    """Return the normalised text of an answer. Equal answers have equal texts."""
+    if len(answer) > MAX_ANSWER_CHARS:  # the verifier does not read these either
         return answer
     is_list = bool(_LIST.search(answer))
     text = _BLANK.sub("", normalize_latex(" ".join(answer.split()), _RULES)).removesuffix(".").replace("{,}", ",")
@@ -43,10 +43,10 @@ def normalised(answer: str) -> str:
 
 
 def count_votes(answers: Sequence[str | None], right: Sequence[bool]) -> list[tuple[str, int, bool]]:
-    """Each different answer, how many gave it and whether it is right; the most frequent first, then the earliest.
+    """Return each different answer, its votes and whether it is right: most votes first, then the earliest.
 
-    None gives no vote. An answer is right where the verifier found any that is the same right: it has a deadline, and a
-    late verdict says nothing.
+    None is no vote. An answer is right if the verifier accepted any equal one: the verifier has a deadline, and a late
+    verdict says nothing.
     """
     votes: dict[str, tuple[int, bool]] = {}
     for answer, is_right in zip(answers, right, strict=True):

@@ -1,4 +1,4 @@
-"""Two models' scores on the same problems: what changed, how sure that is, and on which problems. No torch.
+"""Compare two models' scores on the same problems: what changed, how certain it is, and on which problems. No torch.
 
 docs/evaluation.md describes the tests and the file.
 """
@@ -24,7 +24,7 @@ FLIPS = 10_000  # sign flips of a paired permutation test
 
 
 class Difference(Record):
-    """A metric of two models: means over problems, the other's minus the base's."""
+    """A metric of two models: means over problems, and the other's minus the base's."""
 
     base: float
     other: float
@@ -40,11 +40,11 @@ class Solved(Record):
     lost: tuple[str, ...]  # by the base only
     both: tuple[str, ...]
     neither: tuple[str, ...]
-    p_value: float | None  # McNemar's test; None where one of them had more samples, and so more chances
+    p_value: float | None  # McNemar's test; None if one of them had more samples, and so more chances
 
 
 class Part(Record):
-    """The problems that the base never solves ("hard"), or those that it does ("rest")."""
+    """Both models' scores on the problems that the base never solves ("hard") or on the others ("rest")."""
 
     problems: tuple[str, ...]  # ids
     base: dict[str, Score]
@@ -60,7 +60,7 @@ class Comparison(Record):
     base_model: str
     other_model: str
     samples_per_problem: tuple[int, int]  # of the base, of the other
-    sampled_otherwise: tuple[str, ...]  # settings that differ beside the weights and the seed
+    sampled_otherwise: tuple[str, ...]  # settings that differ, except weights and seed
     metrics: dict[str, Difference]
     solved: Solved
     hard: Part | None  # None where there is no such problem
@@ -80,7 +80,7 @@ class Evaluated:
 
 
 def check_comparable(base: Evaluated, other: Evaluated) -> None:
-    """Refuse other problems, answers or another order than the base's, and verdicts on another form of answer.
+    """Check that both files have the same problems and answers in the same order, and the same form of answer.
 
     Raises ScoresError.
     """
@@ -107,9 +107,9 @@ def check_comparable(base: Evaluated, other: Evaluated) -> None:
 
 
 def common_k(evaluated: Sequence[Evaluated], chosen: Sequence[int] | None = None) -> list[int]:
-    """The k to compare at: the chosen ones, or all that any was summed up for and all have samples for.
+    """Return the k to compare at: the chosen ones, or all k in any file that all files have enough samples for.
 
-    Raises ScoresError for a chosen one that somebody has too few samples for.
+    Raises ScoresError if a file has too few samples for a chosen k.
     """
     fewest = min(evaluated, key=lambda each: each.scores.samples_per_problem)
     n = fewest.scores.samples_per_problem
@@ -124,7 +124,7 @@ def common_k(evaluated: Sequence[Evaluated], chosen: Sequence[int] | None = None
 
 
 def compare(base: Evaluated, other: Evaluated, k: Sequence[int]) -> Comparison:
-    """Raises ScoresError where they are not of the same problems."""
+    """Compare two models at each k. Raises ScoresError if their problems differ."""
     check_comparable(base, other)
     before, now = base.scores.values(k), other.scores.values(k)
     solved_P = np.array([problem.solved for problem in base.scores.problems])
@@ -143,18 +143,18 @@ def compare(base: Evaluated, other: Evaluated, k: Sequence[int]) -> Comparison:
 
 
 def save(comparisons: Sequence[Comparison], path: Path) -> None:
-    """A list, one for each model compared with the base. Raises ScoresError."""
+    """Write the comparisons as a JSON list. Raises ScoresError."""
     content = json.dumps([each.model_dump(mode="json") for each in comparisons], indent=2)
     write(path, content + "\n", option="--output")
 
 
 def hard_problems(base: Scores) -> list[ProblemScore]:
-    """Which the model solves in none of its samples."""
+    """Return the problems that the model solves in none of its samples."""
     return [problem for problem in base.problems if not problem.solved]
 
 
 def save_hard(base: Evaluated, path: Path) -> int:
-    """Write the problems that `base` never solves as a data file; how many. Raises ScoresError where there is none."""
+    """Write the problems that `base` never solves to a data file; return their number. Raises ScoresError if 0."""
     hard = hard_problems(base.scores)
     if path.suffix != ".jsonl":
         raise ScoresError(f"--hard {path}: a data file of JSON lines; name one that ends in .jsonl.")
@@ -214,7 +214,7 @@ def _solved(base: Scores, other: Scores) -> Solved:
 
 
 def _part(base: Scores, before: Values, now: Values, chosen_P: np.ndarray) -> Part | None:
-    """Both models' scores on the chosen problems."""
+    """Return both models' scores on the chosen problems; None if there are none."""
     if not chosen_P.any():
         return None
     of_base, of_other = (

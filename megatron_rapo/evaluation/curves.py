@@ -1,4 +1,4 @@
-"""pass@k against k as a picture: several models, all problems, those that the first never solves, and the rest."""
+"""Draw pass@k against k for several models: on all problems, those that the first never solves, and the rest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from megatron_rapo.evaluation.estimators import problems_pass_at_k
 
 
 def curve_k(samples_per_problem: int) -> list[int]:
-    """Powers of two up to the number of samples, and that."""
+    """Return the powers of two below the number of samples, and that number."""
     powers = [2**i for i in range(samples_per_problem.bit_length()) if 2**i < samples_per_problem]
     return [*powers, samples_per_problem]
 
 
 def plot_curves(evaluated: Sequence[Evaluated], path: Path) -> None:
-    """Write the picture; the first model says what is hard. Raises InputError without matplotlib, or a place."""
+    """Draw and save the picture. The first model decides what is hard. Raises InputError if that is impossible."""
     try:
         import matplotlib
     except ImportError:
@@ -55,7 +55,7 @@ def plot_curves(evaluated: Sequence[Evaluated], path: Path) -> None:
 
 
 def _parts(base: Evaluated) -> dict[str, np.ndarray]:
-    """Title -> [P] which problems: all of them and, where the base solves some and not others, both kinds."""
+    """Return title -> mask [P]: all problems and, if the base solves only some, the unsolved and the solved ones."""
     solved_P = np.array([problem.solved for problem in base.scores.problems])
     parts = {f"all problems: {len(solved_P)}": np.ones_like(solved_P)}
     if solved_P.any() and not solved_P.all():

@@ -1,4 +1,4 @@
-"""pass@k and maj@k of problems. Pure: numbers in, numbers out.
+"""Estimate pass@k and maj@k of problems. Pure: numbers in, numbers out.
 
 Shape legend: P problems, K values of k, N samples of a problem, R random subsets of them, A its different answers.
 """
@@ -11,27 +11,27 @@ from math import comb
 import numpy as np
 
 SUBSETS = 1000
-"""Random subsets of the samples that maj@k is the mean over: a standard error of 0.016 at most for one problem, less by
-the square root of their number for the mean over problems. At k = N there is one subset, and no error."""
-_BLOCK = 100  # subsets at a time: with 1,000 samples they fit in a cache, and all together would not
+"""Number of random subsets that maj@k averages over. The standard error is at most 0.016 for one problem. For the mean
+it is smaller by the square root of the number of problems. At k = N there is one subset, and no error."""
+_BLOCK = 100  # subsets at a time: with 1,000 samples these fit in a cache, all subsets would not
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased estimate, from `num_samples` samples, of the chance that one of k is correct.
+    """Return an unbiased estimate, from `num_samples` samples, of the chance that at least one of k is correct.
 
-    1 - C(n - c, k) / C(n, k), exact before the division. Source: arXiv 2107.03374 (Codex), equation 1.
+    Computes 1 - C(n - c, k) / C(n, k), exact before the division. Source: arXiv 2107.03374 (Codex), equation 1.
     """
     return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
 
 
 def problems_pass_at_k(num_samples: int, num_correct: Sequence[int], k: Sequence[int]) -> np.ndarray:
-    """[P, K] float64: `pass_at_k` of each problem, with `num_correct[p]` of `num_samples` samples right, at each k."""
+    """Return `pass_at_k` of each problem at each k, [P, K] float64. `num_correct[p]` of `num_samples` are right."""
     columns = [_pass_by_correct(num_samples, each, max(num_correct, default=0)) for each in k]
     return np.array([[column[c] for column in columns] for c in num_correct]).reshape(len(num_correct), len(k))
 
 
 def _pass_by_correct(num_samples: int, k: int, most: int) -> list[float]:
-    """Return `pass_at_k` for 0, 1, ..., `most` right samples: each binomial from the one before, not from factors."""
+    """Return `pass_at_k` for 0, 1, ..., `most` right samples. Each binomial is computed from the previous one."""
     all_of_them = without = comb(num_samples, k)
     chances = [0.0]
     for left in range(num_samples, num_samples - most, -1):
@@ -43,16 +43,16 @@ def _pass_by_correct(num_samples: int, k: int, most: int) -> list[float]:
 def majority_at_k(
     num_samples: int, votes: Sequence[tuple[int, bool]], k: Sequence[int], rng: np.random.Generator
 ) -> np.ndarray:
-    """[K] float64: the chance that the most frequent answer of k samples is right, for one problem.
+    """Return the chance that the most frequent answer of k samples is right, for one problem: [K] float64.
 
-    `votes` has each different answer: how many of the samples gave it, and whether it is right; the others gave none,
-    and a subset of such samples alone is not right. Of answers that tie, each is taken with the same chance, and the
-    expectation over that is what counts: no order of answers or samples matters, and nothing is left to chance but the
-    `SUBSETS` subsets, drawn without replacement, which are an unbiased estimate of the mean over all.
+    `votes` has each different answer: how many samples gave it, and whether it is right. The other samples gave none; a
+    subset of only such samples is not right. If answers tie, each is taken with the same chance, and the result is the
+    expectation over that. So the order of answers and samples does not matter. The only randomness is the choice of
+    `SUBSETS` subsets, drawn without replacement. They give an unbiased estimate of the mean over all subsets.
     """
     counts = [count for count, _ in votes]
     right_A = np.array([right for _, right in votes], dtype=bool)
-    if right_A.all() or not right_A.any():  # then a vote is right where there is one, or nowhere
+    if right_A.all() or not right_A.any():  # then every vote is right, or none is
         answered, some = sum(counts), float(right_A.any())
         return np.array([some * pass_at_k(num_samples, answered, each) for each in k])
     none = len(votes)
@@ -67,7 +67,7 @@ def majority_at_k(
 
 
 def _chances_right(answer_RN: np.ndarray, right_A: np.ndarray, k: Sequence[int]) -> np.ndarray:
-    """[K] float64: sum over R orders of the samples of the share of right ones among the first k's most frequent."""
+    """Return, summed over R orders of the samples, the share of right answers among the first k's winners, [K]."""
     subsets, columns = len(answer_RN), len(right_A) + 1
     row_R1, votes = columns * np.arange(subsets)[:, None], np.zeros(subsets * columns, np.int64)
     chances, counted = {}, 0
@@ -83,6 +83,6 @@ def _chances_right(answer_RN: np.ndarray, right_A: np.ndarray, k: Sequence[int])
 def problems_majority_at_k(
     num_samples: int, votes: Sequence[Sequence[tuple[int, bool]]], k: Sequence[int], *, seed: int
 ) -> np.ndarray:
-    """[P, K] float64: `majority_at_k` of each problem, whose subsets depend on `seed` and on its place."""
+    """Return `majority_at_k` of each problem, [P, K] float64. Its subsets depend on `seed` and the problem's index."""
     rows = [majority_at_k(num_samples, each, k, np.random.default_rng([seed, p])) for p, each in enumerate(votes)]
     return np.array(rows, dtype=np.float64).reshape(len(votes), len(k))

@@ -1,4 +1,4 @@
-"""How sure one can be of a mean over problems, and of a difference between two models. Pure.
+"""Compute the uncertainty of a mean over problems and of a difference between two models. Pure.
 
 Shape legend: P problems, K columns (values of k), R resamples.
 """
@@ -10,18 +10,18 @@ from math import comb
 
 import numpy as np
 
-EXACT_PROBLEMS = 12  # up to so many all sign flips are listed
-_BLOCK = 500  # of sign flips in memory at a time
+EXACT_PROBLEMS = 12  # up to this number all sign flips are listed
+_BLOCK = 500  # sign flips in memory at a time
 _ROUNDING = 1e-12
 
 
 def bootstrap_interval(values_PK: np.ndarray, *, level: float, resamples: int, seed: int) -> np.ndarray:
-    """[K, 2] float64: lower and upper end of a confidence interval of `level` for each column's mean over problems.
+    """Return a confidence interval of `level` for each column's mean over problems: both ends, [K, 2] float64.
 
-    P rows are drawn with replacement, `resamples` times, and the ends are percentiles of their means; a row is drawn
-    whole, so a column of differences between two models is a paired comparison. A problem's own sampling noise counts
-    too: the value that is drawn with it has it. Where all problems have the same value, the width is zero, which only
-    says that these problems do not tell how much others would differ. Source: Efron and Tibshirani, "An Introduction
+    P rows are drawn with replacement, `resamples` times; the ends are percentiles of their means. A row is drawn as a
+    whole, so a column of differences between two models is a paired comparison. Each value contains its problem's
+    sampling noise, so that noise counts too. If all problems have the same value, the width is zero. That only means
+    that these problems do not show how much others would differ. Source: Efron and Tibshirani, "An Introduction
     to the Bootstrap" (1993), section 13.3 (percentile interval).
     """
     rng, num_problems = np.random.default_rng(seed), len(values_PK)
@@ -33,12 +33,12 @@ def bootstrap_interval(values_PK: np.ndarray, *, level: float, resamples: int, s
 
 
 def sign_flip_p_values(difference_PK: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """[K] float64: two-sided p-value of each column's mean, where the two models are the same on every problem.
+    """Return the two-sided p-value of each column's mean, [K] float64. Null hypothesis: the models do not differ.
 
-    Then a problem's difference is as likely with the other sign, whatever it is: the share of sign flips whose mean is
-    as far from 0 as the one found. All flips are listed where at most EXACT_PROBLEMS problems differ; else `resamples`
-    are drawn, and the found one counts as one more. Source: paired permutation test (Fisher 1935; Phipson and Smyth
-    2010 for the one more).
+    Under it a problem's difference has either sign with the same chance. The p-value is the share of sign flips whose
+    mean is at least as far from 0 as the observed one. If at most EXACT_PROBLEMS problems differ, all flips are listed.
+    Otherwise `resamples` are drawn, and the observed one counts as one more. Source: paired permutation test (Fisher
+    1935; Phipson and Smyth 2010 for the one more).
     """
     difference_PK = difference_PK[np.any(difference_PK != 0, axis=1)]
     found_K = np.abs(difference_PK.sum(axis=0)) - _ROUNDING
@@ -53,10 +53,10 @@ def sign_flip_p_values(difference_PK: np.ndarray, *, resamples: int, seed: int) 
 
 
 def mcnemar_p_value(gained: int, lost: int) -> float:
-    """Exact two-sided p-value of `gained` problems solved by one model only and `lost` by the other only.
+    """Return the exact two-sided p-value for problems that only one model solves: `gained` by one, `lost` by the other.
 
-    Where the two are the same, each such problem falls to either with a chance of 1/2 (a sign test). Source: McNemar
-    1947, in its exact (binomial) form.
+    If the models are equally good, each such problem belongs to either with a chance of 1/2 (a sign test). Source:
+    McNemar 1947, in its exact (binomial) form.
     """
     total = gained + lost
     tail = sum(comb(total, i) for i in range(min(gained, lost) + 1))

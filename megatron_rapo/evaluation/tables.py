@@ -1,4 +1,4 @@
-"""Scores and comparisons on the terminal."""
+"""Print scores and comparisons on the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from megatron_rapo.monitor import Console
 
 
 def show(console: Console, scores: Scores) -> None:
-    """One model's."""
+    """Print one model's scores."""
     interval = f"{scores.bootstrap.level:.0%} interval"
     rows = [
         [label(name, scores.samples_per_problem), f"{score.value:.3f}", _interval(score)]
@@ -21,7 +21,7 @@ def show(console: Console, scores: Scores) -> None:
 
 
 def show_comparison(console: Console, base: Evaluated, comparison: Comparison) -> None:
-    """What changed from the base, which problems were gained and lost, and how each did on the hard part."""
+    """Print what changed from the base, which problems were gained and lost, and the scores on both parts."""
     for difference in comparison.sampled_otherwise:
         console.message(f"note: sampled with {difference}")
     n, level = comparison.samples_per_problem, f"{base.scores.bootstrap.level:.0%} interval"
@@ -67,7 +67,7 @@ def _show_part(console: Console, title: str, part: Part, level: str, n: int) -> 
 
 
 def label(name: str, n: int) -> str:
-    """`avg` is shown with its number of samples, where it is one."""
+    """Return a metric's label: `avg` with its number of samples, if both models have the same."""
     return f"avg@{n}" if name == "avg" and n else name
 
 
@@ -76,4 +76,4 @@ def _interval(score: Score) -> str:
 
 
 def _signed(difference: float) -> str:
-    return f"{round(difference, 3) + 0.0:+.3f}"  # + 0.0 turns -0.0, which would be shown as -0.000, into 0.0
+    return f"{round(difference, 3) + 0.0:+.3f}"  # + 0.0 turns -0.0, shown as -0.000, into 0.0

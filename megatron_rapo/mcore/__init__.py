@@ -1,13 +1,13 @@
-"""Everything that imports megatron: the policy, its parallel layout, scoring, training, checkpoints."""
+"""Train and score with Megatron-Core. Only modules of this package import megatron."""
 
 import logging
 import warnings
 
 from megatron_rapo.mcore import cpu_compat
 
-# Each import of megatron.core says again that apex is not installed, which is optional.
+# Each import of megatron.core warns again that apex, which is optional, is not installed.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
-# Its checkpoints use what torch 2.13 deprecates: ShardedTensor and load_state_dict.
+# Megatron's checkpoints use ShardedTensor and load_state_dict, which torch 2.13 deprecates.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(megatron\.core|torch\.distributed)\.")
 logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)  # announces that it is off
 

@@ -1,4 +1,4 @@
-"""Save the distributed optimizer's state from the right place where a gradient buffer has several buckets."""
+"""Fix where Megatron reads the distributed optimizer's state when a gradient buffer has several buckets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 @functools.cache
 def install() -> None:
-    """Mend megatron-core 0.16.1's `fully_reshardable` checkpoints for this process, once.
+    """Patch megatron-core 0.16.1's `fully_reshardable` checkpoints for this process, once.
 
     Each bucket ends with padding to a multiple of lcm(data-parallel size, 128). On saving, Megatron joins the buckets
-    without that padding (`get_parameter_state_dp_zero`), but reads each parameter where it is with the padding
-    (`param_index_map`). So all parameters after the first bucket are saved shifted, and the last numbers are lost. A
-    tied embedding has a bucket of its own where pipeline > 1; only sizes that need no padding escape.
-    Megatron-LM 5077 subtracts the padding. A megatron-core with it (after 0.19.0) lets this file go, and must: with
-    both, the padding would be subtracted twice. (mcore/state_digests.py would refuse what that makes.)
+    without that padding (`get_parameter_state_dp_zero`), but reads each parameter at its position with the padding
+    (`param_index_map`). So it saves all parameters after the first bucket shifted, and loses the last numbers. A tied
+    embedding has a bucket of its own where pipeline > 1. Only sizes that need no padding are not affected.
+    Megatron-LM 5077 subtracts the padding. Delete this file once megatron-core (after 0.19.0) includes that fix: with
+    both, the padding would be subtracted twice. (mcore/state_digests.py would refuse the resulting checkpoint.)
     """
     unmended = DistributedOptimizer.sharded_param_state_fully_reshardable
 
@@ -32,7 +32,7 @@ def install() -> None:
 
 @contextmanager
 def _positions_without_padding(buffers: list[Any]) -> Iterator[None]:
-    """Have `param_index_map` of the buffers count as if their buckets had no padding at their ends."""
+    """Replace `param_index_map` of the buffers by one that ignores the padding at the end of each bucket."""
     kept = [buffer.param_index_map for buffer in buffers]
     try:
         for buffer in buffers:
@@ -44,7 +44,7 @@ def _positions_without_padding(buffers: list[Any]) -> Iterator[None]:
 
 
 def _without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
-    """Start, end and bucket of each parameter; parameters keep their order, which Megatron goes by on loading."""
+    """Return start, end and bucket of each parameter. Keeps the order of parameters: loading depends on it."""
     padding, so_far = [], 0
     for bucket in buffer.buckets:
         padding.append(so_far)

@@ -1,4 +1,4 @@
-"""What Megatron's dist_checkpointing keeps of a run, and a run restored from it."""
+"""Collect what Megatron's dist_checkpointing saves of a run, and restore a run from it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from megatron_rapo.mcore.state_digests import WEIGHTS, check_agreement, check_re
 
 
 def content(policy: Policy, trainer: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a checkpoint holds, `trainer` the trainer's own state.
+    """Return everything that a checkpoint holds. `trainer` is the trainer's own state.
 
-    The reference is not in it: it is read from model.path again. Within `policy.training_state.in_place()`.
+    The reference is not saved: it is read from model.path again. Call within `policy.training_state.in_place()`.
     """
     return {
         **_sharded(policy, loading=False),
@@ -35,8 +35,8 @@ def content(policy: Policy, trainer: dict[str, Any]) -> dict[str, Any]:
 def load_checkpoint(folder: Path, policy: Policy) -> dict[str, Any]:
     """Restore `policy` in place (under any parallel layout) and return the trainer's own state. Collective.
 
-    Random number generators go on where they were on as many processes, and otherwise as they are.
-    Raises CheckpointError where number format or kind of optimizer are not those of the checkpoint.
+    Restores the random number generators only on the same number of processes; otherwise leaves them unchanged.
+    Raises CheckpointError if the number format or the kind of optimizer differs from the checkpoint's.
     """
     saved = read_common(folder / COMMON)
     for setting, present in policy.checkpoint_format.items():

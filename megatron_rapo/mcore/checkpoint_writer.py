@@ -1,7 +1,7 @@
-"""Megatron's checkpoint files written by this process itself, with digests.
+"""Write Megatron's checkpoint files in this process, with digests.
 
-megatron-core 0.16.1 forks one writer per file, from a process in which gloo, vLLM and NCCL have threads: a fork there
-may hang, and the writers of a killed run stay behind for ever, with its pipes open. It also keeps their results in a
+megatron-core 0.16.1 forks one writer per file from a process in which gloo, vLLM and NCCL have threads. Such a fork can
+hang, and the writers of a killed run stay alive forever and keep its pipes open. Megatron also keeps their results in a
 server process, which outlives the run too.
 """
 
@@ -28,7 +28,7 @@ from megatron_rapo.runtime.atomic_write import NewFile
 
 @dataclass(frozen=True)
 class Content:
-    """What one file will hold."""
+    """The content of one checkpoint file."""
 
     path: Path
     objects: Sequence[tuple[WriteItem, BytesIO]]
@@ -37,7 +37,7 @@ class Content:
 
 @dataclass
 class Outcome:
-    """Of writing a rank's files."""
+    """The result of writing one rank's files."""
 
     results: dict[int, list[WriteResult]] = field(default_factory=dict)  # Megatron's, by the file's number
     digests: dict[str, list[Range]] = field(default_factory=dict)  # by the file's name
@@ -45,12 +45,12 @@ class Outcome:
 
 @functools.cache
 def use_own_queue() -> None:
-    """Have Megatron take results from a queue of this process instead of a server's, once."""
+    """Make Megatron use a result queue in this process instead of a server process. Takes effect once."""
     filesystem_async._results_queue = queue.Queue()
 
 
 def content_of(request: AsyncRequest, *, copied: bool) -> list[Content]:
-    """What this rank has to write, in host memory; `copied` so that training may go on meanwhile."""
+    """Return what this rank must write, in host memory. `copied`: copy it, so that training can continue meanwhile."""
     if request.async_fn is None:
         return []
     _, buckets, _ = request.async_fn_args
@@ -61,7 +61,7 @@ def content_of(request: AsyncRequest, *, copied: bool) -> list[Content]:
 
 
 def write(files: Sequence[Content]) -> Outcome:
-    """Write the files, on the disk when this returns. Raises OSError."""
+    """Write the files and flush them to disk. Raises OSError."""
     outcome = Outcome()
     for number, content in enumerate(files):
         name = content.path.name
@@ -78,7 +78,7 @@ def write(files: Sequence[Content]) -> Outcome:
 
 
 def finish(request: AsyncRequest, outcome: Outcome) -> None:
-    """Have Megatron write down what is where. Collective over the world."""
+    """Let Megatron write the checkpoint's metadata. Collective over the world."""
     if outcome.results:
         _, _, results = request.async_fn_args
         results.put(outcome.results)

@@ -1,8 +1,8 @@
-"""Lets megatron-core 0.16 run on gloo where there is no CUDA device. Nothing happens where there is one.
+"""Run megatron-core 0.16 with gloo on machines without a CUDA device. Changes nothing where there is one.
 
 Megatron's own modules get a view of torch in which "cuda" means "cpu"; the rest of the process keeps the real one.
-Tensor methods cannot be scoped like that, so `Tensor.cuda()` is the identity for the whole process. What each
-patch is for stands beside it; a megatron-core that runs on CPU by itself lets this file go.
+Tensor methods cannot be scoped like that, so `Tensor.cuda()` is the identity for the whole process. A comment at each
+patch says what it is for. Delete this file once megatron-core runs on CPU by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 _CPU = torch.device("cpu")
 _FACTORIES = ("zeros", "ones", "empty", "full", "tensor", "arange", "rand", "randn",
               "zeros_like", "empty_like", "ones_like")  # fmt: skip
-# Modules whose `torch` must be replaced; those that megatron imports lazily are named, so that they are there in time.
+# Modules whose `torch` is replaced. Megatron imports some of them lazily, so `install` imports all of them first.
 _MODULES = (
     "parallel_state",
     "tensor_parallel.random",
@@ -47,7 +47,7 @@ def install() -> None:
         return
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron warns without it
     jit = importlib.import_module("megatron.core.jit")
-    jit.disable_jit_fuser()  # torch.compile of three-line helpers: needs a C++ compiler and costs seconds
+    jit.disable_jit_fuser()  # torch.compile of three-line helpers needs a C++ compiler and takes seconds
     view = _TorchView()
     for module in _MODULES:
         importlib.import_module(f"megatron.core.{module}")
@@ -60,7 +60,7 @@ def install() -> None:
 
 
 def _on_cpu(device: Any) -> Any:
-    """`device` with every CUDA device replaced by the CPU."""
+    """Return `device`, or the CPU in place of a CUDA device."""
     is_cuda = isinstance(device, int) or (device is not None and torch.device(device).type == "cuda")
     return _CPU if is_cuda else device
 
@@ -86,7 +86,7 @@ class _Nothing:
 
 
 class _CudaView(types.ModuleType):
-    """torch.cuda as megatron sees it."""
+    """torch.cuda as Megatron sees it."""
 
     FloatTensor, HalfTensor, BFloat16Tensor = torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor
     Event = Stream = current_stream = default_stream = _Nothing
@@ -104,7 +104,7 @@ class _CudaView(types.ModuleType):
 
 
 class _TorchView(types.ModuleType):
-    """torch as megatron sees it."""
+    """torch as Megatron sees it."""
 
     def __init__(self) -> None:
         super().__init__("torch")
@@ -117,7 +117,7 @@ class _TorchView(types.ModuleType):
 
 
 def _patch_tensor_type() -> None:
-    """Megatron's optimizer accepts parameters whose .type() is torch.cuda.FloatTensor and the like, only."""
+    """Make .type() return "torch.cuda.FloatTensor" and so on: Megatron's optimizer accepts only these types."""
     original = torch.Tensor.type
 
     def type_(self: torch.Tensor, dtype: Any = None, **kwargs: Any) -> Any:
@@ -131,7 +131,7 @@ def _patch_tensor_type() -> None:
 
 
 def _patch_rng_tracker() -> None:
-    """The tensor-parallel RNG states are the CPU generator's."""
+    """Make Megatron's tensor-parallel random states use the CPU generator."""
     random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)

@@ -1,6 +1,6 @@
-"""What a scored rollout says before it is trained on: engine against trainer, policy against reference.
+"""Compare log-probabilities of a scored rollout before training: engine and trainer, policy and reference.
 
-T tokens of a micro-batch. Every function is collective over the world and gives the same on every rank.
+T tokens of a micro-batch. Every function is collective over the world and returns the same result on every rank.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _WIDTH, _BINS_A_SIDE = 0.01, 2000  # of the histogram: nats, and bins below and 
 
 
 def logprob_gap(batches: Sequence[PackedBatch], parallel: Parallel) -> dict[str, float]:
-    """Mean and largest |engine - trainer| log-probability over the sampled tokens of scored `batches`, nats.
+    """Return mean and largest |engine - trainer| log-probability over the sampled tokens of scored `batches`, in nats.
 
-    Of tokens sampled from earlier weights it is no error of the engine, but how far the policy has moved since: they
-    have a mean of their own, where there are any.
+    Tokens sampled from earlier weights (stale tokens) are averaged separately, where there are any: their gap
+    shows how far the policy has moved since, not an error of the engine.
     """
     mine = [
         _gap(b.mask_T & ~b.stale_T, b.old_logp_T, b.engine_logp_T)
@@ -44,10 +44,10 @@ def logprob_gap(batches: Sequence[PackedBatch], parallel: Parallel) -> dict[str,
 def gap_parts(
     batches: Sequence[PackedBatch], plain: Sequence[PackedBatch], rounded: Sequence[PackedBatch], parallel: Parallel
 ) -> dict[str, float]:
-    """What the gap of scored `batches` is made of, nats, mean over the sampled tokens.
+    """Split the log-probability gap of scored `batches` by cause, in nats, mean over the sampled tokens.
 
-    `plain` and `rounded` are the same micro-batches scored without FP8: with the trainer's own weights, and with those
-    of an engine in FP8.
+    `plain` and `rounded` are the same micro-batches scored without FP8: `plain` with the trainer's own weights,
+    `rounded` with those of an engine in FP8.
     """
     scored = [same for same in zip(batches, plain, rounded, strict=True) if same[0].old_logp_T is not None]
     parts: dict[str, list[_Pair]] = {
@@ -59,26 +59,26 @@ def gap_parts(
 
 
 def _difference(scored: Sequence[_Pair], parallel: Parallel) -> float:
-    """Mean |a - b| over the sampled tokens of (micro-batch, a_T, b_T)."""
+    """Return mean |a - b| over the sampled tokens of (micro-batch, a_T, b_T)."""
     return _mean_and_max(gather_over_data([_gap(b.mask_T, *pair) for b, *pair in scored], parallel))[0]
 
 
 def _gap(chosen_T: Tensor, a_T: Any, b_T: Any, prefix: str = "") -> dict[str, Tensor]:
-    """What a rank has to say of |a - b| over the chosen tokens."""
+    """Return sum and maximum of |a - b| over the chosen tokens of this rank, and the number of tokens."""
     gap_T = (a_T - b_T).abs().masked_fill(~chosen_T, 0.0)
     return {f"{prefix}sum": gap_T.sum(), f"{prefix}max": gap_T.max(), f"{prefix}tokens": chosen_T.sum()}
 
 
 def _mean_and_max(items: Sequence[dict[str, float]], prefix: str = "") -> tuple[float, float]:
-    """Of what all ranks said."""
+    """Return mean and maximum over what all ranks reported."""
     tokens = max(1, total(items, f"{prefix}tokens"))
     return total(items, f"{prefix}sum") / tokens, max(item[f"{prefix}max"] for item in items)
 
 
 def log_rho_quantiles(batches: Sequence[PackedBatch], parallel: Parallel, *, middle_reward: float) -> dict[str, float]:
-    """Quantiles of log rho = log pihat_ref - log pi over the sampled tokens, nats: all, and split by reward.
+    """Return quantiles of log rho = log pihat_ref - log pi over the sampled tokens, nats: all, and split by reward.
 
-    From a histogram of +-20 nats with bins of 0.01, which all ranks add up: what lies beyond counts in the last bins.
+    They come from a histogram summed over all ranks: +-20 nats, bins of 0.01. Values outside count in the end bins.
     """
     names = ("", *(f"/{name}" for name in REWARD_SPLITS))
     counts = {name: torch.zeros(2 * _BINS_A_SIDE, dtype=torch.int64) for name in names}
@@ -108,7 +108,7 @@ def _histogram(values: Tensor) -> Tensor:
 
 
 def _quantile(histogram: Tensor, share: float) -> float:
-    """The value below which `share` of the counts lie, linear within a bin."""
+    """Return the value below which `share` of the counts lie, linear within a bin."""
     below = histogram.cumsum(0)
     wanted = share * float(below[-1])
     bin_ = int(torch.searchsorted(below, wanted))

@@ -1,4 +1,4 @@
-"""A run's model built as each of its processes would build it, on one process and without memory."""
+"""Build a run's model as each of its processes would, on one process and without memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from megatron_rapo.runtime.devices import Backend
 
 @dataclass(frozen=True)
 class Built:
-    """What one process would hold."""
+    """The model part that one process would hold."""
 
     rank: int
     stage: int
@@ -30,9 +30,9 @@ class Built:
 
 
 def dry_run(config: Config, model: ModelShape, *, world: int) -> list[Built]:
-    """The parameters of the first process of every pipeline stage, checked against the parameter map.
+    """Build the first process of every pipeline stage, and check its parameters against the parameter map.
 
-    No other process group may be there. Raises RuntimeError where Megatron builds another model than the map says.
+    No other process group may exist. Raises RuntimeError if Megatron builds a different model than the map describes.
     """
     return [_build(config, model, rank, world) for rank in _first_of_stages(config, world)]
 
@@ -61,7 +61,7 @@ def _build(config: Config, model: ModelShape, rank: int, world: int) -> Built:
 
 @contextmanager
 def _process(rank: int, world: int) -> Iterator[None]:
-    """As if this were one process of many, whose collectives do nothing."""
+    """Act as one process of many. Collectives do nothing."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         yield

@@ -30,7 +30,7 @@ LossFunction = Callable[[TokenScores, PackedBatch], LossSums]
 
 
 class Scorer(NamedTuple):
-    """Whose log-probabilities a scoring pass gives; `weights` has its weights in place for a micro-batch at a time."""
+    """A set of weights that a scoring pass uses; `weights` puts them in place for one micro-batch at a time."""
 
     is_reference: bool
     weights: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -40,7 +40,7 @@ POLICY = Scorer(is_reference=False)
 
 
 class Trained(NamedTuple):
-    """What a training pass says of an optimizer step."""
+    """The result of a training pass over one optimizer step."""
 
     means: dict[str, float]  # by name
     batches: list[PackedBatch]  # the micro-batches as they were trained on; empty but on the last pipeline stage
@@ -48,7 +48,7 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactReference:
-    """What the exact divergence needs besides the reference's hidden states."""
+    """The reference's output layer and the direction, which the exact divergence needs beside hidden states."""
 
     head_weight: Tensor  # of the reference, on this tensor rank
     direction: Literal["forward", "reverse"]
@@ -56,10 +56,10 @@ class ExactReference:
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardBackward:
-    """What both passes need of the model: its chunks as Megatron's schedule takes them, and its vocabulary."""
+    """Scoring and training passes over the model's chunks. Both use Megatron's pipeline schedule."""
 
     chunks: Sequence[torch.nn.Module]
-    sequences: Callable[[PackedBatch], PackedSeqParams]  # what their attention is told of a micro-batch
+    sequences: Callable[[PackedBatch], PackedSeqParams]  # tells the attention where sequences start and end
     parallel: Parallel
     head_weight: Tensor | None  # the output layer's rows on this tensor rank; None but on the last pipeline stage
     vocab_size: int
@@ -68,10 +68,11 @@ class ForwardBackward:
     exact: ExactReference | None = None  # on the last pipeline stage, where the divergence is exact
 
     def score(self, batches: Sequence[PackedBatch], *scorers: Scorer) -> list[PackedBatch]:
-        """The micro-batches, on the last pipeline stage with what each of `scorers` says of them, all in one pass.
+        """Score the micro-batches with all `scorers` in one pass through the pipeline.
 
-        Of the policy that is old_logp_T. Of the reference it is ref_logp_T, by pi_ref^phi / Z, with its hidden states
-        where the divergence is exact. Collective over the model-parallel ranks.
+        Returns the micro-batches; on the last pipeline stage they have the scores. The policy's are old_logp_T. The
+        reference's are ref_logp_T, by pi_ref^phi / Z, and its hidden states where the divergence is exact.
+        Collective over the model-parallel ranks.
         """
 
         def forward(data: Iterator[Any], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., dict[str, Any]]]:
@@ -91,17 +92,17 @@ class ForwardBackward:
                 forward, work, _sizes(batches) * len(scorers), forward_only=True, collect_non_loss_data=True
             )
         scored = list(batches)
-        for place, scores in enumerate(found):  # of no piece but on the last stage
+        for place, scores in enumerate(found):  # empty except on the last stage
             scored[place % len(scored)] = replace(scored[place % len(scored)], **scores)
         return scored
 
     def forward_backward(self, batches: Sequence[PackedBatch], loss: LossFunction) -> Trained:
         """Accumulate the gradient of `loss` over the micro-batches of an optimizer step.
 
-        The old policy of a micro-batch without old_logp_T is the one in place: it gets what this pass itself says.
-        Gradients are summed over micro-batches, data- and context-parallel ranks and divided by the number of tokens
-        that the masks select in all of them. The means are, by the same denominator, of the loss and its metrics, with
-        the denominator (`num_tokens`), on every rank. Collective over the world.
+        A micro-batch without old_logp_T gets it from this pass: its old policy is the current one.
+        Gradients are summed over micro-batches, data- and context-parallel ranks, and divided by the number of tokens
+        that the masks select in all of them. The means of the loss and its metrics use the same denominator. They are
+        returned with it (`num_tokens`) on every rank. Collective over the world.
         """
         trained: list[PackedBatch] = []
 
@@ -120,12 +121,12 @@ class ForwardBackward:
 
         collected = self._run(forward, batches, _sizes(batches), forward_only=False)
         items = gather_over_data(collected, self.parallel)
-        num_tokens = total(items, "num_tokens")  # none where every completion is left out of the loss
+        num_tokens = total(items, "num_tokens")  # 0 if every completion is excluded from the loss
         means = {name: total(items, name) / max(1, num_tokens) for name in items[0] if name != "num_tokens"}
         return Trained({**means, "num_tokens": num_tokens}, trained)
 
     def _run(self, forward: Callable[..., Any], work: Sequence[Any], sizes: Sequence[int], **kwargs: Any) -> Any:
-        """Each piece of `work`, of so many tokens on this rank, through the chunks and the stages."""
+        """Run each piece of `work` through the chunks and stages. `sizes` are the pieces' tokens on this rank."""
         chunks = list(self.chunks)
         with deterministic_algorithms(self.deterministic):
             return get_forward_backward_func()(
@@ -140,7 +141,7 @@ class ForwardBackward:
             )
 
     def _hidden(self, chunk: torch.nn.Module, batch: PackedBatch) -> Tensor:
-        """[T, D] on the last stage; what goes to the next one elsewhere."""
+        """Return hidden states [T, D] on the last stage, and elsewhere the input of the next stage."""
         with record_function("layers"):
             output: Tensor = chunk(
                 input_ids=batch.token_ids_T[None],
@@ -151,7 +152,7 @@ class ForwardBackward:
         return output
 
     def _scores(self, hidden_TD: Tensor, batch: PackedBatch, *, of_reference: bool) -> dict[str, Any]:
-        """What a scoring pass adds to a micro-batch."""
+        """Return the fields that a scoring pass adds to a micro-batch."""
         scale_T = (batch.phi_T if of_reference else torch.ones_like(batch.phi_T)) / self.temperature
         logp_T = self._token_scores(hidden_TD, batch, scale_T).logp_T
         if not of_reference:
@@ -162,7 +163,7 @@ class ForwardBackward:
     def _token_scores(
         self, hidden_TD: Tensor, batch: PackedBatch, scale_T: Tensor, reference: ReferenceHead | None = None
     ) -> TokenScores:
-        """Of the tokens that were sampled; 0 of the others, for which the output layer has nothing to do."""
+        """Score the sampled tokens. The others get 0 and skip the output layer."""
         assert self.head_weight is not None, "only the last pipeline stage has the output layer"
         chosen_N = batch.scored_N
         with record_function("output head"):
@@ -187,7 +188,7 @@ class ForwardBackward:
         return self.parallel.tensor_group.size()
 
     def _share(self, hidden_ND: Tensor) -> Tensor:
-        """This tensor rank's rows: all ranks have all of them, and a rollout's are many. As many rows on every rank."""
+        """Return this tensor rank's share of the rows, to save memory. All shares have equally many rows."""
         rows = -(-len(hidden_ND) // self._tensor_size)
         padded_ND = torch.nn.functional.pad(hidden_ND, (0, 0, 0, rows * self._tensor_size - len(hidden_ND)))
         return padded_ND[self.parallel.tensor_group.rank() * rows :][:rows]
@@ -212,19 +213,19 @@ def _sizes(batches: Sequence[PackedBatch]) -> list[int]:
 
 
 def with_old_policy(batch: PackedBatch, logp_T: Tensor) -> PackedBatch:
-    """`batch`, with the policy's log-probabilities where it has none of the old policy's, or of a reference.
+    """Return `batch` with the policy's `logp_T` in place of missing log-probabilities (old policy, reference).
 
-    Without a reference (divergence none) the loss does not look at ref_logp_T.
+    Without a reference (divergence none) the loss ignores ref_logp_T.
     """
     absent = [name for name in ("old_logp_T", "ref_logp_T") if getattr(batch, name) is None]
     return replace(batch, **dict.fromkeys(absent, logp_T))
 
 
 def sequence_mean(values_T: Tensor, batch: PackedBatch, group: dist.ProcessGroup) -> Tensor:
-    """At each token the mean of `values_T` over the selected tokens of its sequence, [T]; 0 where it has none.
+    """Return at each token the mean of `values_T` over the selected tokens of its sequence, [T]; 0 if none is selected.
 
-    Collective over the context-parallel `group`, each of whose ranks has an equal part of every sequence (and not
-    always one of its own tokens: that of a short one may be alignment only).
+    Collective over the context-parallel `group`. Each of its ranks has an equal part of every sequence. A rank's part
+    of a short sequence may be alignment padding only.
     """
     lengths_S = batch.cu_seqlens.diff() // group.size()
     sequence_T = torch.repeat_interleave(lengths_S, output_size=len(values_T))
@@ -236,9 +237,9 @@ def sequence_mean(values_T: Tensor, batch: PackedBatch, group: dist.ProcessGroup
 
 
 def gather_over_data(mine: Sequence[Mapping[str, Tensor]], parallel: Parallel) -> list[dict[str, float]]:
-    """The numbers of every micro-batch of all data- and context-parallel ranks, on every rank.
+    """Return the numbers of every micro-batch of all data- and context-parallel ranks, on every rank.
 
-    Collective over the world. `mine` counts on the last pipeline stage only, whose tensor ranks all hold the same.
+    Collective over the world. Uses `mine` of the last pipeline stage only, and of its first tensor rank.
     """
     counts = parallel.is_last_stage and parallel.tensor_group.rank() == 0
     numbers = [dict(zip(item, _floats(list(item.values())), strict=True)) for item in mine] if counts else []
@@ -248,11 +249,11 @@ def gather_over_data(mine: Sequence[Mapping[str, Tensor]], parallel: Parallel) -
 
 
 def _floats(values: Sequence[Tensor]) -> list[float]:
-    """Numbers of scalar tensors, in one transfer from the device."""
+    """Convert scalar tensors to floats with one transfer from the device."""
     numbers: list[float] = torch.stack([value.double() for value in values]).tolist()
     return numbers
 
 
 def total(items: Sequence[Mapping[str, float]], name: str) -> float:
-    """Sum of one number over what `gather_over_data` returned."""
+    """Sum one number over the results of `gather_over_data`."""
     return sum(item[name] for item in items)

@@ -1,4 +1,4 @@
-"""FP8 taken out of a model, or put into its weights, for a while: to tell what it does to log-probabilities."""
+"""Switch FP8 off in a model, or simulate it in its weights, to measure its effect on log-probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_SCALE = 1 / (512 * _LARGEST)
 
 @contextmanager
 def without_fp8(megatron: TransformerConfig) -> Iterator[None]:
-    """Within it the layers built with `megatron` compute in bfloat16, whatever its FP8."""
+    """Compute in bfloat16 within this context, in the layers built with `megatron`, even if it sets FP8."""
     fp8, megatron.fp8 = megatron.fp8, None
     try:
         yield
@@ -27,13 +27,13 @@ def without_fp8(megatron: TransformerConfig) -> Iterator[None]:
 
 @contextmanager
 def linears_in_fp8(parameters: Mapping[str, torch.nn.Parameter], group: dist.ProcessGroup) -> Iterator[None]:
-    """Within it the layers' linears have the weights that an engine with rollout.fp8 makes of them.
+    """Replace the linears' weights, within this context, by what an engine with rollout.fp8 makes of them.
 
-    `parameters` are this rank's by the map's names, `group` its tensor-parallel ranks. The weights are kept in host
-    memory meanwhile and are the same afterwards, bit by bit. Collective over `group`.
+    `parameters` are this rank's, by the map's names; `group` has its tensor-parallel ranks. The original weights are
+    kept in host memory and restored bit by bit. Collective over `group`.
 
     A row that tensor parallelism splits has one scale, as in vLLM 0.32. vLLM 0.26 (requirements-gpu.txt) gives each
-    rank's part of it a scale of its own: of such an engine over several ranks this is an approximation.
+    rank's part of the row its own scale, so for such an engine over several ranks this is an approximation.
     """
     linears = [p for name, p in parameters.items() if name.startswith("decoder.layers.") and p.dim() == 2]
     kept = [torch.empty_like(p, device="cpu").copy_(p.detach()) for p in linears]
@@ -51,9 +51,9 @@ def linears_in_fp8(parameters: Mapping[str, torch.nn.Parameter], group: dist.Pro
 
 
 def rounded_rows(weight: Tensor, largest: Tensor) -> Tensor:
-    """[R, C] `weight`, in its own dtype, as vLLM's fp8_per_channel holds it: float8_e4m3 times a scale for each row.
+    """Round `weight` [R, C] as vLLM's fp8_per_channel does: float8_e4m3 times one scale per row. Keeps its dtype.
 
-    `largest` [R, 1] has the largest magnitude of each whole row.
+    `largest` [R, 1] holds the largest magnitude of each whole row.
     """
     scale = (largest.float() / _LARGEST).clamp(min=_LEAST_SCALE)
     return ((weight.float() / scale).clamp(-_LARGEST, _LARGEST).to(FP8).float() * scale).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""Fused kernels: which there are here, Megatron's settings that use them, and what it costs to be without."""
+"""Find the fused kernels on this machine, Megatron's settings for them, and the cost of each missing one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRANSFORMER_ENGINE, APEX, APEX_GRADIENTS = "transformer_engine", "apex", "fused_
 
 @dataclass(frozen=True)
 class Kernel:
-    """One, whether it is `used` here, and the setting of Megatron's TransformerConfig for it, if it needs one."""
+    """A fused kernel: whether it is `used` here, and its setting in Megatron's TransformerConfig, if any."""
 
     name: str
     used: bool
@@ -23,14 +23,14 @@ class Kernel:
 
 
 def fused_kernels(layers: str) -> list[Kernel]:
-    """Of this machine, for an implementation of the layers (torch, transformer_engine). None of them is for a CPU."""
+    """Return the fused kernels of this machine for `layers` (torch or transformer_engine). A CPU has none."""
     if not torch.cuda.is_available():
         return []
     return kernels(layers, there=lambda name: importlib.util.find_spec(name) is not None)
 
 
 def kernels(layers: str, there: Callable[[str], bool]) -> list[Kernel]:
-    """Of a GPU on which the modules are `there`."""
+    """Return the fused kernels of a GPU machine. `there` says whether a module is installed."""
     return [
         Kernel(
             "AdamW",
@@ -63,12 +63,12 @@ def kernels(layers: str, there: Callable[[str], bool]) -> list[Kernel]:
 
 
 def settings(found: Sequence[Kernel]) -> dict[str, bool]:
-    """Megatron's, of the kernels that are used."""
+    """Return Megatron's settings for the kernels that are used."""
     return {kernel.setting: True for kernel in found if kernel.setting and kernel.used}
 
 
 def described(found: Sequence[Kernel]) -> list[str]:
-    """Lines for the start of a run."""
+    """Return lines that describe the kernels, for the start of a run."""
     used = ", ".join(kernel.name for kernel in found if kernel.used) or "none"
     missing = [f"no fused {k.name}: {k.without}; it needs {k.needs}" for k in found if not k.used]
     return [f"fused kernels: {used}", *missing] if found else []

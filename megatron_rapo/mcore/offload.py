@@ -1,4 +1,4 @@
-"""Gradients and optimizer state: on the device while they are used, in host memory or nowhere meanwhile."""
+"""Move gradients and optimizer state off the device while they are not used."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 
 class TrainingState:
-    """What only training needs of a policy: Megatron's gradient buffers, the optimizer's moments and its own weights.
+    """What only training needs: Megatron's gradient buffers, the optimizer's moments and its master weights.
 
-    With `offload` it is away but within `in_place()`. The memory behind the tensors is released and taken again, so
-    that every view of it stays what it was. (Megatron's own `offload_to_cpu` moves the model's weights too where the
-    optimizer works on them directly, in float32, and copies into memory that is not pinned.)
+    With `offload` it is on the device only within `in_place()`. The storage behind the tensors is released and then
+    allocated again, so every view of it stays valid. (Megatron's own `offload_to_cpu` also moves the model's weights if
+    the optimizer updates them directly, in float32, and it copies into memory that is not pinned.)
     """
 
     def __init__(
         self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, *, offload: bool
     ) -> None:
         self._chunks, self._optimizer, self._offloads = chunks, optimizer, offload
-        self._away: list[tuple[torch.UntypedStorage, Tensor]] = []  # and their content, in host memory
+        self._away: list[tuple[torch.UntypedStorage, Tensor]] = []  # each with its content in host memory
         self._in_place = True
         if offload:
             self._offload()
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it the state is on the device. Gradients are zero at first. Not to be nested."""
+        """Keep the state on the device within this context. Gradients start at zero. Do not nest."""
         if not self._offloads:
             yield
             return
@@ -41,7 +41,7 @@ class TrainingState:
             self._offload()
 
     def require(self) -> None:
-        """Raise RuntimeError where the state is away."""
+        """Raise RuntimeError if the state is not on the device."""
         if not self._in_place:
             raise RuntimeError(
                 "memory.offload_optimizer: gradients and optimizer state are away; train within "
@@ -69,7 +69,7 @@ class TrainingState:
         self._in_place = True
 
     def _storages(self) -> Iterator[torch.UntypedStorage]:
-        """The memory of the optimizer's tensors on the device, apart from the model's own."""
+        """Yield the storages of the optimizer's tensors on the device, except the model's own."""
         weights = [parameter for chunk in self._chunks for parameter in chunk.parameters()]
         seen = {weight.untyped_storage().data_ptr() for weight in weights}
         for tensor in _tensors(self._optimizer):
@@ -80,7 +80,7 @@ class TrainingState:
 
 
 def _tensors(optimizer: MegatronOptimizer) -> Iterator[Tensor]:
-    """What an optimizer, or each in a chain of them, updates and keeps."""
+    """Yield the tensors that an optimizer, or each in a chain of them, updates and keeps."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if part.optimizer is None:  # a rank without parameters
             continue
@@ -91,5 +91,5 @@ def _tensors(optimizer: MegatronOptimizer) -> Iterator[Tensor]:
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:
-    """All of a storage as a tensor over it."""
+    """Return a uint8 tensor over a whole storage."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

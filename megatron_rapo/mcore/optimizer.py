@@ -15,11 +15,11 @@ from megatron_rapo.mcore.model import HiddenStatesModel
 
 
 def wrap(config: Config, megatron: TransformerConfig, chunks: list[HiddenStatesModel]) -> list[DistributedDataParallel]:
-    """The chunks with gradient buffers in float32, reduced over data- and context-parallel ranks."""
+    """Wrap the chunks with float32 gradient buffers, reduced over data- and context-parallel ranks."""
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=config.optimizer.distributed,
-        check_for_nan_in_grad=False,  # the policy skips such a step; Megatron would raise in the middle of it
+        check_for_nan_in_grad=False,  # the policy skips such a step; Megatron would raise during it
     )
     return [
         DistributedDataParallel(megatron, ddp_config, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)
@@ -29,7 +29,7 @@ def wrap(config: Config, megatron: TransformerConfig, chunks: list[HiddenStatesM
 def build_optimizer(
     config: Config, megatron: TransformerConfig, chunks: list[DistributedDataParallel]
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """AdamW over the wrapped chunks and its schedule, counted in optimizer steps; hooks `megatron` up to them."""
+    """Build AdamW over the wrapped chunks and its schedule, counted in optimizer steps; register both in `megatron`."""
     torch_adam.install()
     bucket_padding.install()
     settings = config.optimizer
@@ -60,8 +60,8 @@ def build_optimizer(
 def make_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
     """Build the schedule of learning rates, counted in optimizer steps.
 
-    It steps before each update, so that optimizer step n of the run has the schedule's n-th rate: lr at the end of the
-    warm-up, or at step 1 without one (as with a warm-up of one step), and min_lr at the last step.
+    The schedule steps before each update, so optimizer step n of the run uses the schedule's n-th rate. The rate is lr
+    at the end of the warm-up (at step 1 without a warm-up, or with one of one step), and min_lr at the last step.
     """
     settings = config.optimizer
     total_steps = config.run.steps * config.batch.optimizer_steps_per_rollout
@@ -72,7 +72,7 @@ def make_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerPar
         max_lr=settings.lr,
         min_lr=settings.min_lr,
         lr_warmup_steps=warmup_steps,
-        lr_decay_steps=max(total_steps, warmup_steps + 1),  # Megatron wants a decay, after a warm-up to the end too
+        lr_decay_steps=max(total_steps, warmup_steps + 1),  # Megatron requires a decay after the warm-up
         lr_decay_style=settings.schedule,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
@@ -82,9 +82,9 @@ def make_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerPar
 
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:
-    """Give a fresh Adam its state, as megatron-core 0.16.1 expects before loading a distributed optimizer."""
+    """Give a fresh Adam its state: megatron-core 0.16.1 expects it before it loads a distributed optimizer."""
     for part in torch_adam.parts(optimizer):
         part.init_state_fn(part.optimizer, part.config)
-        if isinstance(part.optimizer, torch.optim.Adam):  # AdamW too; apex' and TE's count in their groups
+        if isinstance(part.optimizer, torch.optim.Adam):  # AdamW too; apex and TE count steps in their groups
             for state in part.optimizer.state.values():
                 state.setdefault("step", torch.tensor(0.0))

@@ -13,7 +13,7 @@ from megatron_rapo.config import ParallelConfig
 
 @dataclass(frozen=True)
 class Parallel:
-    """Where this process stands in the trainer's layout."""
+    """This process's place in the trainer's layout."""
 
     config: ParallelConfig
     device: torch.device
@@ -25,12 +25,12 @@ class Parallel:
 
     @property
     def is_last_stage(self) -> bool:
-        """This rank's pipeline stage ends with the output layer, and so has the log-probabilities."""
+        """Return whether this rank's pipeline stage has the output layer, and so the log-probabilities."""
         return self.pipeline_group.rank() == self.pipeline_group.size() - 1
 
     @property
     def virtual_pipeline(self) -> int | None:
-        """Megatron's spelling: None without an interleaved schedule."""
+        """Return Megatron's value for it: None without an interleaved schedule."""
         return self.config.virtual_pipeline if self.config.virtual_pipeline > 1 else None
 
 
@@ -42,7 +42,7 @@ def init_parallel(config: ParallelConfig, *, timeout_s: float, seed: int) -> Par
         virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
         context_parallel_size=config.context,
         distributed_timeout_minutes=timeout_s / 60,  # used as timedelta(minutes=...)
-        create_gloo_process_groups=dist.get_backend() != "fake",  # a dry run has no others to talk to
+        create_gloo_process_groups=dist.get_backend() != "fake",  # a dry run has no other processes
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     on_gpu = torch.cuda.is_available()

@@ -48,7 +48,7 @@ from megatron_rapo.types import TrainingSequence
 def microbatches(
     config: Config, shape: ModelShape, sequences: Sequence[TrainingSequence], *, num_ranks: int
 ) -> list[list[tuple[list[int], int]]]:
-    """[data-parallel rank][micro-batch] -> which of the sequences, and the tokens that it is filled up to."""
+    """Assign sequences: [data-parallel rank][micro-batch] -> indices of sequences, and the padded number of tokens."""
     layout, most_tokens, share = config.parallel, config.batch.tokens_per_microbatch, config.batch.share_prompts
     units = [[i] for i in range(len(sequences))]
     if share:
@@ -75,7 +75,7 @@ def microbatches(
 
 
 def _tokens_multiple(config: Config) -> int:
-    """A micro-batch is filled up to a multiple of this, so that every split of it is even (and FP8's 16 or 32)."""
+    """Return the divisor of a micro-batch's padded tokens: every split must be even, and FP8 needs 16 or 32."""
     layout = config.parallel
     split = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
     if config.precision.fp8 == "none":
@@ -87,8 +87,8 @@ def _tokens_multiple(config: Config) -> int:
 class Policy:
     """A Megatron model on this rank's part of the layout. Every method is collective over the world.
 
-    `parameters` are this rank's, by the parameter map's names, under which its norms are `norms`. What makes gradients
-    works within `training_state.in_place()` only.
+    `parameters` are this rank's, by the parameter map's names; `norms` says how the map names its norms. Methods that
+    compute gradients work only within `training_state.in_place()`.
     """
 
     def __init__(self, config: Config, shape: ModelShape, parallel: Parallel) -> None:
@@ -126,12 +126,12 @@ class Policy:
 
     @property
     def checkpoint_format(self) -> dict[str, Any]:
-        """Settings that a checkpoint's optimizer state depends on, by their names."""
+        """Return the settings that a checkpoint's optimizer state depends on, by name."""
         config = self.config
         return {"optimizer.distributed": config.optimizer.distributed, "precision.dtype": config.precision.dtype}
 
     def pack(self, sequences: Sequence[TrainingSequence]) -> list[PackedBatch]:
-        """This rank's micro-batches of one optimizer step over all `sequences`, on its device."""
+        """Pack this rank's micro-batches of one optimizer step over all `sequences`, on its device."""
         ranks, context = self.parallel.data_group, self.parallel.context_group
         shares = microbatches(self.config, self.shape, sequences, num_ranks=ranks.size())
         batches = []
@@ -147,19 +147,18 @@ class Policy:
         return batches
 
     def score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
-        """The micro-batches of each optimizer step, scored by the policy and by the reference, in one pass if that can
-        be."""
+        """Score the micro-batches of each optimizer step by policy and reference, in one pass if possible."""
         if self.reference is None or not self.reference.at_hand:
             return self.score_reference(self.score_policy(steps))
         both = POLICY, Scorer(is_reference=True, weights=self.reference.in_place)
         return self._score(steps, *both)
 
     def score_policy(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
-        """The micro-batches of each optimizer step, on the last pipeline stage with old_logp_T of a scoring pass."""
+        """Score the micro-batches of each optimizer step by the policy: sets old_logp_T on the last pipeline stage."""
         return self._score(steps, POLICY)
 
     def score_reference(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
-        """The same with ref_logp_T (and ref_hidden_RD); as they are where the divergence has no reference."""
+        """Add ref_logp_T (and ref_hidden_RD). Returns the steps unchanged if the divergence has no reference."""
         if self.reference is None:
             return [list(batches) for batches in steps]
         plain = without_fp8(self._megatron) if self.config.precision.bf16_reference else nullcontext()
@@ -167,18 +166,18 @@ class Policy:
             return self._score(steps, Scorer(is_reference=True))
 
     def _score(self, steps: Sequence[Sequence[PackedBatch]], *scorers: Scorer) -> list[list[PackedBatch]]:
-        """All of them in one pass through the pipeline."""
+        """Score all steps in one pass through the pipeline."""
         for chunk in self.wrapped:
             chunk.eval()
         scored = iter(self._passes.score([batch for batches in steps for batch in batches], *scorers))
         return [[next(scored) for _ in batches] for batches in steps]
 
     def logprob_gap(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
-        """What scored `batches` say of engine and trainer, by the scalars' names."""
+        """Return the log-probability gap between engine and trainer of scored `batches`, by scalar names."""
         return logprob_gap(batches, self.parallel)
 
     def diagnostics(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
-        """That, and what they say of the reference."""
+        """Return the log-probability gap, and the quantiles of log rho where there is a reference."""
         gap = self.logprob_gap(batches)
         if self.reference is None:
             return gap
@@ -187,12 +186,14 @@ class Policy:
     def token_log_probs(
         self, steps: Sequence[Sequence[PackedBatch]], chosen: Mapping[Place, TrainingSequence]
     ) -> dict[Place, TokenLogProbs]:
-        """What scored `steps` say of the `chosen` completions, token by token; empty but on the first process."""
+        """Return log-probabilities of the `chosen` completions in scored `steps`. Empty except on the first process."""
         return token_log_probs(steps, chosen, self.parallel, with_reference=self.reference is not None)
 
     def gap_parts(self, batches: Sequence[PackedBatch]) -> dict[str, float]:
-        """What FP8, in the trainer and in the engine, and what else have of the gap of scored `batches`, by the names
-        of monitor/scalars.py; nothing where neither is in FP8. One or two scoring passes."""
+        """Split the log-probability gap of scored `batches` into the trainer's FP8, the engine's FP8 and the rest.
+
+        Keys are names of monitor/scalars.py. Empty if neither uses FP8. Takes one or two scoring passes.
+        """
         in_engine = self.config.rollout.fp8
         if self.config.precision.fp8 == "none" and not in_engine:
             return {}
@@ -204,11 +205,11 @@ class Policy:
         return gap_parts(batches, plain, rounded, self.parallel)
 
     def sequence_mean(self, values_T: Tensor, batch: PackedBatch) -> Tensor:
-        """At each token the mean of `values_T` over the selected tokens of its sequence, [T]."""
+        """Return at each token the mean of `values_T` over the selected tokens of its sequence, [T]."""
         return sequence_mean(values_T, batch, self.parallel.context_group)
 
     def gradient_norm(self, batches: Sequence[PackedBatch], loss: LossFunction) -> float:
-        """Global L2 norm of the gradient of `loss`, and nothing else: no update, no gradient is left behind."""
+        """Return the global L2 norm of the gradient of `loss`. Updates nothing and leaves no gradient behind."""
         self._accumulate(batches, loss)
         norm = self._gradient_norm()
         self._zero_gradients()
@@ -219,16 +220,16 @@ class Policy:
         return float(self.optimizer.get_grad_norm())
 
     def train_step(self, batches: Sequence[PackedBatch], loss: LossFunction) -> Trained:
-        """One optimizer step; among its means `grad_norm` (before clipping), `lr` and `skipped`.
+        """Run one optimizer step. Its means include `grad_norm` (before clipping), `lr` and `skipped`.
 
-        The old policy of micro-batches that it has not scored is the one in place. Where loss or gradient are not
-        finite nothing is updated, the schedule neither, and `skipped` is 1 instead of 0.
+        A micro-batch without old_logp_T uses the current policy as its old policy. If loss or gradient is not finite,
+        the step is skipped: weights and schedule stay as they are, and `skipped` is 1 instead of 0.
         """
         means, trained = self._accumulate(batches, loss)
         norm = self._gradient_norm()
         finite = math.isfinite(means["loss"]) and math.isfinite(norm)
         if finite:
-            self.scheduler.step(increment=1)  # before the update: after it, a warm-up's first step would have rate 0
+            self.scheduler.step(increment=1)  # before the update, or a warm-up's first step would have rate 0
             with record_function("optimizer"):
                 self.optimizer.step()
         else:
@@ -249,6 +250,6 @@ class Policy:
         self.optimizer.zero_grad()
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The current weights as whole Hugging Face tensors, on every rank; to be consumed to the end by all."""
+        """Yield the current weights as whole Hugging Face tensors, on every rank. Every rank must consume them all."""
         with torch.no_grad():
             yield from self._weights.hf_tensors()

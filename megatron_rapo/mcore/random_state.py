@@ -1,7 +1,6 @@
-"""The states of all random number generators of a process.
+"""Save and restore the states of all random number generators of a process.
 
-Nothing of the trainer itself draws from them (data order and sampled tokens have seeds of their own); what is plugged
-into it may.
+The trainer itself does not use them (data order and sampled tokens have their own seeds), but the user's plug-ins may.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 
 def random_state() -> dict[str, Any]:
-    """Python's, NumPy's, torch's on the host and on this process' GPU, Megatron's by their names."""
+    """Return the states of Python, NumPy, torch on the host and on this process's GPU, and Megatron's by name."""
     cuda = torch.cuda.is_available()
     return {
         "python": random.getstate(),
@@ -27,7 +26,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on where `random_state` was called; without a GPU with the host's."""
+    """Restore the states that `random_state` returned. Without a GPU, restores only the host's."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

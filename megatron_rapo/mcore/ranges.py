@@ -1,4 +1,4 @@
-"""What Megatron would time, as named ranges of torch.profiler: passes of each micro-batch, exchanges, the optimizer."""
+"""Show what Megatron's timers would time as named ranges of torch.profiler."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch.profiler import record_function
 
 
 class Ranges:
-    """In the place of Megatron's timers (its configurations' `timers`): `ranges("forward-compute").start()`, `.stop()`.
+    """Replaces Megatron's timers (`timers` of its configurations): `ranges("forward-compute").start()`, `.stop()`.
 
-    A range of each name is open at a time.
+    At most one range of each name is open at a time.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class _Range:
         self._open: record_function | None = None
 
     def start(self, barrier: bool = False) -> None:
-        """Without the barrier that a timer makes where it is asked to: that would change what is looked at."""
+        """Open the range. Ignores `barrier`: a barrier would change the timing that is measured."""
         self._open = record_function(self._name)
         self._open.__enter__()
 

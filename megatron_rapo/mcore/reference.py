@@ -9,10 +9,10 @@ import torch
 
 
 class Reference:
-    """A copy of the parameters at construction, which can take the policy's place for a scoring pass.
+    """A copy of the parameters at construction, which can replace the policy's weights for a scoring pass.
 
-    On a GPU it is kept in host memory unless it is to be `on_device`. Where it is `at_hand`, in the parameters' own
-    memory, changing places costs nothing.
+    On a GPU the copy is in host memory, unless `on_device` is true. If it is `at_hand` (in the same memory as the
+    parameters), swapping costs nothing.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], *, on_device: bool) -> None:
@@ -22,10 +22,10 @@ class Reference:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it the model's weights are the reference's; afterwards the policy's again, bit by bit.
+        """Use the reference's weights within this context, and restore the policy's afterwards, bit by bit.
 
-        Where it is not at hand the two sets of weights change places, one tensor at a time: no second model is held on
-        the device.
+        If the copy is not at hand, the two sets of weights are swapped one tensor at a time, so the device never holds
+        a second model.
         """
         self._exchange()
         try:

@@ -1,4 +1,4 @@
-"""Have Megatron load a checkpoint without running anything that its files say."""
+"""Load a Megatron checkpoint without running code from its files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from megatron_rapo.checkpoints.restricted import (
 
 
 def load_safely(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Do what `dist_checkpointing.load` does. Collective. Raises CheckpointError for what is not plain data."""
+    """Load as `dist_checkpointing.load` does. Collective. Raises CheckpointError for anything but plain data."""
     check_backend(folder)
     metadata = read_metadata(folder / METADATA)
     try:
         with _own_readers(metadata):
             strategy = get_default_load_sharded_strategy(str(folder))
             loaded: dict[str, Any] = load(wanted, str(folder), strategy, _Common())
-    except CheckpointException as error:  # what failed on which rank, the same on all
+    except CheckpointException as error:  # has the failures of all ranks; the same on every rank
         for problem, _ in error.failures.values():
             if isinstance(problem, CheckpointError):
                 raise CheckpointError(f"{folder}: {problem}") from None
@@ -48,10 +48,10 @@ def load_safely(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _own_readers(metadata: Metadata) -> Iterator[None]:
-    """Have Megatron use this `metadata` and the planner here.
+    """Make Megatron use this `metadata` and this module's planner.
 
     megatron-core 0.16.1 and torch 2.13 unpickle `.metadata` and the objects in `.distcp` files without a check, and
-    Megatron has no setting for another reader. One that has, or that reads them with an allow-list, lets this go.
+    Megatron has no setting for another reader. Delete this once Megatron has one or reads with an allow-list.
     """
     theirs = megatron_torch.CachedMetadataFileSystemReader, megatron_torch.MCoreLoadPlanner
     megatron_torch.CachedMetadataFileSystemReader = functools.partial(_Reader, metadata)
@@ -63,7 +63,7 @@ def _own_readers(metadata: Metadata) -> Iterator[None]:
 
 
 class _Reader(FileSystemReader):
-    """Reads the files of a checkpoint whose `.metadata` was read before."""
+    """Read the files of a checkpoint whose `.metadata` is already read."""
 
     def __init__(self, metadata: Metadata, path: str | Path) -> None:
         super().__init__(path)

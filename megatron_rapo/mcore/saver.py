@@ -1,4 +1,4 @@
-"""Checkpoints saved: whole or not at all, while training goes on."""
+"""Save checkpoints atomically while training continues."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ class _Pending:
 class Saver:
     """Saves checkpoints of `policy` under `root`, one at a time. Every method is collective over the world.
 
-    With checkpoint.async_save a thread of each process writes from copies in host memory, and the checkpoint gets its
-    name at the next `poll` or `finish` after all have written. Raises CheckpointError on every process where one could
-    not write; what was saved before is untouched.
+    With checkpoint.async_save a thread of each process writes from copies in host memory. The checkpoint gets its name
+    at the first `poll` or `finish` after all processes have written. Raises CheckpointError on every process if one
+    could not write; earlier checkpoints stay as they are.
 
-    Saving needs nothing from outside `root`: the model's configuration and tokenizer are read here, once.
+    Saving reads nothing outside `root`: the model's configuration and tokenizer are read once, at construction.
     """
 
     def __init__(self, root: Path, policy: Policy, inputs: Inputs | None = None) -> None:
-        """`inputs` are kept in each checkpoint, for `check_same_inputs`."""
+        """Read the model's files. `inputs` are saved in each checkpoint, for `check_same_inputs`."""
         self._root, self._policy, self._inputs = root, policy, inputs
         self._model_files = read_model_files(policy.config.model.path) if dist.get_rank() == 0 else {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
 
     def save(self, step: int, trainer: dict[str, Any], *, by_time: bool = False) -> Path:
-        """Begin to save what the policy is after `step`, `trainer` with it. Returns the folder that it will be in.
+        """Start to save the policy after `step`, together with the `trainer`'s state. Returns the checkpoint's folder.
 
-        A checkpoint `by_time` is removed when a newer one is there.
+        A checkpoint `by_time` is removed when a newer one exists.
         """
         self.finish()
         folder = self._root / step_name(step)
@@ -91,12 +91,12 @@ class Saver:
         return folder
 
     def poll(self) -> None:
-        """Finish what is being saved where every process has written."""
+        """Finish the pending checkpoint if every process has written its part."""
         if self._pending and _on_all(self._pending.writing.done()):
             self.finish()
 
     def finish(self) -> None:
-        """Wait for what is being saved, and make it the latest checkpoint."""
+        """Wait for the pending checkpoint, and make it the latest one."""
         if not self._pending:
             return
         pending, self._pending = self._pending, None
@@ -109,7 +109,7 @@ class Saver:
             on_first_rank(lambda: self._name(pending, digests))
 
     def _name(self, pending: _Pending, digests: dict[str, list[Range]]) -> None:
-        """Add what belongs to every checkpoint, and make it one."""
+        """Add the files that every checkpoint has, and give it its name."""
         config, partial, folder = self._policy.config, pending.partial, pending.folder
         save_settings(partial, config)
         write_model_files(self._model_files, partial / MODEL_FILES)
@@ -125,7 +125,7 @@ class Saver:
 
     @contextmanager
     def _all_or_nothing(self, partial: Path) -> Iterator[None]:
-        """Where the disk does not take it: no rest of it, and an error that says why."""
+        """Turn an OSError within this context into a CheckpointError, and remove the partial checkpoint."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What pipeline stages send each other: micro-batches of different sizes, which all of them know beforehand."""
+"""Exchange micro-batches of different, known sizes between pipeline stages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from megatron.core.transformer import TransformerConfig
 
 
 class StaticShapeP2P(P2PCommunicator):
-    """Every stage of a pipeline has the same micro-batches, so none needs to be told the shape of what comes next.
+    """Communication between pipeline stages without an exchange of shapes: every stage knows all micro-batches.
 
-    Megatron's own exchange of shapes waits for the device twice a micro-batch, and gets stuck with gloo. One schedule's
-    worth: forward and backward, of `sizes` micro-batches (rows of what is sent), in Megatron's order.
+    Megatron's own exchange of shapes waits for the device twice per micro-batch, and deadlocks with gloo. An instance
+    serves one schedule: forward and backward, in Megatron's order. `sizes` are the rows sent for each micro-batch.
     """
 
     def __init__(self, config: TransformerConfig, sizes: Sequence[int]) -> None:
@@ -29,7 +29,7 @@ class StaticShapeP2P(P2PCommunicator):
         table = get_schedule_table(len(sizes), chunks, stages)
 
         def arriving(leads: bool) -> Iterator[list[int]]:
-            # A stage that leads (the first one forward, the last one backward) begins the first chunk by itself.
+            # The stage that leads (the first one forward, the last one backward) receives nothing for the first chunk.
             return iter([[sizes[i], 1, config.hidden_size] for i, chunk in table if chunk > 0 or not leads])
 
         self._forward, self._backward = arriving(stage == 0), arriving(stage == stages - 1)
@@ -41,7 +41,7 @@ class StaticShapeP2P(P2PCommunicator):
 
 
 def pipeline_settings(config: TransformerConfig, sizes: Sequence[int]) -> dict[str, Any]:
-    """What Megatron's pipeline schedules are called with besides; nothing without a pipeline.
+    """Return extra arguments for Megatron's pipeline schedules; empty without a pipeline.
 
     `sizes` are the tokens of the micro-batches on this context-parallel rank.
     """

@@ -1,7 +1,7 @@
-"""Digests of a policy's weights and optimizer state that no parallel layout changes.
+"""Compute digests of a policy's weights and optimizer state that do not depend on the parallel layout.
 
-A checkpoint keeps them. What is restored of it, under any layout, must have the same: a layout whose state Megatron
-saves or loads wrongly is refused instead of trained on.
+A checkpoint keeps them. After a restore, under any layout, the digests must be equal. So a layout whose state Megatron
+saves or loads wrongly is refused.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from megatron_rapo.reshard.partial_digest import part_digest, parts
 
 WEIGHTS, MASTER, ROUNDED = "weights", "master weights", "master weights, rounded"
 STATE = (WEIGHTS, MASTER, "exp_avg", "exp_avg_sq")
-"""What a checkpoint has of every parameter. ROUNDED is the master weights in the dtype of the weights."""
+"""What a checkpoint holds of every parameter. ROUNDED is the master weights in the dtype of the weights."""
 
 Digests = dict[str, dict[str, tuple[int, int]]]
-"""By kind and Hugging Face name: a sum modulo 2^64 over all that was looked at, and over how many numbers."""
+"""By kind and Hugging Face name: the sum modulo 2^64 over all numbers, and how many numbers there are."""
 
 
 def digests(policy: Policy, kinds: Sequence[str] = STATE, *, every_copy: bool = False) -> Digests:
-    """Return digests over all processes: of each number once (what is saved), or of every copy of it (what is there).
+    """Return digests over all processes, of each number once (what is saved) or of `every_copy` (what is in memory).
 
-    Collective over the world. Within `policy.training_state.in_place()`.
+    Collective over the world. Call within `policy.training_state.in_place()`.
     """
     names = list(hf_shapes(policy.shape))
     tensor_group = policy.parallel.tensor_group
@@ -54,7 +54,7 @@ def digests(policy: Policy, kinds: Sequence[str] = STATE, *, every_copy: bool = 
 
 
 def check_restored(folder: Path, policy: Policy, saved: Digests) -> None:
-    """Refuse a policy that is not what was saved in `folder`. Collective. Raises CheckpointError."""
+    """Raise CheckpointError if the policy differs from what was saved in `folder`. Collective."""
     found = digests(policy, every_copy=True)
     for kind in STATE:
         if wrong := _different(policy.shape, found[kind], saved[kind]):
@@ -66,9 +66,9 @@ def check_restored(folder: Path, policy: Policy, saved: Digests) -> None:
 
 
 def check_agreement(folder: Path, policy: Policy, weights: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse an optimizer whose master weights are not the `weights` that a checkpoint without digests has.
+    """Raise CheckpointError if the master weights differ from `weights`. For checkpoints without digests.
 
-    That is what megatron-core saved before mcore/bucket_padding.py. Collective. Raises CheckpointError.
+    Megatron-core damaged such checkpoints before mcore/bucket_padding.py existed. Collective.
     """
     rounded = digests(policy, [ROUNDED], every_copy=True)[ROUNDED]
     if wrong := _different(policy.shape, rounded, weights):
@@ -81,7 +81,7 @@ def check_agreement(folder: Path, policy: Policy, weights: Mapping[str, tuple[in
 
 
 def _different(shape: ModelShape, a: Mapping[str, tuple[int, int]], b: Mapping[str, tuple[int, int]]) -> list[str]:
-    """Return the tensors whose copies differ, within `a`, within `b` or between them."""
+    """Return the names of tensors whose copies differ, within `a`, within `b` or between them."""
     wrong = []
     for name, size in hf_shapes(shape).items():
         (sum_a, count_a), (sum_b, count_b), numel = a[name], b.get(name, (0, 0)), math.prod(size)
@@ -92,13 +92,13 @@ def _different(shape: ModelShape, a: Mapping[str, tuple[int, int]], b: Mapping[s
 
 
 class _Held(NamedTuple):
-    """Some of what this process holds of a parameter."""
+    """A part of a parameter that this process holds."""
 
     kind: str
     parameter: str
-    start: int  # the place in the flattened parameter of
+    start: int  # first number of `flat` in the flattened parameter
     flat: Tensor
-    distributed: bool  # over data-parallel ranks
+    distributed: bool  # split over data-parallel ranks
 
 
 def _held(policy: Policy, kinds: Sequence[str]) -> Iterator[_Held]:
@@ -116,7 +116,7 @@ def _held(policy: Policy, kinds: Sequence[str]) -> Iterator[_Held]:
             for kind in kinds:
                 if kind == ROUNDED:
                     yield _Held(kind, names[weight], start, master.to(weight.dtype), distributed)
-                elif kind != WEIGHTS:  # a fresh Adam has no state yet, and begins with zeros
+                elif kind != WEIGHTS:  # a fresh Adam has no state yet; it starts with zeros
                     flat = tensors[kind].detach().flatten() if kind in tensors else torch.zeros_like(master)
                     yield _Held(kind, names[weight], start, flat, distributed)
 
@@ -127,12 +127,12 @@ def _of_distributed(part: DistributedOptimizer, weight: Tensor) -> tuple[int, di
 
 
 def _of_whole(part: Any, weight: Tensor) -> dict[str, Tensor]:
-    master = getattr(weight, "main_param", weight)  # in float32 the weights are their own masters
+    master = getattr(weight, "main_param", weight)  # in float32 the weights are the master weights
     return {**part.optimizer.state[master], MASTER: master}
 
 
 def _is_saved(policy: Policy, held: _Held, *, split: bool) -> bool:
-    """Return whether Megatron saves what this process holds: of equal copies only one is."""
+    """Return whether Megatron saves this part: of equal copies it saves only one."""
     parallel = policy.parallel
     first_replica = held.distributed or parallel.data_context_group.rank() == 0
     copy_of_embedding = policy.shape.tied and held.parameter == OUTPUT

@@ -1,4 +1,4 @@
-"""What the scoring passes say of single completions, token by token: few of them, for people to read.
+"""Collect log-probabilities of single completions, token by token. Meant for a few that people read.
 
 T tokens of a micro-batch on this context-parallel rank, L tokens of one completion.
 """
@@ -17,14 +17,14 @@ from megatron_rapo.scoring.packing import PackedBatch
 from megatron_rapo.types import TrainingSequence
 
 Place = tuple[int, int]
-"""Where a completion is in a rollout: its optimizer step, its sequence in that."""
-_Part = tuple[Place, np.ndarray, np.ndarray]  # of a completion: places of some tokens in it, [2] what each scored
+"""The place of a completion in a rollout: its optimizer step, and its sequence in that step."""
+_Part = tuple[Place, np.ndarray, np.ndarray]  # of a completion: indices of some tokens, and their scores [2, n]
 
 
 class TokenLogProbs(NamedTuple):
-    """Of the tokens of one completion, nats."""
+    """Log-probabilities of the tokens of one completion, in nats."""
 
-    policy_L: np.ndarray  # float32: the trainer's, before it trained on them
+    policy_L: np.ndarray  # float32: the trainer's, before it trains on them
     reference_L: np.ndarray | None  # float32: of pi_ref^phi / Z; None without a reference
 
 
@@ -35,9 +35,9 @@ def token_log_probs(
     *,
     with_reference: bool,
 ) -> dict[Place, TokenLogProbs]:
-    """Of the `chosen` completions of scored `steps`, on the first process; empty elsewhere. Collective over the world.
+    """Return log-probabilities of the `chosen` completions in scored `steps`, on the first process; empty elsewhere.
 
-    Also of completions that take no part in the loss. Only what was chosen is sent.
+    Includes completions that the loss excludes. Only the chosen ones are sent. Collective over the world.
     """
     mine = []
     if parallel.is_last_stage and parallel.tensor_group.rank() == 0:
@@ -56,7 +56,7 @@ def token_log_probs(
 
 
 def _parts(batch: PackedBatch, step: int, chosen: Mapping[Place, TrainingSequence]) -> Iterator[_Part]:
-    """What this rank has of each chosen completion in the micro-batch."""
+    """Yield this rank's part of each chosen completion in the micro-batch."""
     assert batch.old_logp_T is not None and batch.ref_logp_T is not None, "the micro-batch was not scored"
     sequence_T, position_T = batch.sequence_T.cpu(), batch.position_T.cpu()
     scores_2T = torch.stack([batch.old_logp_T, batch.ref_logp_T])
@@ -64,7 +64,7 @@ def _parts(batch: PackedBatch, step: int, chosen: Mapping[Place, TrainingSequenc
         sequence = chosen.get((step, index))
         if sequence is None:
             continue
-        token_T = position_T + 1 - sequence.prompt_length  # entry t is about the next token
+        token_T = position_T + 1 - sequence.prompt_length  # entry t scores the next token
         mine_T = (sequence_T == index) & (token_T >= 0) & (token_T < len(sequence.engine_logprobs))
         scores_2 = scores_2T[:, mine_T.to(scores_2T.device)].float().cpu().numpy()
         yield (step, index), token_T[mine_T].numpy(), scores_2

@@ -1,4 +1,4 @@
-"""torch's AdamW under Megatron's optimizer, where there is neither apex nor Transformer Engine."""
+"""Adapt torch's AdamW to Megatron's optimizer, for machines without apex and Transformer Engine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from megatron.core.optimizer import MegatronOptimizer, distrib_optimizer
 
 @functools.cache
 def install() -> None:
-    """Mend megatron-core 0.16.1's distributed optimizer for this process, once, where torch's Adam is what it uses.
+    """Patch megatron-core 0.16.1's distributed optimizer for this process, once, if it uses torch's Adam.
 
-    Loading a `fully_reshardable` checkpoint leaves out `step` (KeyError), and afterwards all parameters share one
-    `step` tensor, which Adam then advances once per parameter: its bias correction would be wrong after a resume.
+    Loading a `fully_reshardable` checkpoint omits `step` (KeyError). Afterwards all parameters share one `step` tensor,
+    which Adam then advances once per parameter, so its bias correction would be wrong after a resume.
     """
     if distrib_optimizer.HAVE_APEX_OR_TE:
         return
@@ -39,12 +39,12 @@ def install() -> None:
 
 
 def parts(optimizer: MegatronOptimizer) -> list[Any]:
-    """Megatron's optimizers, of which one may be a chain."""
+    """Return Megatron's optimizers as a list: one, or the members of a chain."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def fuse_on_cpu(optimizer: MegatronOptimizer) -> None:
-    """Have an update read and write each parameter and its state in one pass on a CPU."""
+    """Make an update read and write each parameter and its state in one pass, on a CPU."""
     for part in parts(optimizer):
         for group in part.optimizer.param_groups if isinstance(part.optimizer, torch.optim.AdamW) else ():
             group["fused"] = all(parameter.device.type == "cpu" for parameter in group["params"])

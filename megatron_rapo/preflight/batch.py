@@ -1,4 +1,4 @@
-"""Which batch size is which, per step and per process."""
+"""Compute every batch size of a step, in total and per process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron_rapo.config import Config
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Of one step, where completions have `tokens_per_sequence` tokens with their prompt."""
+    """Batch sizes of one step. A sequence has `tokens_per_sequence` tokens: prompt and completion."""
 
     prompts: int
     completions: int
@@ -19,16 +19,16 @@ class Batch:
     sequences_per_data_rank: float
     microbatches_per_data_rank: int  # of an optimizer step
     tokens_per_sequence: float
-    bubble: float  # of training, the share of time that pipeline stages wait
+    bubble: float  # share of training time that pipeline stages wait
 
     @property
     def tokens(self) -> float:
-        """Of all sequences of the step."""
+        """Return the number of tokens in all sequences of the step."""
         return self.completions * self.tokens_per_sequence
 
 
 def batch(config: Config, *, world: int, tokens_per_sequence: float) -> Batch:
-    """What `world` processes do in a step."""
+    """Return the batch sizes of a step on `world` processes."""
     sizes, layout = config.batch, config.parallel
     data_ranks = world // layout.model_size
     completions = sizes.prompts_per_step * sizes.completions_per_prompt

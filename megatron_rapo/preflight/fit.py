@@ -1,4 +1,4 @@
-"""Whether a configuration fits into a GPU, what would make it fit, and which layouts are best."""
+"""Check whether a configuration fits into a GPU, find changes that make it fit, and suggest layouts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from megatron_rapo.preflight.checks import check_model, check_rollout, check_wor
 from megatron_rapo.preflight.memory import Memory
 from megatron_rapo.preflight.seconds import GPUS_PER_NODE, Hardware, Traffic, seconds, traffic
 
-BEST = 3  # layouts that are suggested
+BEST = 3  # number of suggested layouts
 SPARE = 0.1
-"""Share of a GPU's memory that a suggested layout leaves free, for what is not counted or not measured."""
+"""Share of a GPU's memory that a suggested layout leaves free for what is not counted or not measured."""
 Settings = Mapping[str, Any]  # "section.field" -> value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run is started on."""
+    """The GPUs that a run starts on."""
 
     gpus: int
     memory_bytes: float  # of each GPU
-    overhead_bytes: float  # of each, taken by CUDA, NCCL, workspaces and fragmentation
+    overhead_bytes: float  # of each GPU, taken by CUDA, NCCL, workspaces and fragmentation
     hardware: Hardware
     layers: str
 
@@ -40,7 +40,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of a step."""
+    """Memory, traffic and time of a step."""
 
     config: Config
     states: Mapping[str, Memory]
@@ -51,7 +51,7 @@ class Estimate:
 
 
 def needed(model: ModelShape, config: Config, machine: Machine) -> dict[str, Memory]:
-    """Device memory by state. Raises ConfigError where the configuration cannot run on so many processes."""
+    """Return device memory by state. Raises ConfigError if the configuration cannot run on so many processes."""
     check_world_size(config, machine.gpus)
     check_model(config, model)
     check_rollout(config, model, machine.gpus)
@@ -59,7 +59,7 @@ def needed(model: ModelShape, config: Config, machine: Machine) -> dict[str, Mem
 
 
 def estimate(model: ModelShape, config: Config, machine: Machine, tokens_per_sequence: float) -> Estimate:
-    """Everything that is computed of a configuration. Raises ConfigError as `needed` does."""
+    """Compute the whole estimate of a configuration. Raises ConfigError as `needed` does."""
     states = needed(model, config, machine)
     sizes = batch(config, world=machine.gpus, tokens_per_sequence=tokens_per_sequence)
     moved = traffic(model, config, sizes, world=machine.gpus)
@@ -74,7 +74,7 @@ def estimate(model: ModelShape, config: Config, machine: Machine, tokens_per_seq
 
 
 def remedies(model: ModelShape, config: Config, machine: Machine) -> list[Settings]:
-    """Single changes, each of which makes it fit; where none does, the first pair that does."""
+    """Return single changes that make it fit. If there is none, return the first pair of changes that does."""
     changes = list(_changes(config))
     for together in (1, 2):
         found: list[Settings] = []
@@ -100,7 +100,7 @@ def fits(states: Mapping[str, Memory], machine: Machine) -> bool:
 
 
 def changed(config: Config, settings: Settings) -> Config:
-    """The configuration with other settings, validated. Raises ValidationError."""
+    """Return the configuration with other settings, validated. Raises ValidationError."""
     content = config.model_dump(exclude_unset=True)
     for name, value in settings.items():
         section, field = name.split(".")
@@ -109,7 +109,7 @@ def changed(config: Config, settings: Settings) -> Config:
 
 
 def _fitting(model: ModelShape, config: Config, settings: Settings, machine: Machine) -> Config | None:
-    """The configuration with other settings, if it can run and fits."""
+    """Return the configuration with other settings if it can run and fits, else None."""
     try:
         other = changed(config, settings)
         return other if fits(needed(model, other, machine), machine) else None
@@ -118,12 +118,12 @@ def _fitting(model: ModelShape, config: Config, settings: Settings, machine: Mac
 
 
 def _replicas(config: Config, machine: Machine) -> int:
-    """Data- times context-parallel size."""
+    """Return data- times context-parallel size."""
     return machine.gpus // (config.parallel.tensor * config.parallel.pipeline)
 
 
 def _changes(config: Config) -> Iterator[Settings]:
-    """From what costs least to what changes most."""
+    """Yield changes, from the cheapest to the one that changes most."""
     if config.memory.reference_on_device:
         yield {"memory.reference_on_device": False}
     if not config.optimizer.distributed:

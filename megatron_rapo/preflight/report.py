@@ -1,4 +1,4 @@
-"""What preflight found, for people and as JSON."""
+"""Print preflight's results for people and as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def to_json(
     remedies: Sequence[Settings],
     suggestions: Sequence[Estimate] | None,
 ) -> str:
-    """Everything, bytes and seconds as numbers."""
+    """Return all results as JSON; bytes and seconds as numbers."""
     content = {
         "fits": fitting,
         "machine": dataclasses.asdict(machine),
@@ -52,7 +52,7 @@ def show(
     remedies: Sequence[Settings],
     suggestions: Sequence[Estimate] | None,
 ) -> None:
-    """Tables on standard output."""
+    """Print the results as tables on standard output."""
     console = Console() if Console().is_terminal else Console(width=120)
     console.print(_parameters(model, found), _states(found, machine), _batch(found), _seconds(found, machine))
     if fitting:
@@ -71,12 +71,12 @@ def show(
 
 
 def most(found: Estimate) -> int:
-    """Bytes of the state that needs most."""
+    """Return the bytes of the state that needs most."""
     return max(state.total for state in found.states.values())
 
 
 def layout_of(found: Estimate) -> dict[str, Any]:
-    """The settings that `--suggest` chooses."""
+    """Return the settings that `--suggest` chooses."""
     config = found.config
     return {
         "parallel.tensor": config.parallel.tensor,
@@ -97,7 +97,7 @@ def _parameters(model: ModelShape, found: Estimate) -> Table:
 
 
 def _states(found: Estimate, machine: Machine) -> Table:
-    """A column for every state, a row for every part."""
+    """Build a table with a column for every state and a row for every part."""
     title = f"GiB of the process that needs most, of {machine.memory_bytes / GIB:.0f}"
     table = Table("", *found.states, "host", title=title)
     columns = [*found.states.values(), found.host]
@@ -157,14 +157,14 @@ def _free(found: Estimate, machine: Machine) -> float:
 
 
 def _little(found: Estimate, machine: Machine) -> str:
-    """Warn where less is free than a suggested layout would leave."""
+    """Return a warning if less memory is free than a suggested layout would leave."""
     if _free(found, machine) >= SPARE * machine.memory_bytes / GIB:
         return ""
     return f"; that is little for what is not counted: {SPARE:.0%} free is safe"
 
 
 def _about(seconds: float) -> str:
-    """Round to two digits: an estimate is good to a factor."""
+    """Round to two digits: the estimate may be wrong by a factor."""
     return f"{float(f'{seconds:.2g}'):g}"
 
 
@@ -173,5 +173,5 @@ def _memory(each: Memory) -> dict[str, Any]:
 
 
 def _as_options(settings: Settings) -> str:
-    """As the command line takes them."""
+    """Return settings as options of the command line."""
     return " ".join(f"--set {name}={json.dumps(value).strip(chr(34))}" for name, value in settings.items())

@@ -1,4 +1,4 @@
-"""An estimate of a step's seconds by phase, from stated figures of the hardware. Good to a factor, not to a percent."""
+"""Estimate a step's seconds by phase from hardware figures. The result may be wrong by a factor of two or so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_rapo.scoring.registries import divergence_of
 
 @dataclass(frozen=True)
 class Hardware:
-    """Of one GPU: the vendor's figures, and the shares of them that are reckoned with."""
+    """One GPU: the vendor's figures, and the shares of them that the estimate assumes."""
 
     name: str
     bf16_flops: float  # dense, per second
@@ -42,7 +42,7 @@ class Traffic:
     copied: int  # in resharding, within the device
     sent: int  # in resharding, to others
     gradients: int  # summed over data-parallel ranks
-    tensor_parallel: int  # activations, between tensor ranks
+    tensor_parallel: int  # activations between tensor ranks
 
 
 def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> Traffic:
@@ -66,7 +66,7 @@ def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> T
         gradients=round(
             2 * (replicas - 1) / replicas * parameters(model, config)[0] * GRADIENT_BYTES * batch.optimizer_steps
         ),
-        # Two sums of hidden states a layer forward (scored once or twice) and two backward, as rings send them.
+        # Two sums of hidden states per layer forward (scored once or twice) and two backward, as rings send them.
         tensor_parallel=round(
             (2 * (_passes(config) + 1) + 2)
             * 2
@@ -83,12 +83,12 @@ def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> T
 def seconds(
     model: ModelShape, config: Config, batch: Batch, moved: Traffic, hardware: Hardware, *, world: int
 ) -> dict[str, float]:
-    """By phase."""
+    """Return the seconds of each phase."""
     numel = engine_numel(model, 1)
     flops = hardware.bf16_flops * hardware.utilisation * world
     links = hardware.link_bytes_per_s * hardware.bandwidth
     across = (hardware.network_bytes_per_s if world > GPUS_PER_NODE else hardware.link_bytes_per_s) * hardware.bandwidth
-    share = _passes(config) / (_passes(config) + 2)  # of the tensor-parallel traffic, in scoring
+    share = _passes(config) / (_passes(config) + 2)  # scoring's share of the tensor-parallel traffic
     recomputed = 8 if config.model.recompute == "full" else 6
     training = recomputed * numel * batch.tokens / flops + moved.tensor_parallel * (1 - share) / links
     return {

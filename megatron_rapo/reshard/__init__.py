@@ -1,1 +1,1 @@
-"""Where every parameter lives, and moving weights between Hugging Face, Megatron and vLLM."""
+"""Moves weights between Hugging Face, Megatron and vLLM, and proves that they arrived."""

@@ -1,7 +1,7 @@
-"""A number that says what a tensor holds, bit by bit and place by place: 64 bits, the same on every device.
+"""Compute a digest of a tensor's bits and their positions: 64 bits, the same on every device.
 
-R rows, W words of 8 bytes in a row; N tensors. What costs time with many tensors is the number of operations, so that
-only the sums are made for each, and the rest for all of them together.
+R rows, W words of 8 bytes in a row; N tensors. With many tensors the number of operations costs the time. So only the
+sums are computed per tensor, and the rest for all tensors together.
 """
 
 from __future__ import annotations
@@ -13,35 +13,34 @@ from torch import Tensor
 
 WORD_BYTES = 8
 BLOCK_BYTES = 2**21
-"""Rows are taken in blocks that mostly stay in a CPU's cache between the two sums."""
+"""Rows are read in blocks small enough to stay in a CPU's cache between the two sums."""
 
 
 def digest(values: Tensor) -> Tensor:
-    """sum_i mix(sum_j x_ij, i) + sum_j mix(sum_i x_ij, -1 - j) modulo 2^64, x the rows' bits as 64-bit words; int64 [].
+    """Return sum_i mix(sum_j x_ij, i) + sum_j mix(sum_i x_ij, -1 - j) modulo 2^64, int64 []. x are the bits, as words.
 
-    `values` is [R, C] or [C], of any dtype; rows that do not end on a word are taken as filled up with zeros, so that
-    the digest depends on the values alone, not on how they lie in memory. Whatever changes the sum of a row or of a
-    column of words changes it, but for a chance of 2^-64, and so do rows or columns that change places. (What changes
-    no such sum takes changes in four words at least, at the corners of rectangles, that cancel each other.) Two passes
-    over memory and no copies.
+    `values` is [R, C] or [C], of any dtype. Rows that do not end on a word are padded with zeros, so the digest depends
+    on the values alone, not on the memory layout. Any change of the sum of a row or of a column of words changes the
+    digest, except with a chance of 2^-64. So do swapped rows or columns. (A change that keeps all these sums changes at
+    least four words, at the corners of rectangles, that cancel each other.) Reads memory twice and copies nothing.
     """
     return digests([sums(values)])[0]
 
 
 class Sums:
-    """Of a tensor as it is now: of its columns of words, int64 [W], and of its rows, int64 [R]."""
+    """Sums of a tensor at one time: over each column of words, int64 [W], and over each row, int64 [R]."""
 
     def __init__(self, by_column_W: Tensor, by_row_R: Tensor) -> None:
         self.by_column_W, self.by_row_R = by_column_W, by_row_R
 
 
 def sums(values: Tensor) -> Sums:
-    """What a tensor's digest is made of; reads all of it."""
+    """Return the sums that a tensor's digest is computed from. Reads all of the tensor."""
     words_RW = _words(values)
     num_rows, num_columns = words_RW.shape
     step = max(1, BLOCK_BYTES // (WORD_BYTES * num_columns)) if values.device.type == "cpu" else num_rows
     if step >= num_rows:
-        by_row_R = words_RW.sum(dim=1)  # first: it reads as fast as memory gives, and leaves the other the cache
+        by_row_R = words_RW.sum(dim=1)  # first: it reads at full memory speed and fills the cache for the other sum
         return Sums(words_RW.sum(dim=0), by_row_R)
     by_row_R = torch.empty(num_rows, dtype=torch.int64)
     by_column_W = torch.zeros(num_columns, dtype=torch.int64)
@@ -53,7 +52,7 @@ def sums(values: Tensor) -> Sums:
 
 
 def digests(parts: Sequence[Sums]) -> Tensor:
-    """The digest of each of N tensors, int64 [N]."""
+    """Return the digest of each of N tensors, int64 [N]."""
     shapes = [(len(part.by_column_W), len(part.by_row_R)) for part in parts]
     places = {shape: _places(*shape, parts[0].by_row_R.device) for shape in set(shapes)}
     numbers = torch.cat([numbers for part in parts for numbers in (part.by_column_W, part.by_row_R)])
@@ -63,12 +62,12 @@ def digests(parts: Sequence[Sums]) -> Tensor:
 
 
 def _places(num_columns: int, num_rows: int, device: torch.device) -> Tensor:
-    """Of columns: -1, -2, ..., of rows: 0, 1, ..."""
+    """Return -1, -2, ... for columns, then 0, 1, ... for rows."""
     return torch.cat([torch.arange(-1, -1 - num_columns, -1, device=device), torch.arange(num_rows, device=device)])
 
 
 def _words(values: Tensor) -> Tensor:
-    """The rows as int64 [R, W]."""
+    """Return the rows as 64-bit words, int64 [R, W]."""
     values = values.detach()
     rows = values if values.dim() == 2 else values[None]
     size = rows.element_size()
@@ -79,16 +78,16 @@ def _words(values: Tensor) -> Tensor:
 
 
 def mix(numbers: Tensor, places: Tensor) -> Tensor:
-    """Pseudo-random numbers, int64, one to one with `numbers` at each place.
+    """Return pseudo-random numbers, int64. At each place the mapping from `numbers` is one to one.
 
-    The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014) of number + place times 2^64 over the golden ratio.
+    Applies the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014) to number + place * 2^64 / golden ratio.
     """
-    mixed = numbers + places * -0x61C8864680B583EB  # constants as signed numbers
+    mixed = numbers + places * -0x61C8864680B583EB  # constants are written as signed numbers
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         mixed = (mixed ^ _shifted(mixed, shift)) * factor
     return mixed ^ _shifted(mixed, 31)
 
 
 def _shifted(numbers: Tensor, bits: int) -> Tensor:
-    """To the right, zeros coming in; torch's >> copies the sign."""
+    """Shift right and fill with zeros; torch's >> copies the sign."""
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,7 +1,7 @@
-"""Megatron's shards, wherever they are, as a stream of whole Hugging Face tensors on every rank.
+"""Gather Megatron's shards into a stream of whole Hugging Face tensors on every rank.
 
-Correct first: each parameter is gathered over its tensor-parallel group and broadcast over the pipeline, one at a
-time, so that the extra memory is about twice that of the largest parameter, and what the engine collects of it.
+Simple and correct, not fast: each parameter is gathered over its tensor-parallel group and broadcast over the pipeline,
+one at a time. Extra memory: about twice the largest parameter, plus what the engine collects.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class ShardedWeights:
         self._dtype = next(iter(parameters.values())).dtype
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every HF tensor once, whole, in the same order on every rank. To be consumed to the end by all of them."""
+        """Yield every HF tensor once, whole, in the same order on every rank. Every rank must consume all of them."""
         for name in self._names:
             yield from merge(self._gather(name), [by_name[name] for by_name in self._shards])
 
     def _gather(self, name: str) -> list[Tensor]:
-        """The shards of all tensor ranks of one parameter."""
+        """Return the shards of all tensor ranks of one parameter."""
         shard, stage = self._shards[self._tensor_group.rank()][name], self._stage[name]
         device = next(iter(self._parameters.values())).device
         if self._pipeline_group.rank() == stage:

@@ -1,7 +1,7 @@
-"""Digests of parts of a tensor, held anywhere, whose sum is the digest of the tensor: 64 bits, the same on any device.
+"""Compute digests of parts of a tensor. Their sum is the digest of the tensor: 64 bits, the same on any device.
 
-reshard/digest.py is stronger and faster, but needs whole rows and columns. Here every number counts by itself, with a
-factor for its place, so that the sum does not depend on how the tensor was cut up.
+reshard/digest.py is stronger and faster, but needs whole rows and columns. Here every number is multiplied by a factor
+for its place, so the sum does not depend on how the tensor is split.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron_rapo.models.parameter_map import Shard
 from megatron_rapo.reshard.digest import mix
 
 BLOCK_NUMBERS = 2**18
-"""Rows are taken in blocks whose products (8 bytes a number) stay in a CPU's cache."""
+"""Rows are read in blocks whose products (8 bytes a number) stay in a CPU's cache."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -24,7 +24,7 @@ class Part(NamedTuple):
     """A rectangle of a Hugging Face tensor."""
 
     name: str
-    row: int  # its first, in the Hugging Face tensor
+    row: int  # its first row in the Hugging Face tensor
     column: int
     values_RC: Tensor
 
@@ -32,9 +32,9 @@ class Part(NamedTuple):
 def part_digest(part: Part, tensor: int) -> Tensor:
     """Return sum_rc bits(x_rc) a_r b_c modulo 2^64 of a part of tensor number `tensor`; int64 [].
 
-    a and b are odd pseudo-random numbers of the tensor and of the row or column, counted in the whole tensor. So a
-    change of one number always shows. Other changes are missed with a chance of about 2^-32, or less where more than
-    the highest bit of a number changes.
+    a and b are odd pseudo-random numbers that depend on the tensor and on the row or column in the whole tensor. So a
+    change of one number always shows. Other changes are missed with a chance of about 2^-32, or less if they are not
+    only in the highest bits.
     """
     values_RC = part.values_RC.detach()
     num_rows, num_columns = values_RC.shape
@@ -50,7 +50,7 @@ def part_digest(part: Part, tensor: int) -> Tensor:
 
 
 def parts(flat: Tensor, start: int, shard: Shard) -> Iterator[Part]:
-    """Yield what numbers `start` to `start + len(flat)` of a flattened `shard` are of Hugging Face tensors."""
+    """Yield the parts of Hugging Face tensors that numbers `start` to `start + len(flat)` of a flat `shard` hold."""
     num_columns = shard.shape[1] if len(shard.shape) == 2 else 1
     for row, column, values_RC in _rectangles(flat, start, num_columns):
         first = (row, column)[shard.axis]
@@ -66,7 +66,7 @@ def parts(flat: Tensor, start: int, shard: Shard) -> Iterator[Part]:
 def _rectangles(flat: Tensor, start: int, num_columns: int) -> Iterator[tuple[int, int, Tensor]]:
     """Yield a run of a flattened matrix as up to three rectangles, each with its first row and column."""
     row, column = divmod(start, num_columns)
-    begun = min(len(flat), -start % num_columns)  # the rest of a row
+    begun = min(len(flat), -start % num_columns)  # the rest of a row that started earlier
     whole = (len(flat) - begun) // num_columns * num_columns
     if begun:
         yield row, column, flat[None, :begun]

@@ -1,12 +1,12 @@
-"""Who sends which slice to whom: the same plan on every rank, from the parameter map and the two layouts.
+"""Plan which rank sends which slice to which other, from the parameter map and the two layouts.
 
-Every process holds a shard of the trainer and a shard of an engine. What the engine needs of a parameter and the
-process' own trainer has is copied; the rest comes from other processes, and each piece from one of its data-parallel
-holders: the one in the receiver's own replica where that is fair, for it is near, and otherwise the one that has sent
-least. Nothing is sent that is not needed. No rank learns from another what it must do, so the plan imports neither
-megatron nor vllm, needs no process group, and can be made for any rank of any world.
+Every process holds a shard of the trainer and a shard of an engine. Slices already on the process are copied locally.
+Others come from one of their data-parallel holders: from the one in the receiver's own replica, which is near, or from
+the least-loaded one if that would be unfair. Only needed slices are sent. Every rank computes the same plan without
+communication, so the plan imports neither megatron nor vllm, needs no process group, and can be computed for any rank
+of any world.
 
-Transfers are dealt out to rounds, the same for all, in which no rank has more than a bucket of bytes under way.
+Transfers are divided into rounds. In a round no rank sends and receives more than a bucket of bytes.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from megatron_rapo.models.parameter_map import (
 )
 
 FAIR = 0.02
-"""A receiver's own replica sends as long as the most and the least loaded holder differ by no more than this share."""
+"""A receiver's own replica sends while the most and the least loaded holder differ by at most this share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layouts:
     """The trainer's layout and the engines', over the same `world` processes.
 
-    Ranks count up over tensor, then context and data (here: replicas), then pipeline, as in Megatron's default order;
-    an engine is `engine_tensor` consecutive ranks.
+    Ranks count up over tensor, then context and data (here: replicas), then pipeline, as in Megatron's default order.
+    An engine has `engine_tensor` consecutive ranks.
     """
 
     world: int
@@ -50,16 +50,16 @@ class Layouts:
 
     @property
     def replicas(self) -> int:
-        """Copies of the trainer's model: context- times data-parallel size."""
+        """Return the number of copies of the trainer's model: context- times data-parallel size."""
         return self.world // (self.tensor * self.pipeline)
 
     def rank(self, tensor: int, replica: int, stage: int) -> int:
-        """The process at these coordinates of the trainer."""
+        """Return the rank at these coordinates of the trainer."""
         return tensor + self.tensor * (replica + self.replicas * stage)
 
 
 class Block(NamedTuple):
-    """A rectangle of a parameter, on one side: rows from `row`, columns from `column` (None: it has no columns)."""
+    """A rectangle of a parameter on one side: rows from `row`, columns from `column` (None: a vector)."""
 
     name: str
     row: int
@@ -67,7 +67,7 @@ class Block(NamedTuple):
 
 
 class Region(NamedTuple):
-    """What a trainer's shard and an engine's shard have in common, as rows and columns (None of a vector) of each."""
+    """The overlap of a trainer's and an engine's shard, as rows and columns (None for a vector) of each."""
 
     source_row: int
     source_column: int | None
@@ -83,7 +83,7 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Move:
-    """A rectangle that is copied from the trainer's parameter of one rank to the engine's of another."""
+    """A rectangle to copy from the trainer's parameter on one rank to the engine's on another."""
 
     source: Block
     destination: Block
@@ -97,9 +97,9 @@ class Move:
 
 @dataclass(frozen=True)
 class Route:
-    """Regions of one parameter that each of `destinations` gets from the trainer of one of `sources` (ranks, int [N]).
+    """Regions of one parameter. Each of `destinations` gets them from the trainer on one of `sources` (ranks, int [N]).
 
-    Equal where the destination has them itself.
+    Source and destination are equal if the destination already holds the regions.
     """
 
     entry: Entry
@@ -111,16 +111,16 @@ class Route:
 
     @property
     def numel(self) -> int:
-        """Of one destination."""
+        """Return how many numbers one destination gets."""
         return sum(region.rows * region.row_numel for region in self.regions)
 
     def peers(self, rank: int) -> tuple[list[int], list[int]]:
-        """Which others `rank` sends to, and whom (itself, perhaps) it gets the regions from, if it needs them."""
+        """Return the other ranks that `rank` sends to, and the ranks that it gets regions from (perhaps itself)."""
         mine = self.destinations == rank
         return self.destinations[(self.sources == rank) & ~mine].tolist(), self.sources[mine].tolist()
 
     def moves(self, source: int, chunk: int, chunks: int) -> list[Move]:
-        """What `source` gives to a destination, of each region the rows of `chunk` of `chunks`."""
+        """Return what `source` gives to a destination: of each region, the rows of part `chunk` of `chunks`."""
         name, moves = self.source_names[source // self.ranks_per_stage], []
         for region in self.regions:
             first, last = region.rows * chunk // chunks, region.rows * (chunk + 1) // chunks
@@ -133,21 +133,21 @@ class Route:
 
 @dataclass(frozen=True)
 class Round:
-    """What one rank does at a time. Moves between two ranks are in the same order on both."""
+    """One rank's transfers in one round. Moves between two ranks are in the same order on both."""
 
     copies: list[Move] = field(default_factory=list)
     sends: dict[int, list[Move]] = field(default_factory=lambda: defaultdict(list))  # by destination
     receives: dict[int, list[Move]] = field(default_factory=lambda: defaultdict(list))  # by source
-    complete: list[str] = field(default_factory=list)  # engine parameters of which nothing is missing after it
+    complete: list[str] = field(default_factory=list)  # engine parameters that are complete after this round
 
 
 def plan(
     model: ModelShape, norms: NormNames, layouts: Layouts, *, rank: int, itemsize: int, bucket_bytes: int
 ) -> list[Round]:
-    """What `rank` sends, receives and copies, round by round.
+    """Return what `rank` sends, receives and copies in each round.
 
-    Every rank has as many rounds, and in each of them at most `bucket_bytes` of what it sends and receives.
-    Raises ValueError where a bucket cannot hold a row of every transfer that goes on at a time.
+    Every rank has the same number of rounds. In a round a rank sends and receives at most `bucket_bytes` together.
+    Raises ValueError if a bucket cannot hold one row of every concurrent transfer.
     """
     rounds = [Round()]
     load = np.zeros(layouts.world)
@@ -176,24 +176,24 @@ def plan(
 
 
 def waves(model: ModelShape, norms: NormNames, layouts: Layouts) -> Iterator[list[Route]]:
-    """All transfers of the world. A wave has a parameter of every pipeline stage, so that all have something to send.
+    """Yield all transfers of the world in waves. A wave has a parameter of every pipeline stage, so all stages send.
 
-    First what is not in layers, then a parameter of the first layer of each stage, the next parameter of these, ...
+    Order: parameters outside layers, then one parameter of the first layer of each stage, then its next parameter, ...
     """
     stages = stages_of_layers(model.num_layers, pipeline=layouts.pipeline, virtual_pipeline=layouts.virtual_pipeline)
     turns = _turns(stages)
     by_turn: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in entries(model, norms):
         if entry.trainer == OUTPUT and model.tied:
-            continue  # the engine has the embedding only
+            continue  # the engine has only the embedding
         by_turn[(-1, "") if entry.layer is None else (turns[entry.layer], entry.name_in_layer)].append(entry)
     router = _Router(layouts)
-    for _, together in sorted(by_turn.items(), key=lambda item: item[0][0]):  # stable: parameters stay in order
+    for _, together in sorted(by_turn.items(), key=lambda item: item[0][0]):  # stable: keeps the parameters' order
         yield [route for entry in together for route in router.routes(entry, _holders(entry, model, stages, layouts))]
 
 
 def _turns(stages: Sequence[int]) -> list[int]:
-    """Of each layer, which of its stage's layers it is: the first, the second, ..."""
+    """Return each layer's position within its stage: 0, 1, ..."""
     seen: dict[int, int] = defaultdict(int)
     turns = []
     for stage in stages:
@@ -203,7 +203,7 @@ def _turns(stages: Sequence[int]) -> list[int]:
 
 
 def _holders(entry: Entry, model: ModelShape, stages: Sequence[int], layouts: Layouts) -> dict[int, str]:
-    """The pipeline stages that have the parameter, and its name there: a tied embedding is in two."""
+    """Return the pipeline stages that hold the parameter, with its name there. Two stages hold a tied embedding."""
     last = layouts.pipeline - 1
     if entry.layer is not None:
         return {stages[entry.layer]: entry.trainer}
@@ -214,13 +214,13 @@ def _holders(entry: Entry, model: ModelShape, stages: Sequence[int], layouts: La
 
 @dataclass(frozen=True)
 class _Pair:
-    """A tensor rank of the trainer and one of the engine: who has what they have in common, and who needs it."""
+    """A tensor rank of the trainer and one of the engine: the regions that both have, who holds and who needs them."""
 
     regions: tuple[Region, ...]
     destinations: np.ndarray  # ranks, int [N]
     holders: np.ndarray  # ranks
-    remote: np.ndarray  # bool [N]: the destination is no holder
-    preferred: np.ndarray  # of each remote destination, the holder (index) in its replica
+    remote: np.ndarray  # bool [N]: the destination is not a holder
+    preferred: np.ndarray  # for each remote destination, the holder (index) in its replica
 
     @property
     def numel(self) -> int:
@@ -228,15 +228,15 @@ class _Pair:
 
 
 class _Router:
-    """Chooses sources, and remembers what each rank has to send already."""
+    """Chooses sources, and counts what each rank already sends."""
 
     def __init__(self, layouts: Layouts) -> None:
         self._layouts = layouts
-        self._sent = np.zeros(layouts.world)  # numbers
+        self._sent = np.zeros(layouts.world)  # in numbers, not bytes
         self._pairs: dict[tuple[tuple[int, ...], str], list[_Pair]] = {}  # the same in every layer of a stage
 
     def routes(self, entry: Entry, names: dict[int, str]) -> Iterator[Route]:
-        """Of a parameter that the stages of `names` have."""
+        """Yield the routes of a parameter that the stages of `names` hold."""
         key = tuple(names), entry.name_in_layer
         if key not in self._pairs:
             self._pairs[key] = list(self._pair(entry, list(names)))
@@ -261,7 +261,7 @@ class _Router:
                 if not regions:
                     continue
                 chosen = ranks % layouts.engine_tensor == engine_rank
-                if not ours.split:  # every tensor rank has it
+                if not ours.split:  # every tensor rank holds it
                     chosen &= ranks % layouts.tensor == tensor
                 destinations = ranks[chosen]
                 if not len(destinations):
@@ -276,7 +276,7 @@ class _Router:
 
 
 def common(source: Shard, destination: Shard) -> tuple[Region, ...]:
-    """What two shards of one parameter have in common; neighbouring pieces that stay neighbours are one region."""
+    """Return the overlap of two shards of one parameter. Adjacent pieces are merged into one region."""
     assert source.axis == destination.axis and len(source.shape) == len(destination.shape)
     spans: list[tuple[int, int, int]] = []  # source start, destination start, size, along the axis
     for theirs in destination.pieces:
@@ -300,7 +300,7 @@ def common(source: Shard, destination: Shard) -> tuple[Region, ...]:
 
 
 def _fair(preferred: np.ndarray, sent: np.ndarray, numel: int) -> np.ndarray:
-    """The holder (index) of each receiver: the preferred one, unless that would leave some with much more to send."""
+    """Return each receiver's holder (index): the preferred one, or the least-loaded one if loads would differ much."""
     counts = np.bincount(preferred, minlength=len(sent))
     after = sent + counts * numel
     if after.max() - after.min() <= max(numel, FAIR * after.max()):
@@ -323,7 +323,7 @@ def _fair(preferred: np.ndarray, sent: np.ndarray, numel: int) -> np.ndarray:
 
 
 def _traffic(routes: Sequence[Route], world: int, itemsize: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes that each rank sends and receives of one parameter, in all and as a row of every region, [world]."""
+    """Return the bytes that each rank sends and receives, [world]: in total, and for one row of every region."""
     total, row = np.zeros(world), np.zeros(world)
     for route in routes:
         remote = route.sources != route.destinations

@@ -1,8 +1,7 @@
-"""Carries out the plan: the trainer's shards into the engine's parameters, round by round, and the proof that they are.
+"""Execute the plan: copy the trainer's shards into the engine's parameters, and prove that they arrived.
 
-Large slices go from and to where the weights are, if they lie there in one piece. What is packed to be sent or received
-to be unpacked lies in one buffer, as large as the largest round and kept for the run. Every method is collective over
-the world.
+Large contiguous slices are sent from and received into the weights directly. Other slices are packed into one buffer,
+which is as large as the largest round and kept for the run. Every method is collective over the world.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ from megatron_rapo.reshard.digest import Sums, digests, sums
 from megatron_rapo.reshard.plan import Block, Layouts, Move, Round, plan
 
 LARGE_BYTES = 256 * 2**10
-"""A move of this size is a message of its own, from or to where the weights are if they lie there in one piece."""
+"""A move of at least this size is sent as its own message, directly from or into the weights if contiguous."""
 
 
 class ReshardError(RuntimeError):
-    """The engine does not hold what the trainer has."""
+    """The engine does not hold the trainer's weights."""
 
 
 class EngineWeights(Protocol):
-    """An engine's parameters on this rank, by vLLM's names, open to be written."""
+    """An engine's writable parameters on this rank, by vLLM's names."""
 
     keeps: bool
-    """What is written stays where it is, and can be read as the engine uses it. Otherwise the engine packs it."""
+    """True: written values stay in place and can be read as the engine uses them. False: the engine packs them."""
 
     def target(self, name: str) -> Tensor:
-        """Where to write the parameter; the same tensor until it is complete."""
+        """Return the tensor to write the parameter into; the same tensor until the parameter is complete."""
 
     def complete(self, name: str) -> None:
-        """Every element of the parameter has been written."""
+        """Tell the engine that every element of the parameter is written."""
 
 
 @dataclass
 class Report:
-    """What a resharding took, on this rank."""
+    """Bytes and seconds of a resharding on this rank."""
 
     bytes_copied: int = 0  # within the rank
     bytes_sent: int = 0
@@ -56,7 +55,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)  # transfer, engine (packing), proof
 
     def scalars(self) -> dict[str, float]:
-        """By the names of monitor/scalars.py."""
+        """Return the numbers by the names of monitor/scalars.py."""
         seconds = {f"reshard/{part}_s": value for part, value in self.seconds.items()}
         moved = self.bytes_copied + self.bytes_sent + self.bytes_received
         return {
@@ -77,7 +76,7 @@ class Report:
 
 
 def make_resharder(config: Config, model: ModelShape, norms: NormNames, parameters: Mapping[str, Tensor]) -> Resharder:
-    """For this process, of the default process group, whose `parameters` are the trainer's by the map's names."""
+    """Build this process's resharder in the default process group. `parameters` are the trainer's, by map names."""
     layouts = Layouts(
         world=dist.get_world_size(),
         tensor=config.parallel.tensor,
@@ -92,7 +91,7 @@ def make_resharder(config: Config, model: ModelShape, norms: NormNames, paramete
 
 
 class Resharder:
-    """Moves this rank's part of the trainer's `parameters` (by the map's names) as `rounds` (its plan) says."""
+    """Moves this rank's part of the trainer's `parameters` (by the map's names). `rounds` is this rank's plan."""
 
     def __init__(
         self, parameters: Mapping[str, Tensor], rounds: Sequence[Round], *, large_bytes: int = LARGE_BYTES
@@ -110,7 +109,7 @@ class Resharder:
         self._received = sum(_numel(round_.receives.values()) for round_ in rounds) * self._dtype.itemsize
 
     def run(self, engine: EngineWeights, *, version: int, prove: bool) -> Report:
-        """Write every parameter of `engine`. Raises ReshardError, on every rank, where the proof fails on any."""
+        """Write every parameter of `engine`. Raises ReshardError on every rank if the proof fails on any rank."""
         report = Report(bytes_copied=self._copied, bytes_sent=self._sent, bytes_received=self._received)
         held: dict[Move, Sums] = {}
 
@@ -137,7 +136,7 @@ class Resharder:
         return report
 
     def _exchange(self, round_: Round, target: Callable[[str], Tensor]) -> None:
-        """Send and receive what others need and have, and meanwhile copy what this rank has itself."""
+        """Send and receive this round's slices, and meanwhile copy the local ones."""
         free = self._buffer
         operations, packed = [], []
 
@@ -175,7 +174,7 @@ class Resharder:
                 destination(move).copy_(part)
 
     def _messages(self, moves: Sequence[Move]) -> Iterator[Sequence[Move]]:
-        """What goes from one rank to another in one piece: each large move, and all small ones; the same on both."""
+        """Yield messages: each large move alone, and all small ones together. Both ranks split the moves alike."""
         large = self._large_bytes // self._dtype.itemsize
         yield from ([move] for move in moves if move.numel >= large)
         if small := [move for move in moves if move.numel < large]:
@@ -185,7 +184,7 @@ class Resharder:
         return _view(self._parameters[move.source.name].detach(), move.source, move)
 
     def _compare(self, held: Mapping[Move, Sums], version: int) -> None:
-        """What the engines hold against what the trainers say that they must: every rank asks those it got it from."""
+        """Compare digests: every rank asks its sources for the digests of what it received, and refuses differences."""
         sends = _by_peer(round_.sends for round_ in self._rounds)
         receives = _by_peer(round_.receives for round_ in self._rounds)
         copies = [move for round_ in self._rounds for move in round_.copies]
@@ -209,7 +208,7 @@ class Resharder:
         _refuse(wrong, self._device)
 
     def _expected(self, moves: Sequence[Move]) -> Tensor:
-        """The digest of what each move takes from this rank's shards, int64. What several take is read once."""
+        """Return the digest of each move's source in this rank's shards, int64. Reads shared sources once."""
         rectangles = [(move.source, move.rows, move.columns) for move in moves]
         of_rectangle = {
             key: sums(self._source(move)) for key, move in dict(zip(rectangles, moves, strict=True)).items()
@@ -224,7 +223,7 @@ class Resharder:
 def _differences(
     source: int, version: int, moves: Sequence[Move], found: Mapping[Move, int], said: Sequence[int]
 ) -> list[str]:
-    """In words, what does not agree with what rank `source` says: its version, and a digest of each move."""
+    """Describe each difference from what rank `source` said: its version, and a digest of each move."""
     if said[0] != version:
         return [f"rank {source} sent weights of version {said[0]} instead of {version}"]
     return [
@@ -235,7 +234,7 @@ def _differences(
 
 
 def _refuse(wrong: Sequence[str], device: torch.device) -> None:
-    """Raise on every rank what is wrong on any."""
+    """Raise ReshardError on every rank if any rank found a difference."""
     count = torch.tensor(len(wrong), device=device)
     dist.all_reduce(count)
     if not count:
@@ -260,20 +259,20 @@ def _place(move: Move) -> str:
 
 
 def _view(tensor: Tensor, block: Block, move: Move) -> Tensor:
-    """The rectangle of one side."""
+    """Return the rectangle on one side of a move."""
     rows = tensor.narrow(0, block.row, move.rows)
     return rows if block.column is None or move.columns is None else rows.narrow(1, block.column, move.columns)
 
 
 def _in_place(message: Sequence[Move], view: Callable[[Move], Tensor]) -> Tensor | None:
-    """The memory that a message of one move comes from or goes to, where it is in one piece."""
+    """Return the flat memory of a message of one move if it is contiguous, else None."""
     if len(message) > 1 or not (only := view(message[0])).is_contiguous():
         return None
     return only.view(-1)
 
 
 def _parts(moves: Sequence[Move], parcel: Tensor) -> Iterator[tuple[Move, Tensor]]:
-    """Where each move is in what two ranks exchange in a round, in its shape."""
+    """Yield each move with its part of a message, in the move's shape."""
     for move, part in zip(moves, parcel.split([move.numel for move in moves]), strict=True):
         yield move, part if move.columns is None else part.view(move.rows, move.columns)
 
@@ -284,7 +283,7 @@ def _incoming(round_: Round) -> Iterator[Move]:
 
 
 def _by_peer(rounds: Iterable[Mapping[int, list[Move]]]) -> list[tuple[int, list[Move]]]:
-    """All moves to or from each rank, in the order of the rounds."""
+    """Return all moves to or from each rank, in the order of the rounds."""
     moves: dict[int, list[Move]] = defaultdict(list)
     for by_peer in rounds:
         for peer, some in by_peer.items():

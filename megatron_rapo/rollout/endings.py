@@ -1,4 +1,4 @@
-"""Where completions end: which of their tokens are kept, and the text that is judged."""
+"""Find where completions end: which tokens are kept, and which text is judged."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from megatron_rapo.data.stops import Stops
 
 
 class Ending(NamedTuple):
-    """What a completion has up to its end."""
+    """A completion up to its end."""
 
-    num_tokens: int  # with the stop token, or the one that completed a stop string
+    num_tokens: int  # includes the stop token, or the token that completes a stop string
     text: str  # before the stop token or string
-    stopped: bool  # False: it has neither
+    stopped: bool  # False: there is neither a stop token nor a stop string
 
 
 class Endings:
     """Finds where completions end.
 
-    `decode` gives the text of token ids without special tokens.
+    `decode` turns token ids into text without special tokens.
     """
 
     def __init__(self, stops: Stops, decode: Callable[[Sequence[int]], str]) -> None:
         self._token_ids, self._strings, self._decode = frozenset(stops.token_ids), stops.strings, decode
-        # Each token of a stop string has at least one of its bytes. The rest is for special tokens between them, and
-        # for what a tokenizer does at the beginning of a text.
+        # Each token of a stop string has at least one of its bytes. The 8 extra tokens allow for special tokens between
+        # them, and for what a tokenizer does at the start of a text.
         self._window = 8 + max((len(string.encode()) for string in stops.strings), default=0)
         self._last_characters = {string[-1] for string in stops.strings} | {"\N{REPLACEMENT CHARACTER}"}
         self._may_complete: dict[int, bool] = {}
@@ -35,14 +35,14 @@ class Endings:
         return bool(self._strings)
 
     def find(self, token_ids: Sequence[int]) -> Ending:
-        """Return where a completion of these tokens ends: at the first stop token, or where a string is completed."""
+        """Return where a completion ends: at the first stop token, or where a stop string is completed."""
         at = next((place for place, token_id in enumerate(token_ids) if token_id in self._token_ids), None)
-        before = token_ids[:at]  # all, where there is no stop token
+        before = token_ids[:at]  # all tokens if there is no stop token
         text = self._decode(before)
         if self._stop_string(text) is None:
             return Ending(len(token_ids) if at is None else at + 1, text, at is not None)
-        low, high = 1, len(before)  # fewest tokens that may have a whole string, and a number that has one
-        if not self._has_string(before[:-1]):  # as it is where the engine stopped at once
+        low, high = 1, len(before)  # smallest possible number of tokens with a whole string, and a number that has one
+        if not self._has_string(before[:-1]):  # true if the engine stopped at once
             low = high
         while low < high:
             middle = (low + high) // 2
@@ -51,7 +51,7 @@ class Endings:
         return Ending(low, text[: min(text.index(string) for string in self._strings if string in text)], True)
 
     def completed(self, begun: Sequence[int], new: Sequence[int]) -> str | None:
-        """Return the stop string that the last of a completion's tokens, `begun` and then `new`, completes.
+        """Return the stop string that the last token completes, if any. The tokens are `begun` and then `new`.
 
         This is called for every token, so it decodes only where the last one could complete a string.
         """

@@ -1,4 +1,4 @@
-"""One vLLM engine per `rollout.tensor` processes of the training job, inside those processes.
+"""Run one vLLM engine per `rollout.tensor` processes of the training job, inside those processes.
 
 P prompts give P completions; L is the length of one completion.
 """
@@ -29,20 +29,20 @@ from megatron_rapo.types import NOTHING, Completion
 class Engine:
     """A vLLM engine over `rollout.tensor` consecutive processes of the default torch.distributed group.
 
-    World size / `rollout.tensor` engines are replicas of each other. Construction and `close` are collective over all
-    processes; `generate`, `generating`, `updating` and `sleep` over one engine's processes, which must pass the same
-    arguments. Until the first update the weights are those of `model_path`.
+    There are (world size / `rollout.tensor`) engines, replicas of each other. Construction and `close` are collective
+    over all processes; `generate`, `generating`, `updating` and `sleep` over one engine's processes, which must pass
+    the same arguments. Until the first update the weights are those of `model_path`.
 
     An engine that `sleeps` (GPU) can release its weights and its key-value cache until the next update.
 
-    The default process group must exist (a group of one process will do), and stays the caller's: close the engine
+    The default process group must exist (a group of one process is enough) and stays the caller's: close the engine
     before destroying it. vLLM makes `torch.set_num_threads` a no-op on the CPU; set OMP_NUM_THREADS instead.
 
     Completions stop at the end-of-sequence tokens of `model_path`, at `rollout.stop_token_ids` and at `rollout.stop`
-    (nothing where that is None: templates are not known here).
+    (None: no strings; the engine does not know the template).
 
-    Raises RuntimeError without a process group, ValueError for a size that does not divide the world's, DataError for a
-    stop token that the model does not have.
+    Raises RuntimeError without a process group, ValueError if `rollout.tensor` does not divide the world size, and
+    DataError for a stop token that the model does not have.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Engine:
         self._broken: str | None = None
 
         shape = read_shape(model_path)
-        self._tokenizer = load_tokenizer(model_path)  # vLLM's is another where the folder has a bare tokenizer.model
+        self._tokenizer = load_tokenizer(model_path)  # vLLM's differs if the folder has only a tokenizer.model
         self.stops = find_stops(
             model_path,
             self._tokenizer,
@@ -110,17 +110,17 @@ class Engine:
 
     @property
     def weight_version(self) -> int | None:
-        """The version last loaded; None while the weights are those of the model folder."""
+        """Return the version of the loaded weights; None while they are those of the model folder."""
         return self._version
 
     def decode(self, token_ids: Sequence[int], *, special_tokens: bool = True) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=not special_tokens))
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
-        """One completion for each of the P prompts, in their order: `generating` to the end."""
+        """Return one completion for each of the P prompts, in their order. Runs `generating` to the end."""
         found: dict[int, Completion] = {}
         with self.generating(prompts, sampling, seeds) as generation:
             while generation.unfinished:
@@ -137,17 +137,18 @@ class Engine:
         begun: Sequence[Completion] = (),
         stoppable: bool = False,
     ) -> Iterator[Generation]:
-        """Within it, a completion for each of the P prompts (token ids) is under way; `seeds` [P] are in [0, 2**32).
+        """Start a completion for each of the P prompts (token ids). `seeds` [P] are in [0, 2**32).
 
-        Each goes on from what is `begun` of it, given for all prompts or for none. What is not finished at the end is
-        given up; of a `stoppable` generation vLLM tells at every step what there is of it, and `stop` does.
+        Completions continue from `begun`, which has an entry for every prompt or is empty. Those that are unfinished at
+        the end of the context are aborted. With `stoppable` vLLM reports partial output at every step, so that
+        `Generation.stop` can return it.
 
-        A prompt with a seed gives the same tokens whatever else is in the batch and on whichever replica. The
-        log-probabilities are those of the distribution sampled from: temperature and top_p included (at temperature 0,
-        where there is none, those of temperature 1).
+        A prompt with a seed gives the same tokens in any batch and on any replica. The log-probabilities are those of
+        the sampled distribution, with temperature and top_p applied (at temperature 0, where there is none, those of
+        temperature 1).
 
-        Raises ValueError for a prompt that leaves no room for a completion, one that is finished or a seed out of
-        range, RuntimeError after a failed call.
+        Raises ValueError for a prompt without room for a completion, a finished completion or a seed out of range, and
+        RuntimeError after a failed call.
         """
         begun = begun or [NOTHING] * len(prompts)
         check_requests(prompts, sampling, seeds, begun, max_sequence_tokens=self._max_sequence_tokens)
@@ -157,7 +158,7 @@ class Engine:
         llm_engine = self._llm.llm_engine
         generation = Generation(llm_engine, begun, weight_version=self._version, endings=self._endings)
         try:
-            self._reset_prefix_cache()  # what a call gives must not depend on what was sampled before it
+            self._reset_prefix_cache()  # results must not depend on what was sampled before
             with vllm_patches.random_state_kept():
                 for place, (prompt, before, seed) in enumerate(zip(prompts, begun, seeds, strict=True)):
                     earlier = before.token_ids.tolist()
@@ -168,15 +169,15 @@ class Engine:
                 yield generation
                 if generation.unfinished:
                     generation.stop()
-        except BaseException as error:  # requests may be left in the scheduler, and would come out of the next call
+        except BaseException as error:  # requests may be left in the scheduler and would appear in the next call
             self._broken = f"generate failed ({error!r})"
             raise
 
     @contextmanager
     def updating(self, version: int) -> Iterator[Weights]:
-        """The parameters of this rank, all of which must be written inside; afterwards they are of `version`.
+        """Open this rank's parameters for writing. All must be written; afterwards they have this `version`.
 
-        Raises RuntimeError after a failed update, which leaves the engine unusable.
+        Raises RuntimeError after a failed update. That update leaves the engine unusable.
         """
         self._check_usable()
         try:
@@ -185,7 +186,7 @@ class Engine:
                 yield weights
             self._wake("kv_cache")
             self._asleep = False
-            # Without this, prompts whose blocks are cached are continued from keys and values of the old weights.
+            # Without this, cached prompts would be continued from keys and values of the old weights.
             self._reset_prefix_cache()
         except BaseException as error:
             self._broken = f"loading weight version {version} failed ({error})"
@@ -193,20 +194,20 @@ class Engine:
         self._version = version
 
     def sleep(self) -> None:
-        """Release the weights and the key-value cache until the next update; nothing in an engine that never sleeps.
+        """Release the weights and the key-value cache until the next update. Does nothing if the engine never sleeps.
 
         Raises RuntimeError after a failed call.
         """
         self._check_usable()
         if not self._sleeps or self._asleep:
             return
-        self._asleep = True  # whatever happens, the weights cannot be relied on
-        self._llm.sleep(level=2)  # neither is kept: an update writes every weight
+        self._asleep = True  # if the next call fails, the weights cannot be trusted
+        self._llm.sleep(level=2)  # level 2 keeps no copy: an update writes every weight
 
     def _wake(self, tag: str) -> None:
-        """Have memory again for what an engine that is asleep has released of one kind."""
+        """Allocate again the memory of one kind that a sleeping engine released."""
         if self._asleep:
-            torch.cuda.empty_cache()  # vLLM takes it from the device itself, not from what torch keeps in reserve
+            torch.cuda.empty_cache()  # vLLM allocates from the device itself, not from torch's reserve
             self._llm.wake_up(tags=[tag])
 
     def _reset_prefix_cache(self) -> None:
@@ -233,7 +234,7 @@ class Engine:
             max_tokens=sampling.max_completion_tokens - num_begun,
             seed=int(seed),
             stop_token_ids=list(self.stops.token_ids),
-            logprobs=0,  # of the sampled token, and no others
+            logprobs=0,  # of the sampled token only
             flat_logprobs=True,  # one list instead of one dict a token
             detokenize=False,  # the text is decoded once, at the end, instead of with every token
             output_kind=self._output_kinds.CUMULATIVE if stoppable else self._output_kinds.FINAL_ONLY,
@@ -241,15 +242,15 @@ class Engine:
 
 
 def _engine_options(rollout: RolloutConfig, max_sequence_tokens: int) -> dict[str, Any]:
-    """vLLM's arguments apart from the model's."""
+    """Return vLLM's arguments, except the model's."""
     options: dict[str, Any] = {
         "tensor_parallel_size": rollout.tensor,
         "distributed_executor_backend": "external_launcher",  # this process is the worker, whatever its rank
         "enforce_eager": not rollout.compile,
         "max_num_seqs": rollout.max_concurrent,
         "kv_cache_memory_bytes": rollout.kv_cache_mib << 20,
-        # Ruled out by kv_cache_memory_bytes, but at start vLLM refuses a GPU with less than this share free; the
-        # trainer is there first.
+        # Not used with kv_cache_memory_bytes. But vLLM refuses to start on a GPU with less than this share free, and
+        # the trainer is already there.
         "gpu_memory_utilization": 0.01,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",  # after temperature and top_p
@@ -260,13 +261,13 @@ def _engine_options(rollout: RolloutConfig, max_sequence_tokens: int) -> dict[st
         "use_tqdm_on_load": False,
     }
     if rollout.fp8:
-        # A scale for each row, which tensor parallelism leaves whole where it splits rows; and it runs on a CPU too.
+        # One scale for each row, also for a row that tensor parallelism splits. Runs on a CPU too.
         options["quantization"] = "fp8_per_channel"
     if rollout.tensor > 1:
-        # Every rank runs its own scheduler. Overlapped with the model, its decisions could depend on timing and differ.
+        # Every rank runs its own scheduler. With async scheduling its decisions could depend on timing and differ.
         options["async_scheduling"] = False
     if vllm_patches.on_cpu():
-        # Of a prompt prefilled in parts, vLLM rewinds the request's generator: "CPU Generator does not use offset".
+        # For a prompt prefilled in parts, vLLM rewinds the request's generator: "CPU Generator does not use offset".
         options["enable_chunked_prefill"] = False
         options["max_num_batched_tokens"] = max(8192, max_sequence_tokens, rollout.max_concurrent)
     return options

@@ -1,4 +1,4 @@
-"""Requests that one vLLM engine works on: what has finished by each of its steps, and what there is where it stops."""
+"""Run the requests of one vLLM engine: collect finished completions after each step, and partial ones at a stop."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class Work(NamedTuple):
     """What an engine did for a generation."""
 
     steps: int = 0  # of vLLM: each gives a token to every completion that is being decoded
-    prompt_tokens: int = 0  # of the requests that there was something of, with what they went on from
-    cached_tokens: int = 0  # those of them whose keys and values had been computed for another request
+    prompt_tokens: int = 0  # of requests with output; includes the partial rollouts that they continue
+    cached_tokens: int = 0  # prompt tokens whose keys and values were already computed for another request
 
     def __add__(self, other: Any) -> Work:
         return Work(*map(sum, zip(self, other, strict=True)))
 
 
 class Generation:
-    """Completions under way, by their places in the call of `Engine.generating` that gave this.
+    """Running completions, by their places in the call of `Engine.generating` that created this.
 
-    What happens depends on prompts, seeds and the number of steps alone, never on time: the processes of an engine,
-    each of which runs its own scheduler, go on alike.
+    Results depend only on prompts, seeds and the number of steps, never on time. So the processes of an engine, each
+    with its own scheduler, stay in step.
 
     Attributes:
         work: what has been done so far.
@@ -40,16 +40,16 @@ class Generation:
     ) -> None:
         self._llm_engine, self._weight_version, self._endings = llm_engine, weight_version, endings
         self._under_way = dict(enumerate(begun))
-        self._so_far: dict[int, Any] = {}  # vLLM's outputs for what is under way, where it gives them before the end
+        self._so_far: dict[int, Any] = {}  # vLLM's partial outputs, if it gives them before the end
         self.work = Work()
 
     @property
     def unfinished(self) -> int:
-        """How many are under way."""
+        """Return the number of running completions."""
         return len(self._under_way)
 
     def step(self) -> dict[int, Completion]:
-        """One more token for each that is being decoded. Returns those that it has finished, in vLLM's order."""
+        """Decode one token of each running completion. Returns the completions that finished, in vLLM's order."""
         self.work += Work(steps=1)
         finished = {}
         for output in self._llm_engine.step():
@@ -62,9 +62,9 @@ class Generation:
         return finished
 
     def stop(self) -> dict[int, Completion]:
-        """Abort what is under way. Returns what there is of it: of a `stoppable` call, all that was decoded."""
+        """Abort running completions and return them. Those of a `stoppable` call have all tokens decoded so far."""
         self._llm_engine.abort_request([str(place) for place in self._under_way])
-        while self._llm_engine.engine_core.engine_core.batch_queue:  # scheduled ahead of the results that are known
+        while self._llm_engine.engine_core.engine_core.batch_queue:  # steps that are scheduled but not yet processed
             self._llm_engine.step()
         return {
             place: self._completion(place, self._so_far[place]) if place in self._so_far else self._under_way.pop(place)

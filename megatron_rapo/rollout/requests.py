@@ -1,4 +1,4 @@
-"""What an engine can be asked for."""
+"""Check requests to an engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM raises a lower temperature 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How completions are drawn. Raises ValueError for a temperature that vLLM would change or refuse."""
+    """Settings for sampling. Raises ValueError for a temperature that vLLM would change or refuse."""
 
     temperature: float  # 0 is greedy
     max_completion_tokens: int
@@ -35,7 +35,7 @@ def check_requests(
     *,
     max_sequence_tokens: int,
 ) -> None:
-    """Raises ValueError for what `Engine.generating` cannot do, or would do otherwise than it was asked."""
+    """Raise ValueError for requests that `Engine.generating` cannot run, or would run differently than asked."""
     if not len(prompts) == len(seeds) == len(begun):
         raise ValueError(
             f"{len(prompts)} prompts, {len(seeds)} seeds, {len(begun)} begun completions: give one seed for each "

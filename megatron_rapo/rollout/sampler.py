@@ -1,4 +1,4 @@
-"""Prompts -> judged completions, shared out over the engines. The same result on every process."""
+"""Turn prompts into judged completions, shared among the engines. The result is the same on every process."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from megatron_rapo.rewards.reward import by_name
 from megatron_rapo.rollout import Engine, Sampling, Work
 from megatron_rapo.types import NOTHING, Completion, Group, OpenGroup, Prompt, Verdict
 
-Seed = Callable[[int, int], int]  # of a group and a completion of it, by their places
+Seed = Callable[[int, int], int]  # (group index, completion index) -> seed
 T = TypeVar("T")
 
 
 def sampling_seed(*path: int) -> int:
-    """A 32-bit seed for one completion, from where it stands: (run seed, step, prompt, sample). No layout counts."""
+    """Return a completion's 32-bit seed for its path (run seed, step, prompt, sample). Independent of the layout."""
     return int.from_bytes(hashlib.blake2b(repr(path).encode(), digest_size=4).digest(), "big")
 
 
 class Sampled:
-    """What one engine has of its share of the groups, while it samples and afterwards; on each of its processes.
+    """One engine's share of the groups, while it samples and afterwards; on each of its processes.
 
-    A completion goes to the verifier as soon as it is finished, by that process of the engine which judges its group.
+    Each finished completion goes to the verifier at once, on the process of the engine that judges its group.
 
     Attributes:
-        prompts: of all groups, those of other engines too.
-        completions: what there is of each group of this engine, by its index.
-        whole: indices of those that are whole, and taken for it.
-        work: what the engine did for it.
+        prompts: of all groups, also those of other engines.
+        completions: completions of each group of this engine, by group index, finished or not.
+        whole: indices of the groups that are complete and taken.
+        work: what the engine did for them.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Sampled:
                 self.take(index, place, completion)
 
     def take(self, index: int, place: int, completion: Completion) -> None:
-        """What there is now of one completion of the group `index`."""
+        """Record the current state of one completion of the group `index`."""
         present = self.completions[index]
         self.completions[index] = present = (*present[:place], completion, *present[place + 1 :])
         if completion.finished and index in self._numbers:
@@ -58,11 +58,11 @@ class Sampled:
             self.whole.add(index)
 
     def choose(self, count: int) -> None:
-        """Of the groups that are whole only the first `count` are taken; the others go on being open."""
+        """Take only the first `count` complete groups. The others stay open."""
         self.whole = set(sorted(self.whole)[:count])
 
     def verdicts(self) -> dict[int, tuple[Verdict, ...]]:
-        """Of the whole groups that are judged here; waits for those that are not there yet."""
+        """Return verdicts of the complete groups that are judged here. Waits for missing ones."""
         mine = sorted(self.whole & self._numbers.keys())
         found = iter(self._judging.finish([number for index in mine for number in self._numbers[index]]))
         return {index: tuple(next(found) for _ in self._numbers[index]) for index in mine}
@@ -70,14 +70,14 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The engines and the verifiers of all processes as one. Every method is collective over the world."""
+    """The engines and verifiers of all processes together. Every method is collective over the world."""
 
     engine: Engine
     verifier: VerifierPool
     rewards: Rewards
 
     def complete(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: Seed) -> Sampled:
-        """`n` completions of each of this engine's share of `prompts`. `seed(i, j)` seeds completion j of prompt i."""
+        """Sample `n` completions for each of this engine's `prompts`. `seed(i, j)` seeds completion j of prompt i."""
         return self.go_on([OpenGroup(prompt=prompt, completions=(NOTHING,) * n) for prompt in prompts], sampling, seed)
 
     def go_on(
@@ -89,10 +89,10 @@ class Sampler:
         wanted: int | None = None,
         awaited: int = 0,
     ) -> Sampled:
-        """Sample what is missing of this engine's share of `groups`, until enough of them are whole; None: all.
+        """Sample what this engine's share of `groups` still lacks, until enough groups are complete (None: all).
 
-        With `wanted`, of which each engine has the same share, it stops as soon as it has so many, the first `awaited`
-        of all groups among them. Those are then taken, by their order; what has been sampled of the others is kept.
+        `wanted` is divided equally among the engines. An engine stops once its share is complete and includes those of
+        the first `awaited` groups that it has. It takes complete groups in order, and keeps partial rollouts of others.
         """
         engine = self.engine
         mine = range(engine.replica, len(groups), engine.num_replicas)
@@ -119,10 +119,10 @@ class Sampler:
         return sampled
 
     def judge(self, sampled: Sampled) -> list[Group]:
-        """The whole groups of every engine, with verdicts and rewards, in their order, everywhere.
+        """Return the complete groups of every engine, in order, with verdicts and rewards, on every process.
 
-        The processes of one engine share its groups between them; each completion's reward is computed once.
-        Raises as a RewardFunction does.
+        The processes of one engine share its groups; each completion's reward is computed once.
+        Raises whatever a RewardFunction raises.
         """
         verdicts, completions = sampled.verdicts(), sampled.completions
         terms = {
@@ -146,7 +146,7 @@ class Sampler:
         ]
 
     def verify(self, sampled: Sampled) -> list[Group]:
-        """As `judge`, without rewards."""
+        """Return the same groups as `judge`, without rewards."""
         judged = _gather({i: (sampled.completions[i], of_group) for i, of_group in sampled.verdicts().items()})
         return [
             Group(prompt=sampled.prompts[i], completions=of_group, verdicts=judged_so)
@@ -154,13 +154,13 @@ class Sampler:
         ]
 
     def rest(self, sampled: Sampled) -> dict[int, tuple[Completion, ...]]:
-        """What there is of the groups of every engine that are not taken for whole, by their indices, everywhere."""
+        """Return the completions of all groups that were not taken, of every engine, by index, on every process."""
         of_engine = {i: present for i, present in sampled.completions.items() if i not in sampled.whole}
         return _gather(of_engine if self.engine.rank_in_replica == 0 else {})
 
 
 def _gather(mine: dict[int, T]) -> dict[int, T]:
-    """The entries of all processes, in order."""
+    """Return the entries of all processes, ordered by key."""
     everyone: list[dict[int, T]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, mine)
     entries = {i: entry for part in everyone for i, entry in part.items()}

@@ -1,4 +1,4 @@
-"""Read and build what training and evaluation share: prompts, stops, the verifier's pool and the engine."""
+"""Build what training and evaluation share: prompts, stops, verifier pool and engine."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def prompts_of(config: Config, path: Path) -> PromptSet:
 
 
 def resolved(config: Config, shape: ModelShape) -> tuple[Config, Stops]:
-    """Return the configuration with what its template decides, and all that completions stop at.
+    """Return the configuration with the template's settings filled in, and everything that completions stop at.
 
-    rollout.stop has the template's stop strings, unless it is set, and data.template_digest says which file it is. So
-    what is saved with a run, and compared when it is resumed, says both.
+    rollout.stop gets the template's stop strings, unless it is set. data.template_digest gets the digest of the
+    template file. So both are saved with the run and compared when it is resumed.
     """
     data, rollout = config.data, config.rollout
     template, tokenizer = _template(config), load_tokenizer(config.model.path)
@@ -78,7 +78,7 @@ def _template(config: Config) -> Template:
 
 
 def report_left_out(say: Say, path: Path, prompts: PromptSet, config: Config) -> None:
-    """Say how many problems of `path` have prompts that are too long."""
+    """Report how many problems of `path` were left out because their prompts are too long."""
     left_out = len(prompts.too_long)
     if left_out:
         say(

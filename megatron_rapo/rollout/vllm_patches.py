@@ -1,6 +1,6 @@
-"""vLLM as a guest: what keeps it from disturbing the process that it shares with the trainer, and other jobs.
+"""Patches that keep vLLM from disturbing the trainer, which runs in the same process, and other jobs.
 
-Behaviour of vLLM named here was seen in 0.32.0. What is used of it is in 0.26.0 too, by its source; that was not run.
+The behaviour described here was seen in vLLM 0.32.0. By its source, 0.26.0 has the same interface; that was not run.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ INTERFACE = {
     "vllm.model_executor.model_loader.reload": ("initialize_layerwise_reload", "finalize_layerwise_reload"),
     "vllm.model_executor.model_loader.reload.layerwise": ("get_layerwise_info", "make_online_process_loader"),
 }
-"""What is used of vLLM beyond its public interface."""
+"""Attributes that we use beyond vLLM's public interface."""
 DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",  # models are local folders
 }
-# vLLM's CPU platform sets these for worker processes that we do not have; ours (the verifier's) would inherit them.
+# vLLM's CPU platform sets these for worker processes that we do not have. The verifier's processes would inherit them.
 RESTORED = ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "NUMEXPR_MAX_THREADS")
 
 
 def name_ranges() -> None:
-    """Have vLLM name the parts of its steps in a trace; before anything is sampled."""
+    """Make vLLM name the parts of its steps in a trace. Call before sampling."""
     os.environ.setdefault("VLLM_CUSTOM_SCOPES_FOR_PROFILING", "1")
 
 
 def import_vllm() -> ModuleType:
-    """Import vLLM (seconds) with its environment set for an engine inside this process.
+    """Import vLLM (takes seconds) with the environment of an engine inside this process.
 
-    Variables that the user set are kept. Raises ValueError where one of them rules such an engine out.
+    Keeps variables that the user set. Raises ValueError if one of them makes such an engine impossible.
     """
     multiprocessing = os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if multiprocessing != "0":
@@ -60,18 +60,18 @@ def import_vllm() -> ModuleType:
         )
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns that Triton is not there, on the CPU too
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns that Triton is missing, even on the CPU
     with gc_control.imports():
         import vllm
 
         check_interface(vllm.__version__)
-        vllm.LLM  # noqa: B018 (vllm imports it when it is asked for)
+        vllm.LLM  # noqa: B018 (vllm imports it lazily)
     _keep_process_groups()
     return vllm
 
 
 def check_interface(version: str) -> None:
-    """Warn of a vLLM that nobody has tried this with. Raises RuntimeError where something that is used is not there."""
+    """Warn about an untested version of vLLM. Raises RuntimeError if something that we use is missing."""
     missing = []
     for name, attributes in INTERFACE.items():
         try:
@@ -94,10 +94,10 @@ def check_interface(version: str) -> None:
 
 
 def _keep_process_groups() -> None:
-    """Have vLLM destroy its own process groups only.
+    """Make vLLM destroy only its own process groups.
 
-    An engine that is shut down, or merely garbage-collected, destroys the default group: the trainer's. And where the
-    trainer destroyed all groups first, it fails on its own ("Invalid process group specified", at exit).
+    An engine that is shut down, or only garbage-collected, destroys the default group, which is the trainer's. If the
+    trainer destroyed all groups first, vLLM fails on its own ones ("Invalid process group specified", at exit).
     """
     import vllm.distributed.parallel_state as parallel_state
 
@@ -126,9 +126,9 @@ def on_cpu() -> bool:
 
 
 def set_launcher_variables() -> None:
-    """RANK and LOCAL_RANK, which vLLM's `external_launcher` reads even where the process group exists already.
+    """Set RANK and LOCAL_RANK: vLLM's `external_launcher` reads them even if the process group already exists.
 
-    Raises RuntimeError where LOCAL_RANK is not set and cannot be known.
+    Raises RuntimeError if LOCAL_RANK is not set and cannot be derived.
     """
     os.environ.setdefault("RANK", str(dist.get_rank()))
     if dist.get_world_size() == 1:
@@ -142,7 +142,7 @@ def set_launcher_variables() -> None:
 
 @contextmanager
 def construction() -> Iterator[None]:
-    """For the construction of an engine: collective over all processes."""
+    """Protect the process while an engine is built. Collective over all processes."""
     with warnings.catch_warnings(), random_state_kept(), _environment_kept(), _own_shared_memory():
         warnings.simplefilter("ignore", FutureWarning)  # vLLM's search for Triton kernels touches deprecated names
         yield
@@ -150,7 +150,7 @@ def construction() -> Iterator[None]:
 
 @contextmanager
 def plain_weights() -> Iterator[None]:
-    """Have a CPU engine built inside use its parameters as they are, instead of copies packed for oneDNN or AMX."""
+    """Make a CPU engine that is built inside use its parameters directly, without copies packed for oneDNN or AMX."""
     if not on_cpu():
         yield
         return
@@ -167,7 +167,7 @@ def plain_weights() -> Iterator[None]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Leave Python's, NumPy's and torch's generators as they were: they are the trainer's.
+    """Restore Python's, NumPy's and torch's generators afterwards: they belong to the trainer.
 
     vLLM seeds all of them when an engine is built, and its CPU sampler draws from torch's even for seeded requests.
     """
@@ -199,9 +199,9 @@ def _environment_kept() -> Iterator[None]:
 def _own_shared_memory() -> Iterator[None]:
     """Give a CPU engine built inside a shared-memory name that no other engine on this machine has.
 
-    Its tensor-parallel ranks communicate through /dev/shm files named after the end of the init method,
-    which `external_launcher` always gives as "env://". A second job, a second engine, or the files of a killed job
-    then fail with "create shm in SHMManager failed. errno: 17".
+    Its tensor-parallel ranks communicate through /dev/shm files. vLLM names them after the end of the init method,
+    which `external_launcher` always sets to "env://". So a second job, a second engine or leftover files of a killed
+    job fail with "create shm in SHMManager failed. errno: 17".
     """
     if not on_cpu():
         yield
@@ -214,7 +214,7 @@ def _own_shared_memory() -> Iterator[None]:
 
     def with_token(executor: Any) -> tuple[str, int, int]:
         init_method, rank, local_rank = original(executor)
-        return init_method + token[0], rank, local_rank  # only a name: the process group exists already
+        return init_method + token[0], rank, local_rank  # only a name: the process group already exists
 
     ExecutorWithExternalLauncher._distributed_args = with_token
     try:
@@ -224,12 +224,12 @@ def _own_shared_memory() -> Iterator[None]:
 
 
 def end_last_request_where(llm_engine: Any, completed: Callable[[Sequence[int]], str | None]) -> None:
-    """End the request that was added last as soon as `completed`, given its sampled tokens, returns a stop string.
+    """End the last added request as soon as `completed`, given its sampled tokens, returns a stop string.
 
-    Not vLLM's own stop strings: it looks for them in what this request samples, and not across the boundary to tokens
-    that it went on from; and it decodes every token, and every log-probability's token, to do so. An output processor
-    asks a request's detokenizer (IncrementalDetokenizer, which only collects tokens where nothing is decoded) after
-    every step; what it returns as the stop string ends the request with the tokens that there are.
+    vLLM's own stop strings are not used. It looks for them only in what this request samples, not across the boundary
+    to the partial rollout before it. For that it also decodes every token, and every log-probability's token. vLLM's
+    output processor asks a request's detokenizer after every step (IncrementalDetokenizer, which only collects tokens
+    if nothing is decoded). If it returns a stop string, the request ends with the tokens so far.
     """
     state = next(reversed(llm_engine.output_processor.request_states.values()))
     token_ids: list[int] = state.detokenizer.token_ids
@@ -242,11 +242,11 @@ def end_last_request_where(llm_engine: Any, completed: Callable[[Sequence[int]],
 
 
 def repack_tied_weights(model: torch.nn.Module) -> None:
-    """Refresh what was packed from a weight that belongs to two layers: the output layer with tied embeddings.
+    """Pack again a weight that two layers share: the output layer with tied embeddings.
 
-    On the CPU every linear layer keeps a oneDNN copy of its weight. `reload_weights` packs again only the layer whose
-    name was in the stream (model_loader/reload documents it as a limitation), so that a tied output layer would
-    silently go on with the old weights.
+    On the CPU every linear layer keeps a oneDNN copy of its weight. `reload_weights` packs only the layer whose name
+    was in the stream (model_loader/reload documents this limitation). So a tied output layer would silently keep the
+    old weights.
     """
     seen: set[int] = set()
     for module in model.modules():

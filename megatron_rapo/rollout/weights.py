@@ -1,9 +1,9 @@
-"""An engine's parameters, open to be written shard by shard, by vLLM's names.
+"""Write an engine's parameters shard by shard, by vLLM's names.
 
-In place where vLLM uses a parameter as the parameter map has it: on a GPU in the trainer's precision, on a CPU without
-packing. Where it keeps another form of it (oneDNN's on a CPU, FP8), the shard is put together in memory of its own and
-goes through vLLM's layerwise reload, which packs or quantises it again, in place too. Behaviour named here was seen in
-vLLM 0.32.0.
+If vLLM uses a parameter as the parameter map has it, it is written in place: on a GPU in the trainer's precision, on a
+CPU without packing. If vLLM keeps another form (oneDNN's on a CPU, FP8), the shard is assembled in separate memory.
+vLLM's layerwise reload then packs or quantises it again, also in place. Behaviour described here was seen in vLLM
+0.32.0.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Shapes = Mapping[str, tuple[int, ...]]  # of this rank's shards, by name
 
 
 def open_weights(model: torch.nn.Module, vllm_config: Any, shapes: Shapes, dtype: torch.dtype) -> Weights:
-    """The parameters of a vLLM model, of which the parameter map says `shapes`.
+    """Open the parameters of a vLLM model. `shapes` come from the parameter map.
 
-    Raises ValueError where the model does not have just these parameters.
+    Raises ValueError if the model has other parameters than these.
     """
     parameters = dict(model.named_parameters())
     if all(n in parameters and (parameters[n].shape, parameters[n].dtype) == (s, dtype) for n, s in shapes.items()):
@@ -35,7 +35,7 @@ def open_weights(model: torch.nn.Module, vllm_config: Any, shapes: Shapes, dtype
 
 
 def check_parameters(expected: Shapes, found: Shapes) -> None:
-    """Refuse an engine whose parameters are not those of the map. Raises ValueError."""
+    """Raise ValueError if the engine's parameters are not those of the map."""
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is unknown" for name in found if name not in expected]
     wrong += [
@@ -62,7 +62,7 @@ class PlainWeights:
 
     @contextmanager
     def opened(self) -> Iterator[PlainWeights]:
-        """To be written to the end: every parameter, each once. Raises RuntimeError where some were not."""
+        """Open the parameters for writing. Every one must be written once. Raises RuntimeError if some were not."""
         self._missing = set(self._parameters)
         yield self
         _refuse_missing(self._missing)
@@ -75,7 +75,7 @@ class PlainWeights:
 
 
 class PackedWeights:
-    """Parameters of which vLLM keeps another form."""
+    """Parameters that vLLM keeps in another form."""
 
     keeps = False
 
@@ -89,7 +89,7 @@ class PackedWeights:
 
     @contextmanager
     def opened(self) -> Iterator[PackedWeights]:
-        """To be written to the end: every parameter, each once. Raises RuntimeError where some were not."""
+        """Open the parameters for writing. Every one must be written once. Raises RuntimeError if some were not."""
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -128,7 +128,7 @@ Weights = PlainWeights | PackedWeights
 
 
 def _places(model: torch.nn.Module) -> Iterator[tuple[str, tuple[torch.nn.Module, str]]]:
-    """Where each parameter of the unpacked model is; of one that belongs to two modules (tied), the first."""
+    """Yield each parameter's module and name in the unpacked model. A tied parameter is yielded once."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -138,7 +138,7 @@ def _places(model: torch.nn.Module) -> Iterator[tuple[str, tuple[torch.nn.Module
 
 
 def _unpacked(module: torch.nn.Module, name: str) -> Tensor:
-    """The parameter as it was before vLLM packed it (a bias it never does); None where there was none."""
+    """Return the parameter as it was before vLLM packed it (vLLM never packs a bias), or None if there was none."""
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
     parameters, _ = get_layerwise_info(module).restore_metadata
@@ -147,7 +147,7 @@ def _unpacked(module: torch.nn.Module, name: str) -> Tensor:
 
 @contextmanager
 def _taking_shards(module: torch.nn.Module, name: str) -> Iterator[None]:
-    """Have the layerwise reload take the parameter as this rank holds it, instead of whole tensors to cut up."""
+    """Make the layerwise reload accept this rank's shard of the parameter instead of a whole tensor."""
     from vllm.model_executor.model_loader.reload.layerwise import make_online_process_loader
 
     parameter = getattr(module, name)
@@ -161,5 +161,5 @@ def _taking_shards(module: torch.nn.Module, name: str) -> Iterator[None]:
 
 
 def _copy_shard(param: Tensor, loaded_weight: Tensor) -> None:
-    """A weight loader; the reload counts what it copies and binds its arguments by these names."""
+    """Copy a shard. The reload counts copied numbers and passes arguments by these names."""
     param.data.copy_(loaded_weight)

@@ -1,4 +1,4 @@
-"""run.deterministic: the same bits again from the same run on the same GPUs. On a CPU they are anyway."""
+"""Implement run.deterministic: the same run on the same GPUs gives the same bits. On a CPU it always does."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ VARIABLES = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0",),  # Transformer Engine's attention
     "NCCL_ALGO": ("^NVLS", "Ring", "Tree", "CollnetDirect", "CollnetChain"),  # NVLS sums in the order of arrival
 }
-"""What libraries read when they start, with the values under which they are deterministic; the first is set."""
+"""Environment variables that libraries read at start, with their deterministic values. The first value is set."""
 
 
 def set_variables() -> None:
-    """Of this process, before anything uses a GPU. Raises ConfigError where one is set otherwise."""
+    """Set the variables of this process, before it uses a GPU. Raises ConfigError if one has another value."""
     for name, values in VARIABLES.items():
         if os.environ.setdefault(name, values[0]) not in values:
             raise ConfigError(
@@ -31,14 +31,14 @@ def set_variables() -> None:
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Within it torch refuses to compute what it can only compute differently each time (RuntimeError), if `wanted`.
+    """If `wanted`, make torch refuse (RuntimeError) operations without a deterministic implementation.
 
-    Not for the process as a whole: vLLM's sampler uses such functions, where their order does not matter.
+    Applies within this context, not to the whole process: vLLM's sampler may use such operations.
     """
     memory: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(wanted or before[0])
-    memory.fill_uninitialized_memory = False  # a check that costs a pass over all new memory
+    memory.fill_uninitialized_memory = False  # this check would cost a pass over all new memory
     try:
         yield
     finally:

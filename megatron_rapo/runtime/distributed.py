@@ -1,4 +1,4 @@
-"""Joining the other processes, doing something with them, and telling when one of them is lost."""
+"""Join the other processes, run actions on all of them, and detect that one is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORLD_OF_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR
 
 
 def init_process_group(timeout_s: float) -> None:
-    """Join torch.distributed: gloo on CPU, NCCL beside it on GPUs. Without a launcher this is a world of one.
+    """Join torch.distributed: gloo on CPU, and also NCCL on GPUs. Without a launcher the world has one process.
 
     A collective that waits longer than `timeout_s` for another process raises in every process that waits.
     """
@@ -38,14 +38,14 @@ def _backend() -> str:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Return whether a collective failed because another process is gone or late, which gloo and NCCL say."""
+    """Return whether a collective failed because another process is gone or late, by gloo's or NCCL's message."""
     text = str(error)
     causes = ("closed by peer", "reset by peer", "Broken pipe", "timed out", "Timed out", "timeout")
     return ("gloo/" in text or "NCCL" in text) and any(cause in text for cause in causes)
 
 
 def everywhere(action: Callable[[], Result]) -> Result:
-    """Run `action` on every process; an OSError or InputError of one is raised on all. Collective."""
+    """Run `action` on every process. If it raises OSError or InputError on one, raise it on all. Collective."""
     result, problem = None, None
     try:
         result = action()
@@ -60,12 +60,12 @@ def everywhere(action: Callable[[], Result]) -> Result:
 
 
 def on_first_rank(action: Callable[[], None]) -> None:
-    """Run `action` on the first process, with `everywhere`'s errors; the others wait for it. Collective."""
+    """Run `action` on the first process. The others wait, and get its errors as in `everywhere`. Collective."""
     everywhere(action if dist.get_rank() == 0 else lambda: None)
 
 
 def of_first_rank(value: Value) -> Value:
-    """The first process' value, on all. Collective."""
+    """Return the first process's value on all processes. Collective."""
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]

@@ -1,4 +1,4 @@
-"""A command that did not finish never ends with status 0, whatever code of the user's own does."""
+"""Prevent status 0 for a command that did not finish, even if the user's code calls exit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FAILED = 1
 
 @contextmanager
 def only_by_returning() -> Iterator[None]:
-    """Within it sys.exit(...) becomes an InputError, and os._exit(0) of this process ends it with status 1.
+    """Turn sys.exit(...) within this context into an InputError, and os._exit(0) of this process into status 1.
 
-    Reward functions and what they import run in the training process, and os._exit ends it at once: status 0 would be
-    taken for success. Processes forked from this one may end as they like. What ends the process from C, say exit(0) of
-    a library, cannot be seen from here.
+    Reward functions and what they import run in the training process. os._exit ends it at once, and its status 0 would
+    look like success. Forked processes may exit as they like. An exit from C code, such as exit(0) in a library, cannot
+    be detected here.
     """
     end, process = os._exit, os.getpid()
 

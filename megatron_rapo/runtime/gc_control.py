@@ -1,4 +1,4 @@
-"""Python's search for garbage, kept off what is never garbage."""
+"""Keep Python's garbage collector away from objects that are never garbage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def unsearched() -> Iterator[None]:
-    """Within it nothing is searched for garbage: for what makes many objects and loses few."""
+    """Disable the garbage collector within this context: for code that makes many objects and drops few."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -21,10 +21,10 @@ def unsearched() -> Iterator[None]:
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """For imports: unsearched, and what they made is never searched again.
+    """Disable the garbage collector during imports, and exclude the imported objects from later collections.
 
-    torch, transformers, Megatron and vLLM make a million objects that all stay. Searching them again and again is a
-    quarter of the imports' time, and vLLM searches them several times more while an engine is built.
+    torch, transformers, Megatron and vLLM make a million objects that all stay. Scanning them again and again takes a
+    quarter of the import time, and vLLM scans them several more times while it builds an engine.
     """
     with unsearched():
         try:

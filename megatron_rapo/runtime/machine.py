@@ -1,4 +1,4 @@
-"""What a run was made on: RUN/machine.json, for whoever reads its numbers later."""
+"""Record the machine of a run in RUN/machine.json, for later readers of its numbers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _COPY_MIB, _REPEATS = 64, 5
 
 
 def record_machine(folder: Path, device: torch.device) -> None:
-    """Write RUN/machine.json into `folder`: versions, devices, how fast one copies. Collective; takes 0.1 s."""
-    dist.barrier()  # all copy at once, as they do when resharding
+    """Write machine.json into the folder of a run: versions, devices, copy speed. Collective; takes 0.1 s."""
+    dist.barrier()  # all processes copy at the same time, as in resharding
     speed = copy_gb_per_s(device)
     if dist.get_rank() == 0:
         facts = _facts(device) | {"copy_gb_per_s": round(speed, 2)}
@@ -29,13 +29,13 @@ def record_machine(folder: Path, device: torch.device) -> None:
 
 
 def copy_gb_per_s(device: torch.device) -> float:
-    """How fast this process copies large tensors on `device`: bytes of the copy, GB/s; the best of a few.
+    """Measure how fast this process copies large tensors on `device`, in GB/s of copied bytes; the best of a few tries.
 
-    What resharding within a process cannot exceed, and is drawn against in the report.
+    Resharding within a process cannot be faster. The report shows this limit.
     """
     source = torch.ones(_COPY_MIB << 18, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    target.copy_(source)  # takes the pages
+    target.copy_(source)  # allocates the pages
     seconds = []
     for _ in range(_REPEATS):
         _wait(device)

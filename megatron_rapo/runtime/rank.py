@@ -1,4 +1,4 @@
-"""Which process of how many this is, as torchrun or srun says it in the environment. No torch."""
+"""Read this process's rank and the number of processes from the environment of torchrun or srun. No torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LIMITS = {
     "SLURM_STEP_NUM_TASKS": (1, 10**6),
     "SLURM_LOCALID": (0, 10**4),
 }
-"""The variables that are read, each with its least and largest value."""
+"""The variables that are read, each with its smallest and largest value."""
 
 
 def adopt_srun() -> None:
-    """Under srun by itself, set the variables that torchrun would set.
+    """Set the variables that torchrun would set, if srun started this process directly.
 
-    SLURM_STEP_NUM_TASKS is there only for what srun starts, not in the job script around it. Raises ConfigError without
-    MASTER_ADDR and MASTER_PORT, by which the processes find each other, and for a variable that is not its number.
+    SLURM_STEP_NUM_TASKS exists only in processes that srun starts, not in the job script. Raises ConfigError without
+    MASTER_ADDR and MASTER_PORT, by which the processes find each other, and for a variable with an invalid number.
     """
     if "RANK" not in os.environ and _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         for ours, theirs in _SLURM.items():
@@ -44,14 +44,14 @@ def adopt_srun() -> None:
 
 
 def rank() -> int:
-    """Return this process' place among all; 0 without a launcher. Raises ConfigError."""
+    """Return this process's rank; 0 without a launcher. Raises ConfigError."""
     return _number("RANK", 0)
 
 
 def world_size() -> int:
     """Return how many processes the launcher started; 1 without one.
 
-    Raises ConfigError where it did not say all that joining them takes.
+    Raises ConfigError if a variable that is needed to join them is missing.
     """
     if "RANK" not in os.environ:
         return 1
@@ -68,12 +68,12 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Return how many of the processes run on this node; 1 where no launcher says it. Raises ConfigError."""
+    """Return how many of the processes run on this node; 1 if no launcher sets it. Raises ConfigError."""
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
 def is_first_of_node() -> bool:
-    """Return whether no other process of this machine comes before this one; true without a launcher."""
+    """Return whether this is the first process on its machine; true without a launcher."""
     return _number("LOCAL_RANK", 0) == 0
 
 

@@ -1,4 +1,4 @@
-"""Read JSON that anyone may have written: every fault is one short reason, never a traceback."""
+"""Read JSON from untrusted sources: every fault gives one short reason, never a traceback."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 MAX_INTEGER_DIGITS = 4000
-"""Python converts up to 4,300 digits by default; a longer integer raises where it is printed or parsed."""
+"""Python converts at most 4,300 digits by default; printing or parsing a longer integer raises."""
 
 
 class JSONError(ValueError):
-    """Text that is not JSON, or JSON that no program should take; the message is the reason."""
+    """Text that is not JSON, or JSON that programs should refuse. The message is the reason."""
 
 
 def parse_json(text: str | bytes, *, parse_float: Callable[[str], Any] = float) -> Any:
-    """Parse one JSON value, a number with a point or an exponent by `parse_float`.
+    """Parse one JSON value. `parse_float` converts numbers with a point or an exponent.
 
     Raises JSONError for bad syntax, bytes that are not UTF-8, an integer of over MAX_INTEGER_DIGITS digits, nesting
     that exceeds Python's recursion limit, and text with half a surrogate pair."""

@@ -1,4 +1,4 @@
-"""Being told to stop: what Ctrl-C, a launcher and a scheduler send, and how a run answers."""
+"""Handle requests to stop from Ctrl-C, a launcher or a scheduler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SOON = {
 }
 
 SAME_REQUEST_S = 2.0
-"""Signals within this time are one request: a scheduler signals all processes, launchers too, which pass it on."""
+"""Signals within this time count as one request: a scheduler signals all processes, and launchers pass it on."""
 
 
 class Stopped(Exception):
@@ -30,15 +30,15 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Of this process, from construction on.
+    """Handles the signals of this process, from construction on.
 
-    On Ctrl-C it ends at once: what a run writes is flushed step by step, and checkpoints appear whole or not at all.
-    With `closing_s` the main thread gets KeyboardInterrupt first, and so many seconds to write what it holds.
+    Ctrl-C ends the process at once: output of a run is flushed at every step, and checkpoints are written atomically.
+    With `closing_s` the main thread first gets KeyboardInterrupt, and has this many seconds to write its data.
 
-    On SIGTERM and SIGUSR1 it goes on to the next `check`, for at most `grace_s` seconds (0: not at all), or until a
-    signal comes again.
+    After SIGTERM or SIGUSR1 it continues to the next `check`, for at most `grace_s` seconds (0: not at all), or until
+    a second signal.
 
-    A process that waits in a collective runs no Python signal handler, so a thread is woken by the signal instead.
+    A process that waits in a collective runs no Python signal handler, so the signal wakes a thread instead.
     """
 
     def __init__(self, grace_s: float, *, closing_s: float = 0.0) -> None:
@@ -49,14 +49,14 @@ class Signals:
         self._wake_end, signal_end = os.pipe()
         os.set_blocking(signal_end, False)
         for number in (*_NOW, *_SOON):
-            signal.signal(number, _nothing)  # the thread acts; the default would be silent or late
+            signal.signal(number, _nothing)  # the thread handles it; the default would end silently or too late
         if closing_s:
             signal.signal(signal.SIGINT, _interrupt_once)
         signal.set_wakeup_fd(signal_end)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def check(self) -> None:
-        """Raise Stopped, on every process, where one has been told to stop. Collective over the world."""
+        """Raise Stopped on every process if one was told to stop. Collective over the world."""
         asked = torch.tensor(int(self._asked.is_set()))
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         if asked:
@@ -95,7 +95,7 @@ class Signals:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """In the main thread: KeyboardInterrupt is raised at the end of the body, not within it."""
+    """Delay KeyboardInterrupt to the end of this context. Call in the main thread."""
     came: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
     try:
@@ -107,16 +107,16 @@ def interrupts_wait() -> Iterator[None]:
 
 
 def end_interrupted() -> NoReturn:
-    """End this process after KeyboardInterrupt, as Ctrl-C does it without `closing_s`."""
+    """End this process after KeyboardInterrupt, as Ctrl-C without `closing_s` does."""
     _end(signal.SIGINT, "")
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
-    """What a signal does in the main thread."""
+    """Do nothing in the main thread: another thread handles the signal."""
 
 
 def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, _nothing)  # what is written now is not to be interrupted
+    signal.signal(signal.SIGINT, _nothing)  # do not interrupt what is written now
     raise KeyboardInterrupt
 
 
@@ -127,7 +127,7 @@ def _end_after(seconds: float, number: int, text: str) -> None:
 
 
 def _end(number: int, text: str) -> NoReturn:
-    """At once: an orderly exit could wait for a lost process."""
+    """End the process at once: an orderly exit could wait for a lost process."""
     if text:
         _say(text)
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Causal attention within each packed sequence, by torch's scaled_dot_product_attention, and the rotation before it.
+"""Rotate and attend within each packed sequence, by torch's causal scaled_dot_product_attention.
 
 T packed tokens on this rank, H heads, Hkv of them of keys and values, D head size; S sequences of L tokens in a run.
 """
@@ -23,11 +23,11 @@ from torch import Tensor
 from megatron_rapo.scoring.packing import PackedBatch, context_chunks
 
 MASKED_QUERIES = 256
-"""Of a call with a mask."""
+"""Largest number of queries in a call with a mask."""
 
 
 def sequences_for_transformer_engine(batch: PackedBatch) -> PackedSeqParams:
-    """What Transformer Engine's attention and rotation are told of a micro-batch."""
+    """Return a micro-batch's sequences as Transformer Engine's attention and rotation take them."""
     return PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=batch.cu_seqlens,
@@ -38,26 +38,26 @@ def sequences_for_transformer_engine(batch: PackedBatch) -> PackedSeqParams:
 
 
 class Run(NamedTuple):
-    """Neighbours of one length in the unsplit micro-batch, which continue the same prompt if any."""
+    """Adjacent sequences of the same length in the unsplit micro-batch. They continue the same prompt, if any."""
 
     rows: int  # S
     length: int  # L
-    prefix: int | None  # the run that is this prompt
+    prefix: int | None  # the run that holds this prompt
 
 
 @dataclass
 class TorchSequences(PackedSeqParams):
-    """What every layer's attention is told of a micro-batch. (Megatron hands its PackedSeqParams down unseen.)"""
+    """A micro-batch's sequences, for every layer's attention. (Megatron passes its PackedSeqParams down unchanged.)"""
 
     runs: tuple[Run, ...] = ()
-    cos_T1D: Tensor | None = None  # of each token's position
+    cos_T1D: Tensor | None = None  # for each token's position
     sin_T1D: Tensor | None = None  # with the signs of the rotation
-    order_T: Tensor | None = None  # with context parallelism: where each of its tokens is among what ranks gathered
+    order_T: Tensor | None = None  # with context parallelism: the place of each token among the gathered ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequencesForTorch:
-    """Makes them: rotary embeddings and borders are worked out once for all layers."""
+    """Builds TorchSequences: rotary embeddings and boundaries are computed once for all layers."""
 
     frequencies: Tensor  # [D / 2], radians a position
     dtype: torch.dtype
@@ -89,7 +89,7 @@ def _runs(batch: PackedBatch) -> tuple[Run, ...]:
     prefixes = [-1] * len(lengths) if batch.prefix_S is None else batch.prefix_S.tolist()
     alone = {*prefixes}  # prompts that others continue
     runs: list[Run] = []
-    run_of: list[int] = []  # of each sequence
+    run_of: list[int] = []  # index of each sequence's run
     for (length, prefix, _), members in groupby(
         range(len(lengths)), key=lambda s: (lengths[s], prefixes[s], s if s in alone else -1)
     ):
@@ -102,9 +102,9 @@ def _runs(batch: PackedBatch) -> tuple[Run, ...]:
 class PackedAttention(MegatronModule):
     """Rotary positions and causal attention within each packed sequence (thd).
 
-    One call for each run of sequences of a length, which are rows side by side as they are: nothing is padded or
-    copied. With context parallelism the keys and values of all ranks are gathered, and each of this rank's two chunks
-    of a sequence attends to those up to its end.
+    Attention is called once for each run of sequences of the same length. They are adjacent rows, so nothing is padded
+    or copied. With context parallelism the keys and values of all ranks are gathered, and each of this rank's two
+    chunks of a sequence attends to keys and values up to the chunk's end.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class PackedAttention(MegatronModule):
         packed_seq_params: TorchSequences,
         **_kwargs: Any,
     ) -> Tensor:
-        """[T, H, D] queries, [T, Hkv, D] keys and values, not yet rotated -> [T, 1, H * D]."""
+        """Compute attention: [T, H, D] queries, [T, Hkv, D] keys and values, all unrotated -> [T, 1, H * D]."""
         sequences, group = packed_seq_params, self._context_group
         query, key = (_Rotated.apply(t, sequences.cos_T1D, sequences.sin_T1D) for t in (query, key))
-        value = value.contiguous()  # else it keeps all that it is a view of, queries and keys, for the backward pass
+        value = value.contiguous()  # a view would keep queries and keys in memory too, for the backward pass
         if group.size() > 1:
             key, value = (_AllGather.apply(t, group)[sequences.order_T] for t in (key, value))
         queries, keys, values = (
@@ -150,7 +150,7 @@ class PackedAttention(MegatronModule):
         return torch.cat(outs)[:, None]
 
     def _attend(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
-        """Of one run, [S, L, H * D]."""
+        """Return the attention of one run, [S, L, H * D]."""
         rank, size = self._context_group.rank(), self._context_group.size()
         if size == 1:
             return self._after_prompt(query_SLHD, key_SLHD, value_SLHD)
@@ -163,27 +163,27 @@ class PackedAttention(MegatronModule):
         return torch.cat(parts, dim=1)
 
     def _after_prompt(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
-        """Where the first keys may be those of a prompt that has no queries here, [S, L, H * D]."""
+        """Return the attention where the first keys may be a prompt's that has no queries here, [S, L, H * D]."""
         length = query_SLHD.shape[1]
         prompt = key_SLHD.shape[1] - length
         if prompt == 0 or prompt**2 > MASKED_QUERIES * length:
             return self._causal(query_SLHD, key_SLHD, value_SLHD)
-        padded_SLHD = F.pad(query_SLHD, (0, 0, 0, 0, prompt, 0))  # zeros for the prompt's cost less than masks
+        padded_SLHD = F.pad(query_SLHD, (0, 0, 0, 0, prompt, 0))  # zero queries for the prompt cost less than masks
         return self._call(padded_SLHD, key_SLHD, value_SLHD)[:, prompt:]
 
     def _causal(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
-        """Where the last query is at the last key, [S, L, H * D]."""
+        """Return the attention where the last query belongs to the last key, [S, L, H * D]."""
         before = key_SLHD.shape[1] - query_SLHD.shape[1]
         if before == 0:
             return self._call(query_SLHD, key_SLHD, value_SLHD)
-        parts, end = [], before  # what is masked out is computed all the same, so queries take turns
+        parts, end = [], before  # masked scores are computed too, so split the queries to have fewer of them
         for part_SLHD in query_SLHD.split(MASKED_QUERIES, dim=1):
             end += part_SLHD.shape[1]
             parts.append(self._call(part_SLHD, key_SLHD[:, :end], value_SLHD[:, :end]))
         return torch.cat(parts, dim=1)
 
     def _call(self, query_SLHD: Tensor, key_SLHD: Tensor, value_SLHD: Tensor) -> Tensor:
-        """The same, at once."""
+        """Return the same as `_causal`, in one call."""
         num_queries, num_keys = query_SLHD.shape[1], key_SLHD.shape[1]
         mask = None
         if num_queries < num_keys:
@@ -200,25 +200,25 @@ class PackedAttention(MegatronModule):
         return out_SHLD.transpose(1, 2).flatten(2)
 
     def sharded_state_dict(self, *_args: Any, **_kwargs: Any) -> Any:
-        """No parameters, nothing to save."""
+        """Return nothing: there are no parameters to save."""
         return {}
 
 
 def _rows(packed: Tensor, runs: Sequence[Run], split: int = 1) -> list[Tensor]:
-    """[T, H, D] -> of each run [S, L / split, H, D]."""
+    """Split [T, H, D] into runs of [S, L / split, H, D]."""
     parts = packed.split([run.rows * run.length // split for run in runs])
     return [part.unflatten(0, (run.rows, run.length // split)) for part, run in zip(parts, runs, strict=True)]
 
 
 def _continued(prompt_1LHD: Tensor, rows_SLHD: Tensor) -> Tensor:
-    """Each row behind the prompt."""
+    """Put the prompt in front of each row."""
     return torch.cat([prompt_1LHD.expand(len(rows_SLHD), -1, -1, -1), rows_SLHD], dim=1)
 
 
 class _Rotated(torch.autograd.Function):
-    """[T, H, D]: with the halves (a, b) of each head turned to (a cos - b sin, b cos + a sin).
+    """Rotary embedding of [T, H, D]: turns the halves (a, b) of each head to (a cos - b sin, b cos + a sin).
 
-    The backward pass turns back, for which it needs the angles only.
+    The backward pass rotates back. It needs only the angles.
     """
 
     @staticmethod

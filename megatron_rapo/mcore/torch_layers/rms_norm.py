@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm that sequence parallelism works with (megatron's own wrapper refuses it).
+    """torch's RMSNorm, usable with sequence parallelism (Megatron's own wrapper refuses it).
 
-    Torch makes it of several operations on a CPU and keeps the normalised input too; this keeps its input, which is
-    there anyway, and one number for each row.
+    On a CPU torch computes RMSNorm in several operations and also keeps the normalised input. This keeps only the
+    input, which is in memory anyway, and one number for each row.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        # finalize_model_grads sums the gradients of parameters marked so over the tensor ranks
+        # finalize_model_grads sums gradients of parameters with this mark over the tensor ranks
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 class SwiGLU(MegatronModule):
-    """[..., 2 F], gate and up -> silu(gate) * up, [..., F] (Shazeer, arXiv 2002.05202).
+    """Map [..., 2 F], gate and up, to silu(gate) * up, [..., F] (Shazeer, arXiv 2002.05202).
 
-    Megatron's own, where no compiler fuses it, keeps both factors for the backward pass besides; this keeps its input,
-    which is there anyway, and the backward pass writes into the input's gradient alone.
+    Megatron's own SwiGLU, if no compiler fuses it, also keeps both factors for the backward pass. This keeps only its
+    input, which is in memory anyway, and its backward pass allocates only the input's gradient.
     """
 
     def __init__(self, config: TransformerConfig, **_kwargs: Any) -> None:
@@ -29,7 +29,7 @@ class SwiGLU(MegatronModule):
         return output
 
     def sharded_state_dict(self, *_args: Any, **_kwargs: Any) -> Any:
-        """No parameters, nothing to save."""
+        """Return nothing: there are no parameters to save."""
         return {}
 
 
