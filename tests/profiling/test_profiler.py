@@ -98,5 +98,5 @@ def test_ctrl_c_leaves_the_trace_of_the_step_that_it_ends(tmp_path: Path) -> Non
         _, said = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
-    assert "rank 0: interrupted; --resume goes on" in said and said.endswith("KeyboardInterrupt\n")
+    assert "rank 0: interrupted; --resume goes on" in said and "KeyboardInterrupt\n" in said  # in either order
     assert {"train", "aten::ones"} <= ranges(tmp_path / "profile/step-000001/rank-0.json.gz").keys()
