@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megatron_rapo.config import Config
-from megatron_rapo.config.resources import LEAST_CAPABILITY
+from megatron_rapo.config.precision import LEAST_CAPABILITY
 from megatron_rapo.preflight.checks import check_machine
 from megatron_rapo.types import TrainingSequence
 

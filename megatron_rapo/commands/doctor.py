@@ -16,7 +16,7 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rapo.config.resources import LEAST_CAPABILITY
+from megatron_rapo.config.precision import LEAST_CAPABILITY
 
 HEALTHY, SICK = 0, 1  # exit status
 GIB = 2**30

@@ -6,13 +6,22 @@ expensive starts. What depends on the number of processes, the model or the mach
 """
 
 from megatron_rapo.config.algorithm import AlgorithmConfig
-from megatron_rapo.config.resources import MemoryConfig, ParallelConfig, PrecisionConfig, ReshardConfig, RolloutConfig
+from megatron_rapo.config.batch import BatchConfig
+from megatron_rapo.config.checkpoint import CheckpointConfig
+from megatron_rapo.config.data import DataConfig
+from megatron_rapo.config.evaluation import EvaluationConfig
+from megatron_rapo.config.memory import MemoryConfig
+from megatron_rapo.config.model import ModelConfig
+from megatron_rapo.config.monitor import MonitorConfig
+from megatron_rapo.config.optimizer import OptimizerConfig
+from megatron_rapo.config.parallel import ParallelConfig
+from megatron_rapo.config.precision import PrecisionConfig
+from megatron_rapo.config.reshard import ReshardConfig
 from megatron_rapo.config.reward import FunctionConfig, LengthConfig, RewardConfig
+from megatron_rapo.config.rollout import RolloutConfig
 from megatron_rapo.config.root import Config
-from megatron_rapo.config.run import CheckpointConfig, MonitorConfig, RunConfig
+from megatron_rapo.config.run import RunConfig
 from megatron_rapo.config.section import ConfigError
-from megatron_rapo.config.task import DataConfig, EvaluationConfig, ModelConfig
-from megatron_rapo.config.training import BatchConfig, OptimizerConfig
 
 __all__ = [
     "AlgorithmConfig",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_rapo import choices
 from megatron_rapo.choices import is_reference
-from megatron_rapo.config.task import TEMPLATE_SUFFIXES
+from megatron_rapo.config.data import TEMPLATE_SUFFIXES
 from megatron_rapo.data.jinja import Case, render_jinja
 from megatron_rapo.data.template_files import read_template
 from megatron_rapo.errors import InputError

@@ -11,7 +11,7 @@ import torch
 
 from megatron_rapo.checkpoints import has_checkpoint
 from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.config.resources import LEAST_CAPABILITY
+from megatron_rapo.config.precision import LEAST_CAPABILITY
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
 from megatron_rapo.preflight.memory import OPTIMIZER_BYTES
