@@ -29,11 +29,12 @@ from megatron_rapo.config import Config
 from megatron_rapo.models import WeightReader, read_shape
 from megatron_rapo.models.parameter_map import engine_shards, fill
 from megatron_rapo.monitor import Monitor
-from megatron_rapo.rewards import Rewards, VerifierPool
+from megatron_rapo.rewards import Rewards
 from megatron_rapo.rollout import Engine
 from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.training.group_scheduler import GroupScheduler
 from megatron_rapo.types import Problem, Prompt
+from megatron_rapo.verifier import VerifierPool
 
 POLICIES = {"waits": (0, 1), "carries, 1 step": (1, 1), "carries, 3 steps": (1, 3), "drops": (1, 0)}
 """Whether prompts are spared, and for how many steps groups are carried."""

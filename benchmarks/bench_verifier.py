@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.environment import environment
-from megatron_rapo.rewards import VerifierPool
 from megatron_rapo.types import Outcome
+from megatron_rapo.verifier import VerifierPool
 
 TARGET_RATIO = 1.7  # of two workers to one, where there are two cores
 HANG = r"\boxed{9^{9^{9^{9}}}}"

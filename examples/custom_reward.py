@@ -12,7 +12,8 @@
     range = [0.0, 0.1]
 
 A function gets a problem (its other columns in `problem.extra`), a completion and the verifier's verdict, and gives a
-number within its range; megatron_rapo/rewards/functions.py says where it runs, megatron_rapo/types.py what it gets.
+number within its range. megatron_rapo/rewards/user_functions.py says where it runs, and megatron_rapo/types.py
+what it gets.
 """
 
 from megatron_rapo.types import Completion, Problem, Verdict

@@ -21,7 +21,7 @@ WITHOUT_RATIO = ("forward_kl_exact", "reverse_kl_exact", "none")
 ADVANTAGES = ("mean_std", "mean", "leave_one_out")  # algo/advantages.py
 PHI_SHAPES = ("linear", "power", "sigmoid", "constant")  # algo/reweighting.py
 TEMPLATES = ("plain", "qwen-boxed", "abel", "chat")  # data/templates.py
-WRITERS = ("tensorboard", "wandb", "mlflow")  # monitor/writers.py
+WRITERS = ("tensorboard", "wandb", "mlflow")  # monitor/writer_registry.py
 
 
 def is_reference(value: str) -> bool:

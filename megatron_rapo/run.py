@@ -32,7 +32,7 @@ from megatron_rapo.preflight.checks import (
     check_world_size,
 )
 from megatron_rapo.profiling import CLOSING_S, Profiler, check_profiled
-from megatron_rapo.rewards import Rewards, VerifierPool
+from megatron_rapo.rewards import Rewards
 from megatron_rapo.rollout import Engine, name_ranges
 from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.rollout.setup import make_engine, make_verifier, prompts_of, report_left_out, resolved
@@ -45,6 +45,7 @@ from megatron_rapo.runtime.run_folder import RunFolder, step_of
 from megatron_rapo.runtime.signals import Signals, end_interrupted
 from megatron_rapo.scoring.registries import check_algorithm
 from megatron_rapo.training.claim_folder import check_room, claim, usable
+from megatron_rapo.verifier import VerifierPool
 
 if TYPE_CHECKING:
     from megatron_rapo.training.trainer import Trainer

@@ -48,8 +48,8 @@ RULES = {
     "report/ needs no framework": Rule(
         inside=("report",), forbidden=("torch", "transformers", "megatron", "vllm"), deep=True
     ),
-    "rewards/ needs neither torch nor transformers": Rule(
-        inside=("rewards",), forbidden=("torch", "transformers"), deep=True
+    "rewards/ and verifier/ need neither torch nor transformers": Rule(
+        inside=("rewards", "verifier"), forbidden=("torch", "transformers"), deep=True
     ),
     "the parameter map needs neither framework": Rule(
         inside=("models", "reshard.plan"), forbidden=("megatron", "vllm"), deep=True
@@ -67,8 +67,8 @@ RULES = {
 FLOORS = (
     ("errors", "types", "choices", "algo"),
     ("config",),
-    ("runtime", "scoring", "rewards"),
-    ("models", "monitor", "data"),
+    ("runtime", "scoring", "verifier"),
+    ("models", "monitor", "data", "rewards"),
     ("audit", "checkpoints", "reshard", "rollout", "profiling"),
     ("convert", "preflight"),
     ("evaluation", "mcore"),
@@ -273,13 +273,13 @@ SINS = {
         {"report/page.py": "from megatron_rapo import metrics\n", "metrics.py": "import torch\n"},
         "megatron_rapo/report/page.py:1: imports megatron_rapo.metrics -> torch",
     ),
-    "rewards/ needs neither torch nor transformers": (
+    "rewards/ and verifier/ need neither torch nor transformers": (
         {
-            "rewards/pool.py": "from ..data.text import clean\n",
+            "verifier/pool.py": "from ..data.text import clean\n",
             "data/__init__.py": "import transformers\n",
             "data/text.py": "",
         },
-        "megatron_rapo/rewards/pool.py:1: imports megatron_rapo.data.text -> transformers",
+        "megatron_rapo/verifier/pool.py:1: imports megatron_rapo.data.text -> transformers",
     ),
     "the parameter map needs neither framework": (
         {
@@ -352,8 +352,8 @@ def test_the_checker_lets_lawful_imports_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        *((module, "torch") for module in ("config", "types", "monitor", "commands.report", "rewards")),
-        ("rewards", "transformers"),
+        *((module, "torch") for module in ("config", "types", "monitor", "commands.report", "rewards", "verifier")),
+        ("verifier", "transformers"),
     ],
 )
 def test_importing_loads_no_framework(module: str, unwanted: str) -> None:

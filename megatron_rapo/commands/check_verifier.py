@@ -28,8 +28,8 @@ from typing import Any
 from megatron_rapo.commands.arguments import command_parser, whole_number
 from megatron_rapo.data import rows as data
 from megatron_rapo.errors import InputError, printable
-from megatron_rapo.rewards import VerifierPool, final_answer
 from megatron_rapo.types import Outcome
+from megatron_rapo.verifier import VerifierPool, final_answer
 
 LEAST_AGREEMENT, LEAST_REJECTED = 0.99, 0.995
 

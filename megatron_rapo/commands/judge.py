@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from megatron_rapo.config import RewardConfig
 from megatron_rapo.data.rows import DataError, answer_text, kind_of, read_rows
 from megatron_rapo.errors import InputError
-from megatron_rapo.rewards import MAX_READ_CHARS, VerifierPool
-from megatron_rapo.rewards.sizing import usable_cores
 from megatron_rapo.runtime.atomic_write import explained
 from megatron_rapo.types import Outcome
+from megatron_rapo.verifier import MAX_READ_CHARS, VerifierPool
+from megatron_rapo.verifier.worker_count import usable_cores
 
 AT_A_TIME = 1000
 """Rows that are judged, then written."""

@@ -12,7 +12,7 @@ from megatron_rapo.config.section import MAX_MIB, MAX_SECONDS, MAX_TOKENS, MAX_V
 from megatron_rapo.errors import shortened
 
 OWN_TERMS = ("correctness", "format", "length")
-"""Names of the terms that are not the user's (rewards/reward.py)."""
+"""Names of the terms that are not the user's (rewards/terms.py)."""
 _End = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]
 _LEAST_SPREAD = 1e-5
 """Least width of the rewards' range, relative to the rewards (and absolute below 1); float32 has steps of 6e-8."""
@@ -22,7 +22,7 @@ _LONGEST_MARK = 100  # characters
 
 
 def _form_of_answer(value: Any) -> Any:
-    """Check `reward.answer`; rewards/answers.py reads it."""
+    """Check `reward.answer`; verifier/answers.py reads it."""
     kind, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
     if value in ("boxed", "last_number"):
         return value
@@ -74,7 +74,7 @@ class LengthConfig(Section):
 
 
 class FunctionConfig(Section):
-    """Add a function of the user's own as a term of the reward (rewards/functions.py says how it is called)."""
+    """Add a function of the user's own as a term of the reward (rewards/user_functions.py says how it is called)."""
 
     name: str
     """Name the term; its metric is reward/term/NAME.
@@ -215,7 +215,7 @@ class RewardConfig(Section):
         if self.length:
             ends.append((-self.length.penalty, 0.0))
         ends += [(each.weight * each.range[0], each.weight * each.range[1]) for each in self.functions]
-        # Rounded once, as the rewards are (rewards/reward.py), so that none is an ulp outside.
+        # Rounded once, as the rewards are (rewards/terms.py), so that none is an ulp outside.
         return math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
 
     @property

@@ -9,8 +9,8 @@ from typing import Any
 from megatron_rapo.data.numbers import plain
 from megatron_rapo.data.parquet import Unread
 from megatron_rapo.data.rows import DataError, answer_text, kind_of, read_rows
-from megatron_rapo.rewards import MAX_READ_CHARS
 from megatron_rapo.types import Problem
+from megatron_rapo.verifier import MAX_READ_CHARS
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 ID_FIELDS = ("id", "unique_id")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_rapo.rewards import VerifierPool, last_boxed
-from megatron_rapo.rewards.sizing import MAX_WORKERS, usable_cores
-from megatron_rapo.rewards.verify import MAX_ANSWER_CHARS, reads_as_prose
 from megatron_rapo.types import Outcome
+from megatron_rapo.verifier import VerifierPool, last_boxed
+from megatron_rapo.verifier.verify import MAX_ANSWER_CHARS, reads_as_prose
+from megatron_rapo.verifier.worker_count import MAX_WORKERS, usable_cores
 
 TIMEOUT_S = 5.0
 """Deadline of one answer, seconds; reward.timeout_s by default."""

@@ -16,7 +16,7 @@ from fractions import Fraction
 from latex2sympy2_extended.math_normalization import normalize_latex
 from math_verify import LatexExtractionConfig
 
-from megatron_rapo.rewards.verify import MAX_ANSWER_CHARS
+from megatron_rapo.verifier.verify import MAX_ANSWER_CHARS
 
 _RULES = LatexExtractionConfig().normalization_config
 _BLANK = re.compile(r"(?:\s|~|\\[,;:! ])+")

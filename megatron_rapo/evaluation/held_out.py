@@ -11,10 +11,10 @@ from megatron_rapo.config import Config, EvaluationConfig
 from megatron_rapo.data import PromptSet
 from megatron_rapo.evaluation.samples import ProblemSamples, SampledWith
 from megatron_rapo.evaluation.scores import ProblemScore, Scores
-from megatron_rapo.rewards import extractor
 from megatron_rapo.rewards.verdict_summary import Judged
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.rollout.sampler import Sampler, sampling_seed
+from megatron_rapo.verifier import extractor
 
 WAVES = 4
 """A part has as many problems as keep every engine at its `rollout.max_concurrent` completions so many times over: a

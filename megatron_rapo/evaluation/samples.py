@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.rewards import Extract
 from megatron_rapo.runtime.atomic_write import explained
 from megatron_rapo.types import Group
+from megatron_rapo.verifier import Extract
 
 FORMAT = "megatron_rapo samples 1"
 SUFFIX = ".jsonl"

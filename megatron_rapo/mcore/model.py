@@ -17,8 +17,9 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer import TransformerConfig
 
-from megatron_rapo.config import Config, ParallelConfig, PrecisionConfig
+from megatron_rapo.config import Config, ParallelConfig
 from megatron_rapo.mcore import fused
+from megatron_rapo.mcore.fp8_recipe import fp8_settings
 from megatron_rapo.mcore.layers import ACTIVATIONS, block_spec
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.ranges import Ranges
@@ -90,22 +91,9 @@ def transformer_config(config: Config, shape: ModelShape, backend: Backend) -> T
         # Megatron's name for "the layer specification's": ours, where torch's layers have no fused kernel for it
         use_te_activation_func=not backend.transformer_engine and "bias_activation_fusion" not in kernels,
         **kernels,
-        **_fp8(config.precision),
+        **fp8_settings(config.precision),
         **_RECOMPUTE[config.model.recompute],
     )
-
-
-def _fp8(precision: PrecisionConfig) -> dict[str, Any]:
-    if precision.fp8 == "none":
-        return {}
-    start, end = precision.bf16_layers_at_start, precision.bf16_layers_at_end
-    return {
-        "fp8": precision.fp8,
-        "fp8_recipe": precision.fp8_recipe,
-        "first_last_layers_bf16": start + end > 0,
-        "num_layers_at_start_in_bf16": start,
-        "num_layers_at_end_in_bf16": end,
-    }
 
 
 def _pipeline_layout(parallel: ParallelConfig, num_layers: int) -> list[list[str]] | None:

@@ -13,6 +13,7 @@ from torch.profiler import record_function
 
 from megatron_rapo.config import Config
 from megatron_rapo.mcore.diagnostics import gap_parts, log_rho_quantiles, logprob_gap
+from megatron_rapo.mcore.engine_fp8_rounding import linears_in_fp8
 from megatron_rapo.mcore.forward_backward import (
     POLICY,
     ExactReference,
@@ -22,7 +23,7 @@ from megatron_rapo.mcore.forward_backward import (
     Trained,
     sequence_mean,
 )
-from megatron_rapo.mcore.fp8_simulation import linears_in_fp8, without_fp8
+from megatron_rapo.mcore.fp8_recipe import fp8_token_multiple, without_fp8
 from megatron_rapo.mcore.model import (
     attention_sequences,
     build_chunks,
@@ -80,8 +81,7 @@ def _tokens_multiple(config: Config) -> int:
     split = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence else 1)
     if config.precision.fp8 == "none":
         return split
-    of_kernels = 32 if config.precision.fp8_recipe == "mxfp8" else 16
-    return math.lcm(split, of_kernels * layout.context * layout.tensor)
+    return math.lcm(split, fp8_token_multiple(config.precision) * layout.context * layout.tensor)
 
 
 class Policy:

@@ -8,8 +8,8 @@ from megatron_rapo.monitor.rollouts import RecordedCompletion, read_lines, read_
 from megatron_rapo.monitor.scalars import HISTOGRAMS, SCALARS, describe
 from megatron_rapo.monitor.text import text_pieces
 from megatron_rapo.monitor.timing import PhaseTimer
-from megatron_rapo.monitor.writer import Sample
-from megatron_rapo.monitor.writers import check_writers
+from megatron_rapo.monitor.writer_interface import Sample
+from megatron_rapo.monitor.writer_registry import check_writers
 
 __all__ = [
     "CHARTS",

@@ -11,7 +11,7 @@ from typing import Any
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
-from megatron_rapo.monitor.writer import Sample, kept_id
+from megatron_rapo.monitor.writer_interface import Sample, kept_id
 from megatron_rapo.runtime.run_folder import RunFolder, step_name
 
 _PARAM_CHARACTERS, _PARAMS_AT_ONCE = 500, 100  # what every kind of MLflow's stores takes

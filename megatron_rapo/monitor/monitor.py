@@ -11,7 +11,7 @@ from megatron_rapo.monitor.console import Console
 from megatron_rapo.monitor.recorder import Recorder
 from megatron_rapo.monitor.rollouts import RecordedCompletion
 from megatron_rapo.monitor.timing import PhaseTimer, process_age_s
-from megatron_rapo.monitor.writer import Sample
+from megatron_rapo.monitor.writer_interface import Sample
 
 
 class Monitor:

@@ -13,8 +13,8 @@ from typing import Any
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.rollouts import RecordedCompletion, drop_rollouts_after, write_rollouts
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
-from megatron_rapo.monitor.writer import Sample, Writer
-from megatron_rapo.monitor.writers import open_writer
+from megatron_rapo.monitor.writer_interface import Sample, Writer
+from megatron_rapo.monitor.writer_registry import open_writer
 from megatron_rapo.runtime.atomic_write import write_bytes_atomically
 from megatron_rapo.runtime.run_folder import RunFolder
 

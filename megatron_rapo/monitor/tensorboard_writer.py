@@ -28,7 +28,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from megatron_rapo.monitor.charts import CHARTS, GROUPS, OPEN_ENDS
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
-from megatron_rapo.monitor.writer import Sample
+from megatron_rapo.monitor.writer_interface import Sample
 
 BINS = 30  # of a histogram
 

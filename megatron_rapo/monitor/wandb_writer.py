@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import wandb
 
-from megatron_rapo.monitor.writer import Sample, kept_id
+from megatron_rapo.monitor.writer_interface import Sample, kept_id
 from megatron_rapo.runtime.run_folder import RunFolder
 
 

@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from megatron_rapo.rewards import Judging, Rewards, VerifierPool, reward_of
-from megatron_rapo.rewards.reward import by_name
+from megatron_rapo.rewards import Rewards, reward_of
+from megatron_rapo.rewards.terms import by_name
 from megatron_rapo.rollout import Engine, Sampling, Work
 from megatron_rapo.types import NOTHING, Completion, Group, OpenGroup, Prompt, Verdict
+from megatron_rapo.verifier import Judging, VerifierPool
 
 Seed = Callable[[int, int], int]  # (group index, completion index) -> seed
 T = TypeVar("T")

@@ -17,10 +17,10 @@ from megatron_rapo.data import (
     template_stops,
 )
 from megatron_rapo.models import ModelShape
-from megatron_rapo.rewards import VerifierPool
-from megatron_rapo.rewards.sizing import usable_cores, workers_for
 from megatron_rapo.rollout import Engine
 from megatron_rapo.runtime.rank import local_world_size, world_size
+from megatron_rapo.verifier import VerifierPool
+from megatron_rapo.verifier.worker_count import usable_cores, workers_for
 
 Say = Callable[[str], None]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from megatron_rapo.config import MonitorConfig
 from megatron_rapo.mcore.tokens import Place, TokenLogProbs
 from megatron_rapo.monitor import RecordedCompletion, text_pieces
-from megatron_rapo.rewards import Extract
 from megatron_rapo.runtime.interval import is_due
 from megatron_rapo.types import Group, TrainingSequence
+from megatron_rapo.verifier import Extract
 
 OF_A_PROMPT = 4
 """Completions of one prompt, at most: enough to compare, and room for other prompts."""

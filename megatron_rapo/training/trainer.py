@@ -24,7 +24,6 @@ from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.monitor import Monitor, RecordedCompletion, Sample
 from megatron_rapo.profiling import Profiler
-from megatron_rapo.rewards import extractor
 from megatron_rapo.rewards.verdict_summary import SignalWatch, warnings
 from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.runtime.distributed import of_first_rank, on_first_rank
@@ -49,6 +48,7 @@ from megatron_rapo.training.skipped_steps import SkippedSteps
 from megatron_rapo.training.summary import summarise
 from megatron_rapo.training.weight_sync import WeightSync
 from megatron_rapo.types import Group, Prompt, TrainingSequence
+from megatron_rapo.verifier import extractor
 
 
 class Trainer:

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from megatron_rapo import cli
-from megatron_rapo.rewards import VerifierPool
 from megatron_rapo.types import Outcome
+from megatron_rapo.verifier import VerifierPool
 
 ROWS = [
     {"completion": r"\boxed{\frac{3}{6}}", "answer": "0.5", "id": 7},

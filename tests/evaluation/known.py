@@ -12,8 +12,8 @@ import numpy as np
 from megatron_rapo.evaluation.comparison import Evaluated
 from megatron_rapo.evaluation.samples import ProblemSamples, SampledWith
 from megatron_rapo.evaluation.scores import ProblemScore, Scores
-from megatron_rapo.rewards import extractor
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
+from megatron_rapo.verifier import extractor
 
 C, W, N, U, T = Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.UNPARSABLE, Outcome.TIMEOUT
 SAMPLED_WITH = SampledWith(

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from megatron_rapo.evaluation.samples import FORMAT, ProblemSamples, SampledWith, SamplesError, SamplesFile
-from megatron_rapo.rewards import extractor
+from megatron_rapo.verifier import extractor
 from tests.evaluation.known import SAMPLED_WITH, W, group, sampled
 
 ABOUT = {"model": "models/base", "data": "held.jsonl", "left_out": 2}

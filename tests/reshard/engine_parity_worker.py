@@ -11,17 +11,18 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.config import Config
-from megatron_rapo.mcore.fp8_simulation import linears_in_fp8
+from megatron_rapo.mcore.engine_fp8_rounding import linears_in_fp8
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.models import read_shape
 from megatron_rapo.reshard.transfer import Resharder, make_resharder
-from megatron_rapo.rewards import Rewards, VerifierPool
+from megatron_rapo.rewards import Rewards
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.rollout.sampler import Sampler, sampling_seed
 from megatron_rapo.runtime.distributed import init_process_group
 from megatron_rapo.scoring.objective import loss_function, to_sequences
 from megatron_rapo.types import Group, Problem, Prompt
+from megatron_rapo.verifier import VerifierPool
 from tests.groups import end_groups
 from tests.launch import write_result
 from tests.patience import COLLECTIVE_S

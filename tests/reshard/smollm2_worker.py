@@ -10,10 +10,11 @@ import numpy as np
 import torch.distributed as dist
 
 from megatron_rapo.data import load_tokenizer
-from megatron_rapo.rewards import Rewards, VerifierPool
+from megatron_rapo.rewards import Rewards
 from megatron_rapo.rollout import Engine, Sampling
 from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.runtime.distributed import init_process_group
+from megatron_rapo.verifier import VerifierPool
 from tests.launch import write_result
 from tests.patience import COLLECTIVE_S
 from tests.reshard.engine_parity_worker import follow

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from megatron_rapo.rewards import last_boxed
-from megatron_rapo.rewards.verify import judge_parsed
 from megatron_rapo.rollout import Sampling
 from megatron_rapo.types import Outcome
+from megatron_rapo.verifier import last_boxed
+from megatron_rapo.verifier.verify import judge_parsed
 from tests.launch import REPOSITORY, run_distributed
 from tests.patience import HANG_S
 from tests.tiny_models import save_tiny_model

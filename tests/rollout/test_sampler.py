@@ -8,7 +8,7 @@ import pytest
 
 from megatron_rapo.config import FunctionConfig, RewardConfig
 from megatron_rapo.rewards import Rewards
-from megatron_rapo.rewards.functions import RewardFunction
+from megatron_rapo.rewards.user_functions import RewardFunction
 from megatron_rapo.rollout import Sampling, Work
 from megatron_rapo.rollout import sampler as module
 from megatron_rapo.rollout.requests import MAX_SEED

@@ -1,4 +1,4 @@
-"""Users' code by file and by module, and what is refused of it. tests/rewards/test_functions.py has more refusals."""
+"""User code by file and by module, and refusals. tests/rewards/test_user_functions.py has more refusals."""
 
 import json
 

@@ -9,11 +9,11 @@ import pytest
 
 from megatron_rapo.config import MonitorConfig
 from megatron_rapo.mcore.tokens import TokenLogProbs
-from megatron_rapo.rewards import extractor
 from megatron_rapo.scoring.objective import to_sequences
 from megatron_rapo.training.metrics import histograms
 from megatron_rapo.training.rollout_log import choose, is_recorded, recorded
 from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Verdict
+from megatron_rapo.verifier import extractor
 from tests.runs import tiny_config
 
 
