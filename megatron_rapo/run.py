@@ -45,6 +45,7 @@ from megatron_rapo.runtime.run_folder import RunFolder, step_of
 from megatron_rapo.runtime.signals import Signals, end_interrupted
 from megatron_rapo.scoring.registries import check_algorithm
 from megatron_rapo.training.claim_folder import check_room, claim, usable
+from megatron_rapo.training.instruments import Instruments
 from megatron_rapo.verifier import VerifierPool
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
             report_left_out(monitor.message, read.heldout.settings.data, read.heldout.prompts, config)
         monitor.message(f"a completion stops at {read.stops.shown}")
         monitor.message(f"starting Megatron and vLLM on {_count(dist.get_world_size(), 'process', 'processes')}")
-        trainer, engine = _build(config, read, start, verifier, monitor, profiler, signals)
+        instruments = Instruments(monitor=monitor, profiler=profiler, signals=signals)
+        trainer, engine = _build(read, start, verifier, instruments)
         stack.callback(engine.close)
         for problem in (*start.damaged, *start.warnings):
             monitor.message(f"WARNING: {problem}")
@@ -192,16 +194,9 @@ def _profile_kept(profiler: Profiler, monitor: Monitor) -> Iterator[None]:
         profiler.write(monitor.message)
 
 
-def _build(
-    config: Config,
-    read: _Read,
-    start: _Start,
-    verifier: VerifierPool,
-    monitor: Monitor,
-    profiler: Profiler,
-    signals: Signals,
-) -> tuple[Trainer, Engine]:
-    """The expensive part: the trainer with its policy, and the engine that it samples with."""
+def _build(read: _Read, start: _Start, verifier: VerifierPool, instruments: Instruments) -> tuple[Trainer, Engine]:
+    """Build the trainer with its policy, and the engine that it samples with. This is the expensive part."""
+    config, monitor = read.config, instruments.monitor
     with monitor.phase("build_trainer"):
         with gc_control.imports():
             from megatron_rapo.mcore.fused import described, fused_kernels
@@ -232,9 +227,7 @@ def _build(
         policy=policy,
         weight_sync=weight_sync,
         sampler=sampler,
-        monitor=monitor,
-        profiler=profiler,
-        signals=signals,
+        instruments=instruments,
         train_prompts=read.train_set.prompts,
         heldout=read.heldout,
         inputs=start.inputs.inputs(),

@@ -5,7 +5,7 @@ Functions that feed the loss return per-token values or sums; the caller owns th
 
 from megatron_rapo.algo.advantages import ADVANTAGES, Advantage, group_advantages, have_signal
 from megatron_rapo.algo.divergences import DIVERGENCES, QUANTITIES, Divergence, Penalty
-from megatron_rapo.algo.loss import LossSums, rapo_loss
+from megatron_rapo.algo.loss import LossInputs, LossSettings, LossSums, rapo_loss
 from megatron_rapo.algo.reweighting import PHI_SHAPES, PhiShape, phi_of
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "QUANTITIES",
     "Advantage",
     "Divergence",
+    "LossInputs",
+    "LossSettings",
     "LossSums",
     "Penalty",
     "PhiShape",

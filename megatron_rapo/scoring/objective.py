@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo import LossSums, group_advantages, have_signal, phi_of, rapo_loss
+from megatron_rapo.algo import LossInputs, LossSettings, LossSums, group_advantages, have_signal, phi_of, rapo_loss
 from megatron_rapo.config import AlgorithmConfig, Config, RewardConfig
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
@@ -103,8 +103,8 @@ def batch_loss(
     """Return the RAPO loss sums of a scored micro-batch under `settings`."""
     assert batch.old_logp_T is not None and batch.ref_logp_T is not None, "the micro-batch was not scored"
     of_sequences = settings.ratio == "sequence"
-    return rapo_loss(
-        *scores,
+    inputs = LossInputs(
+        **scores._asdict(),
         old_logp_T=batch.old_logp_T,
         ref_logp_T=batch.ref_logp_T,
         engine_logp_T=batch.engine_logp_T,
@@ -112,6 +112,13 @@ def batch_loss(
         weight_T=batch.weight_T,
         mask_T=batch.mask_T,
         sequence_log_ratio_T=sequence_mean(scores.logp_T.detach() - batch.old_logp_T, batch) if of_sequences else None,
+    )
+    return rapo_loss(inputs, loss_settings(settings), splits=batch.by_reward(middle_reward))
+
+
+def loss_settings(settings: AlgorithmConfig) -> LossSettings:
+    """Return what the loss takes from [algorithm]. Raises UserCodeError for a divergence that cannot be loaded."""
+    return LossSettings(
         divergence=divergence_of(settings.divergence),
         alpha=settings.alpha,
         beta=settings.beta,
@@ -119,5 +126,4 @@ def batch_loss(
         clip_high=settings.clip_high,
         importance_cap=settings.importance_cap,
         log_rho_cap=settings.log_rho_cap,
-        splits=batch.by_reward(middle_reward),
     )

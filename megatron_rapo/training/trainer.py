@@ -22,19 +22,19 @@ from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.forward_backward import LossFunction
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.saver import Saver
-from megatron_rapo.monitor import Monitor, RecordedCompletion, Sample
-from megatron_rapo.profiling import Profiler
+from megatron_rapo.monitor import RecordedCompletion, Sample
 from megatron_rapo.rewards.verdict_summary import SignalWatch, warnings
 from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.runtime.distributed import of_first_rank, on_first_rank
 from megatron_rapo.runtime.interval import is_due
 from megatron_rapo.runtime.run_folder import RunFolder
-from megatron_rapo.runtime.signals import Signals, Stopped
+from megatron_rapo.runtime.signals import Stopped
 from megatron_rapo.scoring.objective import groups_with_signal, loss_function, to_sequences
 from megatron_rapo.scoring.packing import PackedBatch
 from megatron_rapo.training.export import export
 from megatron_rapo.training.gradient_share import BY_REWARD, WHOLE, GradientShareSchedule
 from megatron_rapo.training.group_scheduler import GroupScheduler
+from megatron_rapo.training.instruments import Instruments
 from megatron_rapo.training.metrics import (
     estimator_scalars,
     histograms,
@@ -61,16 +61,15 @@ class Trainer:
         policy: Policy,
         weight_sync: WeightSync,
         sampler: Sampler,
-        monitor: Monitor,
-        profiler: Profiler,
-        signals: Signals,
+        instruments: Instruments,
         train_prompts: Sequence[Prompt],
         heldout: HeldOut | None = None,
         inputs: Inputs,
     ) -> None:
-        self._config, self._policy, self._sampler, self._monitor = config, policy, sampler, monitor
+        self._config, self._policy, self._sampler = config, policy, sampler
+        self._monitor = monitor = instruments.monitor
         self._folder = RunFolder(config.run.folder)
-        self._weight_sync, self._signals, self._profiler = weight_sync, signals, profiler
+        self._weight_sync, self._signals, self._profiler = weight_sync, instruments.signals, instruments.profiler
         self._rollouts = GroupScheduler(config, sampler=sampler, monitor=monitor, prompts=train_prompts)
         self._heldout = heldout
         self._loss = self._loss_with()

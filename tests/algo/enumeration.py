@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo import DIVERGENCES, LossSums, rapo_loss
+from megatron_rapo.algo import DIVERGENCES, LossInputs, LossSettings, LossSums, rapo_loss
 from megatron_rapo.scoring.output_head import ReferenceHead, TokenScores, token_scores
 
 V = 6
@@ -47,19 +47,17 @@ class TabularPolicy:
         self, logits_V: Tensor, divergence: str, *, alpha: float, beta: float, **settings: Any
     ) -> LossSums:
         """E over the engine's samples of the loss and, per token, of its metrics that carry a weight."""
-        return rapo_loss(
-            *self.scores(logits_V, DIVERGENCES[divergence].exact),
+        inputs = LossInputs(
+            **self.scores(logits_V, DIVERGENCES[divergence].exact)._asdict(),
             old_logp_T=self.old_logp_V,
             ref_logp_T=self.ref_logp_V,
             engine_logp_T=self.engine_logp_V,
             advantage_T=self.advantage_V,
             weight_T=self.engine_logp_V.exp(),
             mask_T=torch.ones(V).bool(),
-            divergence=divergence,
-            alpha=alpha,
-            beta=beta,
-            **UNTRUNCATED | settings,
         )
+        limits = UNTRUNCATED | settings
+        return rapo_loss(inputs, LossSettings(divergence=divergence, alpha=alpha, beta=beta, **limits))
 
     def expected_gradient(self, divergence: str, **settings: Any) -> Tensor:
         """Of that loss by the policy's logits."""

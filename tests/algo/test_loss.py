@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from megatron_rapo.algo import DIVERGENCES, QUANTITIES, rapo_loss
+from megatron_rapo.algo import DIVERGENCES, QUANTITIES, LossInputs, LossSettings, rapo_loss
 from megatron_rapo.algo.loss import clipped_surrogate
 from megatron_rapo.scoring.output_head import ReferenceHead, token_scores
 from tests.algo.enumeration import V, make_world
@@ -49,7 +49,8 @@ def run(logp_T, **given):
     }
     tensors = {n: v if v is None else v.clone().requires_grad_(n in GRADIENTS) for n, v in tensors.items()}
     leaves = [tensors[name] for name in GRADIENTS]
-    result = rapo_loss(**tensors, **SETTINGS | given)
+    splits = given.pop("splits", {})
+    result = rapo_loss(LossInputs(**tensors), LossSettings(**SETTINGS | given), splits)
     gradients = torch.autograd.grad(result.loss, leaves, materialize_grads=True)
     assert not any(value.requires_grad for value in result.metrics.values())
     metrics = {name: value.item() for name, value in result.metrics.items()}
@@ -140,12 +141,9 @@ def test_an_exact_divergence_is_the_output_heads(divergence):
     assert found.loss == pytest.approx(0.3 * 0.7) and found.metrics["divergence"] == pytest.approx(0.7)
     assert found.by["kl_T"].item() == pytest.approx(0.3) and found.by["logp_T"].item() == 0.0
     with pytest.raises(AssertionError, match=f"{divergence} is a sum over the vocabulary"):
-        rapo_loss(
-            *(f64(0.0), f64(0.0), None),
-            **{name: f64(0.0) for name in CONSTANTS},
-            mask_T=torch.tensor([True]),
-            **SETTINGS | {"divergence": divergence},
-        )
+        zeros = {name: f64(0.0) for name in ("logp_T", "entropy_T", *CONSTANTS)}
+        inputs = LossInputs(**zeros, mask_T=torch.tensor([True]))
+        rapo_loss(inputs, LossSettings(**SETTINGS | {"divergence": divergence}))
 
 
 def test_weights_by_hand():
@@ -264,16 +262,16 @@ def test_metrics_of_the_estimate_by_hand_and_by_split():
 def test_policies_far_apart_stay_finite_and_are_counted(advantage, log_ratio):
     """Without a guard exp(90) is infinite in float32, and 0 * inf the gradient of the token that was clipped."""
     logp_T = torch.tensor([-1.0 - max(0.0, -log_ratio)], requires_grad=True)
-    found = rapo_loss(
-        *(logp_T, torch.zeros(1)),
+    inputs = LossInputs(
+        logp_T=logp_T,
+        entropy_T=torch.zeros(1),
         **dict.fromkeys(("old_logp_T", "engine_logp_T"), logp_T.detach() - log_ratio),
         ref_logp_T=logp_T.detach(),
         advantage_T=torch.tensor([advantage]),
         weight_T=torch.ones(1),
         mask_T=torch.ones(1).bool(),
-        **{"divergence": "none", "alpha": 0.0, "beta": 0.0, "clip_low": 0.2, "clip_high": 0.2},
-        **{"importance_cap": 2.0, "log_rho_cap": 10.0},
     )
+    found = rapo_loss(inputs, LossSettings(**SETTINGS | {"clip_high": 0.2, "log_rho_cap": 10.0}))
     (gradient,) = torch.autograd.grad(found.loss, logp_T)
     assert found.loss.isfinite() and gradient.isfinite().all() and found.metrics["ratio_capped"] == 1
     unclipped = advantage * log_ratio < 0  # the side on which the surrogate keeps its gradient
@@ -357,7 +355,7 @@ def test_finite_differences_of_the_loss_as_written(divergence):
 
     def loss(logits_TV):
         scores = token_scores(logits_TV, eye, targets_T, ones_T, vocab_size=V, reference=reference)
-        return rapo_loss(*scores, **given, **settings)
+        return rapo_loss(LossInputs(**scores._asdict(), **given), LossSettings(**settings))
 
     sums = loss(logits_TV)
     assert sums.metrics["clipped"] == 3 and sums.metrics["importance_capped"] == 7  # tokens 0, 3, 7; all masked in

@@ -41,7 +41,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_rapo.algo import rapo_loss
+from megatron_rapo.algo import LossInputs, LossSettings, rapo_loss
 from tests.tiny_models import NUM_TOKENS, load_reference, save_tiny_model
 
 # B sequences, S positions of which the last C are the completion's, T = B * C tokens, masked or not.
@@ -203,9 +203,9 @@ def run_ours(folder, batch):
             return values.expand(B, C).flatten()
 
         defaults = {"divergence": "none", "alpha": 0.0, "beta": 0.0, "importance_cap": UNCAPPED, "log_rho_cap": 20.0}
-        sums = rapo_loss(
-            flat(logp_BC),
-            flat(entropy_BC),
+        inputs = LossInputs(
+            logp_T=flat(logp_BC),
+            entropy_T=flat(entropy_BC),
             old_logp_T=flat(batch.old_logp_BC),
             ref_logp_T=flat(batch.ref_logp_BC),
             engine_logp_T=flat(batch.engine_logp_BC if engine else batch.old_logp_BC),
@@ -213,8 +213,8 @@ def run_ours(folder, batch):
             weight_T=flat(weight_B1),
             mask_T=flat(batch.mask_BC),
             sequence_log_ratio_T=flat(sequence_log_ratio_B1) if sequence_ratio else None,
-            **CLIP | defaults | settings,
         )
+        sums = rapo_loss(inputs, LossSettings(**CLIP | defaults | settings))
         loss = sums.loss / num_tokens
         loss.backward()
         metrics = {name: value.item() / num_tokens for name, value in sums.metrics.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import bench_loss
 from benchmarks.bench_loss import Case
-from megatron_rapo.algo import DIVERGENCES, rapo_loss
+from megatron_rapo.algo import DIVERGENCES, LossInputs, LossSettings, rapo_loss
 from megatron_rapo.scoring.output_head import token_scores
 from tests.scoring import output_head_worker as small
 from tests.scoring.test_output_head import TOLERANCES
@@ -130,16 +130,18 @@ def whole_loss(divergence: str, device: str, dtype: torch.dtype) -> dict[str, Te
     logp = (old + 0.2 * moved).requires_grad_()
     entropy.requires_grad_()
     kl.requires_grad_()
-    sums = rapo_loss(
-        logp,
-        entropy,
-        kl,
+    given = LossInputs(
+        logp_T=logp,
+        entropy_T=entropy,
+        kl_T=kl,
         old_logp_T=old,
         ref_logp_T=old + 0.5 * ref,
         engine_logp_T=old + 0.05 * engine,
         advantage_T=advantage,
         weight_T=torch.ones_like(old),
         mask_T=mask,
+    )
+    settings = LossSettings(
         divergence=divergence,
         alpha=0.0 if divergence == "none" else 0.5,
         beta=0.1,
@@ -148,6 +150,7 @@ def whole_loss(divergence: str, device: str, dtype: torch.dtype) -> dict[str, Te
         importance_cap=2.0,
         log_rho_cap=1.0,
     )
+    sums = rapo_loss(given, settings)
     exact = DIVERGENCES[divergence].exact
     inputs = {"logp": logp, "entropy": entropy, **({"kl": kl} if exact else {})}
     gradients = torch.autograd.grad(sums.loss, list(inputs.values()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_rapo.algo import rapo_loss
+from megatron_rapo.algo import LossInputs, LossSettings, rapo_loss
 from megatron_rapo.scoring.objective import batch_loss, groups_with_signal, loss_function, to_sequences
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import pack
@@ -200,11 +200,13 @@ def test_the_loss_is_given_every_setting(load, divergence, log_rho_cap, ratio):
 
     found = loss_function(load(*overrides), sequence_mean)(scores, batch)
     log_ratio_T = (scores.logp_T - batch.old_logp_T).detach()
-    expected = rapo_loss(
-        *scores,
+    inputs = LossInputs(
+        **scores._asdict(),
         **{name: getattr(batch, name) for name in FIELDS},
         mask_T=batch.mask_T,
         sequence_log_ratio_T=0.5 * log_ratio_T if ratio == "sequence" else None,
+    )
+    settings = LossSettings(
         divergence=divergence,
         alpha=0.0 if divergence == "none" else 0.3,
         beta=0.2,
@@ -212,8 +214,9 @@ def test_the_loss_is_given_every_setting(load, divergence, log_rho_cap, ratio):
         clip_high=0.4,
         importance_cap=1.25,
         log_rho_cap=log_rho_cap,
-        splits={"low_reward": batch.reward_T < 0.25, "high_reward": batch.reward_T >= 0.25},
     )
+    splits = {"low_reward": batch.reward_T < 0.25, "high_reward": batch.reward_T >= 0.25}
+    expected = rapo_loss(inputs, settings, splits)
     assert found.loss.item() == expected.loss.item() and found.metrics == expected.metrics
     gradients = [torch.autograd.grad(sums.loss, scores, materialize_grads=True) for sums in (found, expected)]
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))

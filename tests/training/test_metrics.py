@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_rapo.algo import rapo_loss
+from megatron_rapo.algo import LossInputs, LossSettings, rapo_loss
 from megatron_rapo.config import AlgorithmConfig
 from megatron_rapo.monitor.scalars import SCALARS, describe
 from megatron_rapo.training.metrics import estimator_scalars, reference_scalars, rollout_scalars, training_scalars
@@ -197,13 +197,11 @@ def test_steps_count_by_their_tokens():
 def test_every_scalar_is_declared_and_every_sum_is_the_losses():
     """From the metrics of a real loss, with tokens of low and of high reward."""
     ones_T = torch.ones(2)
-    names = ("old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T", "weight_T")
-    settings = {"clip_low": 0.2, "clip_high": 0.2, "importance_cap": 2.0, "log_rho_cap": 10.0}
+    names = ("logp_T", "entropy_T", "old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T", "weight_T")
+    limits = {"clip_low": 0.2, "clip_high": 0.2, "importance_cap": 2.0, "log_rho_cap": 10.0}
     sums = rapo_loss(
-        *(ones_T, ones_T),
-        **dict.fromkeys(names, ones_T),
-        mask_T=ones_T.bool(),
-        **{"divergence": "forward_kl", "alpha": 0.1, "beta": 0.02, **settings},
+        LossInputs(**dict.fromkeys(names, ones_T), mask_T=ones_T.bool()),
+        LossSettings(divergence="forward_kl", alpha=0.1, beta=0.02, **limits),
         splits={"low_reward": torch.tensor([True, False]), "high_reward": torch.tensor([False, True])},
     )
     step = {"loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "skipped": 0.0, "num_tokens": 2.0} | {
