@@ -11,10 +11,11 @@ import pytest
 
 from megatron_rapo import cli, run
 from megatron_rapo.checkpoints import CheckpointError
-from megatron_rapo.commands import evaluate
+from megatron_rapo.commands.train import REQUEUE_STATUS
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data.rows import DataError
 from megatron_rapo.errors import InputError
+from megatron_rapo.evaluation import evaluate
 from tests.evaluation.known import right_of
 from tests.patience import HANG_S
 
@@ -65,9 +66,9 @@ def test_help(columns):
     assert text.startswith("usage: megatron_rapo [-h] COMMAND ...\n")
     words = " ".join(text.split())
     assert "train train a policy; start it with launch or srun" in words
-    assert "evaluate pass@k and maj@k of a model on held-out problems" in words
-    assert "compare what models scored on the same problems, side by side; runs none of them" in words
-    assert "report one HTML file that shows runs; opens anywhere, without a network" in words
+    assert "evaluate score a model on held-out problems: pass@k, maj@k; start it with launch or srun" in words
+    assert "compare show what models scored on the same problems; runs none of them" in words
+    assert "report write one HTML file that shows runs; it opens anywhere, without a network" in words
     assert "\n  megatron-rapo launch --nproc-per-node 2 train examples/quickstart.toml\n" in text
     assert "settings describe every setting, or those of SECTION[.FIELD]" in words
     assert text.endswith(
@@ -101,7 +102,7 @@ def test_what_train_help_looks_like_on_a_wide_terminal():
         usage: megatron_rapo train [-h] [--set SECTION.FIELD=VALUE] [--resume | --overwrite] [--profile STEPS]
                                    CONFIG.toml
 
-        train a policy; start it with launch or srun
+        Train a policy; start it with launch or srun.
 
         positional arguments:
           CONFIG.toml           the run's settings
@@ -121,9 +122,10 @@ def test_what_train_help_looks_like_on_a_wide_terminal():
     [
         ([], "megatron_rapo: error: the following arguments are required: COMMAND"),
         (["tarin", "run.toml"], "megatron_rapo: error: argument COMMAND: invalid choice: 'tarin'"),
+        (["--foo", "train"], "megatron_rapo: error: unrecognized arguments: --foo"),
         (["train"], "megatron_rapo train: error: the following arguments are required: CONFIG.toml"),
         (["train", "run.toml", "--resume", "--overwrite"], "argument --overwrite: not allowed with argument --resume"),
-        (["evaluate", "run.toml", "--resume"], "megatron_rapo: error: unrecognized arguments: --resume"),
+        (["evaluate", "run.toml", "--resume"], "megatron_rapo evaluate: error: unrecognized arguments: --resume"),
     ],
 )
 def test_wrong_arguments(arguments, said, capsys):
@@ -171,7 +173,7 @@ def test_good_settings_go_on_to_what_is_checked_next(config):
     assert "torch" in heavy and not heavy & {"megatron", "vllm"}
 
 
-@pytest.mark.parametrize(("finished", "status"), [(True, 0), (False, cli.REQUEUE_STATUS)])
+@pytest.mark.parametrize(("finished", "status"), [(True, 0), (False, REQUEUE_STATUS)])
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

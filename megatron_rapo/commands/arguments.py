@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import shutil
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 from megatron_rapo.errors import printable, shortened
 
@@ -14,14 +17,36 @@ _DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser for `megatron_rapo NAME`; of a module's docstring the first line comes first in its help."""
-    first, _, rest = description.partition("\n\n")
+    """Return a parser for `megatron_rapo NAME`, whose help has the first paragraph of `description` above its options.
+
+    The other paragraphs are below them. Indented ones are shown as they are, and all others wrapped to the terminal.
+    """
+    width = shutil.get_terminal_size().columns - 2
+    first, *others = [
+        part if part.startswith(" ") else textwrap.fill(part, width) for part in description.strip("\n").split("\n\n")
+    ]
     return argparse.ArgumentParser(
         prog=f"megatron_rapo {name}",
         description=first,
-        epilog=rest,
+        epilog="\n\n".join(others),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def config_parser(name: str, description: str, *, required: bool = True) -> argparse.ArgumentParser:
+    """Return a parser for `megatron_rapo NAME CONFIG.toml`, with --set. CONFIG.toml may be absent unless `required`."""
+    parser = command_parser(name, description)
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG.toml", nargs=None if required else "?", help="the run's settings"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="override one setting; may be given many times",
+    )
+    return parser
 
 
 def sub_command(
@@ -58,6 +83,16 @@ def number(least: float, most: float, *, above: bool = False) -> Callable[[str],
         return value
 
     return parse
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Parse whole numbers with commas between them, such as the k of pass@k."""
+    try:
+        return [int(k) for k in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{said(text)}: not whole numbers with commas between; write e.g. --k 1,4,16"
+        ) from None
 
 
 def said(text: str) -> str:

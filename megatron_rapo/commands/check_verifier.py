@@ -1,18 +1,21 @@
-r"""Measure how far the verifier can be trusted with a data set: right answers it takes, wrong ones it does not.
+r"""Measure how far the verifier can be trusted on a data set: that it takes right answers and no wrong ones.
 
-    megatron-rapo check-verifier FILE.jsonl --answer FIELD [--solution FIELD] [--problem FIELD] [--others N] [--json]
+    megatron-rapo check-verifier FILE.jsonl --answer FIELD
+    megatron-rapo check-verifier FILE.jsonl --answer FIELD --solution FIELD
 
-An answer is what its column holds, or what a solution there ends in: the line after ####, else the last \boxed, \fbox
-or \framebox. Four things are measured, in the verifier's own processes:
+An answer is the text of its column, or the end of a solution in that column: the line after ####, or the content of the
+last \boxed, \fbox or \framebox. The verifier's own processes measure four things:
 
-    agreement   each solution's final answer, in a box, against the row's answer; only with --solution
-    rewritten   each row's answer, in a box and written in other ways (REWRITINGS), against itself
-    others      each row's answer against those of N other rows of the same kind (KINDS), which are wrong
+    agreement   each solution's final answer against the row's answer
+                (with --solution)
+    rewritten   each row's answer, written in other ways, against itself
+    others      each row's answer against the answers of N other rows of
+                the same kind, which are wrong
+    restated    each formula in a row's problem, which should be wrong
+                (with --problem)
 
-    restated    each formula in a row's problem, which should not be right; only with --problem
-
-Everything that the verifier decides otherwise than expected is listed. With --json that is the only output. Ends with 1
-where less than 99 % agree, or more than 0.5 % of the other rows' answers pass.
+All unexpected verdicts are listed. The exit status is 1 if less than 99 % agree, or if more than 0.5 % of the other
+rows' answers pass.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
-"""Convert checkpoints between Hugging Face and Megatron, cut them up anew, look at them and compare them.
+"""Convert checkpoints between Hugging Face and Megatron, reshard, inspect and compare them.
 
-    megatron-rapo convert hf-to-megatron INPUT OUTPUT [--tensor N] [--pipeline N] [--virtual-pipeline N]
-    megatron-rapo convert megatron-to-hf INPUT OUTPUT [--max-shard-size 5GB]
-    megatron-rapo convert reshard INPUT OUTPUT [--tensor N] [--pipeline N] [--virtual-pipeline N]
+    megatron-rapo convert hf-to-megatron INPUT OUTPUT
+    megatron-rapo convert megatron-to-hf INPUT OUTPUT
+    megatron-rapo convert reshard INPUT OUTPUT --tensor 4
     megatron-rapo convert inspect INPUT
-    megatron-rapo convert verify A B [--tolerance X] [--logits]
+    megatron-rapo convert verify A B
 
-A Megatron checkpoint is a distributed one (torch_dist): a run's RUN/checkpoints/step-... or what this tool wrote. It
-loads under any layout; --tensor and the others say for which it is cut up, so that each rank finds its own in one file.
-Needs no GPU and no torchrun, and memory for a few tensors. A conversion that was interrupted goes on when it is called
-again; the output has its name when it is whole.
+A Megatron checkpoint is a distributed one (torch_dist): RUN/checkpoints/step-N of a run, or an output of this command.
+It loads under any parallel layout. --tensor, --pipeline and --virtual-pipeline choose the layout under which each rank
+finds its part in one file.
+
+The command needs no GPU and no torchrun, and memory for a few tensors only. After an interruption, the same command
+continues the conversion. The output gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -180,18 +182,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     def converts(added: argparse.ArgumentParser) -> None:
         added.add_argument("input", type=Path, metavar="INPUT")
         added.add_argument("output", type=Path, metavar="OUTPUT")
-        added.add_argument("--processes", type=whole_number(1, 1024), default=1, help="that write files side by side")
+        added.add_argument(
+            "--processes", type=whole_number(1, 1024), default=1, help="processes that write files in parallel"
+        )
 
     def likes(added: argparse.ArgumentParser) -> None:
         added.add_argument(
             "--like",
             type=Path,
             metavar="FOLDER",
-            help="Hugging Face folder of the model, for a checkpoint without a copy",
+            help="Hugging Face folder of the model, if the checkpoint has no copy of its files",
         )
 
     def casts(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--dtype", choices=DTYPES, help="of the output; the input's unless given")
+        added.add_argument("--dtype", choices=DTYPES, help="number format of the output; the input's by default")
 
     def cuts(added: argparse.ArgumentParser) -> None:
         for option, text in (
@@ -200,29 +204,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             ("--virtual-pipeline", "model chunks of each pipeline rank"),
         ):
             added.add_argument(
-                option, type=whole_number(1, 2**14), default=1, metavar="N", help=f"{text} that it is cut up for"
+                option, type=whole_number(1, 2**14), default=1, metavar="N", help=f"{text} of the layout"
             )
 
-    there = sub_command(commands, "hf-to-megatron", to_megatron, "a Megatron checkpoint of a Hugging Face folder")
+    there = sub_command(commands, "hf-to-megatron", to_megatron, "make a Megatron checkpoint of a Hugging Face folder")
     converts(there)
     casts(there)
     cuts(there)
     anew = sub_command(
-        commands, "reshard", reshard, "a Megatron checkpoint, optimizer state and all, cut up for another layout"
+        commands, "reshard", reshard, "write a Megatron checkpoint, with its optimizer state, for another layout"
     )
     converts(anew)
     cuts(anew)
     likes(anew)
-    back = sub_command(commands, "megatron-to-hf", to_hf, "a Hugging Face folder of a Megatron checkpoint")
+    back = sub_command(commands, "megatron-to-hf", to_hf, "make a Hugging Face folder of a Megatron checkpoint")
     converts(back)
     casts(back)
     likes(back)
-    back.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="of each safetensors file")
-    looks = sub_command(commands, "inspect", inspect, "what is in a checkpoint of either kind")
+    back.add_argument(
+        "--max-shard-size", type=size, default="5GB", metavar="SIZE", help="largest size of a safetensors file"
+    )
+    looks = sub_command(commands, "inspect", inspect, "show what is in a checkpoint of either kind")
     looks.add_argument("input", type=Path, metavar="INPUT")
     likes(looks)
     compares = sub_command(
-        commands, "verify", verify, "whether two checkpoints, of either kind, are the same; status 0 or 1"
+        commands, "verify", verify, "say whether two checkpoints of either kind are the same; status 0 or 1"
     )
     compares.add_argument("a", type=Path, metavar="A")
     compares.add_argument("b", type=Path, metavar="B")
@@ -231,12 +237,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=number(0, 10**9),
         default=0.0,
         metavar="X",
-        help="largest difference of a number; bit by bit without",
+        help="largest difference allowed; none by default",
     )
     compares.add_argument(
-        "--logits", action="store_true", help="also compute both models' logits (one at a time, 4 bytes a parameter)"
+        "--logits",
+        action="store_true",
+        help="also compute the logits of both models, one at a time; needs 4 bytes for each parameter",
     )
-    compares.add_argument("--text", help="of which; a problem and its solution unless given")
+    compares.add_argument("--text", help="text for the logits; a problem and its solution by default")
     likes(compares)
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""The `doctor` command: whether this machine has what a run needs, in versions that have been tried together."""
+"""Say whether this machine has what a run needs, in versions that were tested together; exit status 1 if not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
+from megatron_rapo.commands.arguments import command_parser
 from megatron_rapo.config.precision import LEAST_CAPABILITY
 
 HEALTHY, SICK = 0, 1  # exit status
@@ -85,8 +86,11 @@ class Finding:
     said: str = ""
 
 
-def doctor(*, as_json: bool) -> int:
-    """Print what was found; the exit status says whether a run can start here."""
+def main(arguments: Sequence[str]) -> int:
+    """Print what was found. Return HEALTHY if a run can start here, else SICK."""
+    parser = command_parser("doctor", __doc__ or "")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    as_json = parser.parse_args(arguments).json
     findings = list(judged(facts()))
     if as_json:
         print(json.dumps([dataclasses.asdict(each) for each in findings], indent=2))

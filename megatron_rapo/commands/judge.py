@@ -1,19 +1,20 @@
-"""The `judge` command: what the verifier says of completions in a file, as it would say it in training."""
+"""Print what the verifier says of completions in a file, as in training; exit status 0 whatever it says."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pydantic import ValidationError
 
+from megatron_rapo.commands.arguments import command_parser
 from megatron_rapo.config import RewardConfig
 from megatron_rapo.data.rows import DataError, answer_text, kind_of, read_rows
 from megatron_rapo.errors import InputError
@@ -26,28 +27,19 @@ AT_A_TIME = 1000
 """Rows that are judged, then written."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Arguments of the command beside the file."""
-
-    answer: str
-    workers: int | None
-    timeout_s: float
-    output: Path | None
-
-
 class _Row(NamedTuple):
     content: dict[str, Any]
     completion: str
     answer: str
 
 
-def judge_file(path: Path, options: Options) -> int:
-    """Write each row of `path` with its `verdict`, as JSON lines; say how many there are of each on standard error.
+def main(arguments: Sequence[str]) -> int:
+    """Write each row of a file with its `verdict`, as JSON lines, and the number of each verdict to standard error.
 
     Raises InputError (DataError for a row) before anything is judged.
     """
-    settings = _settings(options)
+    options = _parse(arguments)
+    path, settings = options.file, _settings(options)
     if options.output and options.output.exists() and options.output.samefile(path):
         raise InputError(f"--output {options.output}: is the file that is judged; name another one.")
     rows = list(_rows(path))
@@ -73,7 +65,26 @@ def verdict_text(outcome: Outcome) -> str:
     return outcome.value.replace("_", " ")
 
 
-def _settings(options: Options) -> RewardConfig:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("judge", __doc__ or "")
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="rows with a completion and the right answer")
+    parser.add_argument(
+        "--answer",
+        default="boxed",
+        metavar="FORM",
+        help="boxed, after:MARK, last_number or tag:NAME, as reward.answer (%(default)s; docs/rewards.md)",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="verifier processes; one for each core by default")
+    parser.add_argument(
+        "--timeout-s", type=float, default=5.0, metavar="S", help="deadline of one answer, seconds (%(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.jsonl", help="write the rows there, not to standard output"
+    )
+    return parser.parse_args(arguments)
+
+
+def _settings(options: argparse.Namespace) -> RewardConfig:
     """Check what is a setting of [reward] as that section does. Raises InputError."""
     given = {"answer": options.answer, "timeout_s": options.timeout_s, "workers": options.workers or "auto"}
     if options.workers is not None and options.workers < 1:

@@ -1,9 +1,9 @@
-"""Start `train` or `evaluate` on several processes of this machine, and end as they end.
+"""Start train or evaluate on several processes; the exit status is that of the command itself.
 
-    megatron-rapo launch --nproc-per-node 8 train run.toml --set parallel.tensor=4
+    megatron-rapo launch --nproc-per-node 8 train run.toml
 
-torchrun does the work. What it adds to a run that fails or is stopped is left out: a traceback of its own, a status of
-its own (143 after SIGTERM, where the run ends with 75), and empty log folders in the temporary directory.
+On several nodes, make the same call on each, with --nnodes, --node-rank and --master-addr. Under srun, do not use
+launch: srun starts megatron-rapo train itself (slurm/launch.sh).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from megatron_rapo.commands.arguments import whole_number
+from megatron_rapo.commands.arguments import command_parser, whole_number
 from megatron_rapo.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 COMMANDS = ("train", "evaluate")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 QUIET = (75, 128 + signal.SIGINT)
-"""Statuses of a run that was told to stop, which it has said itself."""
+"""Exit statuses of a run that was told to stop. It has printed that itself."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,19 +50,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="megatron_rapo launch",
-        usage="%(prog)s [options] COMMAND ...",
-        description="Start train or evaluate on several processes; exit status as of the command itself.",
-        epilog="On several nodes: the same call on each, with --nnodes, --node-rank and --master-addr. Under srun "
-        "nothing is launched: srun starts megatron-rapo train itself (slurm/launch.sh).",
-    )
+    parser = command_parser("launch", __doc__ or "")
+    parser.usage = "%(prog)s [options] COMMAND ..."
     parser.add_argument(
-        "--nproc-per-node", type=whole_number(1, 1024), default=1, metavar="N", help="processes, one a GPU (1)"
+        "--nproc-per-node",
+        type=whole_number(1, 1024),
+        default=1,
+        metavar="N",
+        help="processes on this node, one for each GPU (1)",
     )
-    parser.add_argument("--nnodes", type=whole_number(1, 65535), default=1, metavar="N", help="nodes (1)")
+    parser.add_argument("--nnodes", type=whole_number(1, 65535), default=1, metavar="N", help="number of nodes (1)")
     parser.add_argument(
-        "--node-rank", type=whole_number(0, 65534), default=0, metavar="I", help="place of this node, from 0 on"
+        "--node-rank", type=whole_number(0, 65534), default=0, metavar="I", help="number of this node, from 0"
     )
     parser.add_argument("--master-addr", default="127.0.0.1", metavar="HOST", help="address of node 0")
     parser.add_argument(
@@ -79,6 +78,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace, logs: str) -> int:
+    """Run torchrun, without its own traceback, exit status (143 after SIGTERM) and log folders."""
     from torch.distributed import run as torchrun  # takes a second to import
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

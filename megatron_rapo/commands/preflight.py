@@ -1,37 +1,72 @@
-"""The `preflight` command."""
+"""Say what a run needs, on any machine; exit status 1 if it does not fit."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from megatron_rapo.commands.arguments import config_parser, number, whole_number
 from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.models import ModelShape, read_shape
-from megatron_rapo.preflight import report
-from megatron_rapo.preflight.fit import Machine, estimate, fits, remedies, suggestions
-from megatron_rapo.preflight.memory import parameters
-from megatron_rapo.preflight.seconds import HARDWARE
+from megatron_rapo.config.file import load_config
+
+if TYPE_CHECKING:
+    from megatron_rapo.models import ModelShape
 
 FITS, DOES_NOT_FIT = 0, 1  # exit status
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Of the command line."""
-
-    gpus: int
-    gpu_memory_gib: float
-    overhead_gib: float
-    hardware: str
-    completion_tokens: int | None  # mean length; half of the longest where it is None
-    suggest: bool
-    dry_run: bool
-    as_json: bool
-
-
-def preflight(config: Config, options: Options) -> int:
-    """Say what a run of `config` needs; the exit status says whether it fits. Raises ConfigError."""
+def main(arguments: Sequence[str]) -> int:
+    """Say what the run of a configuration needs. Return FITS or DOES_NOT_FIT. Raises InputError."""
+    options = _parse(arguments)
+    config = load_config(options.config, options.set)
     _check(config, options)
+    return _preflight(config, options)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = config_parser("preflight", __doc__ or "")
+    parser.add_argument(
+        "--gpus", type=whole_number(1, 10**6), required=True, metavar="N", help="number of processes, one for each GPU"
+    )
+    memory = number(0, 10**6, above=True)
+    parser.add_argument("--gpu-memory-gib", type=memory, default=80.0, metavar="GIB", help="memory of each GPU (80)")
+    parser.add_argument(
+        "--overhead-gib",
+        type=number(0, 10**6),
+        default=4.0,
+        metavar="GIB",
+        help="memory for CUDA, NCCL, workspaces and fragmentation (4)",
+    )
+    parser.add_argument(
+        "--hardware",
+        choices=("a100", "h100", "h200"),
+        default="h100",
+        help="GPU for which seconds are estimated (h100)",
+    )
+    parser.add_argument(
+        "--completion-tokens",
+        type=whole_number(1, 10**9),
+        metavar="N",
+        help="mean length of a completion; half of the longest by default",
+    )
+    parser.add_argument("--suggest", action="store_true", help="search layouts and print the three best")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="let Megatron build each stage's model without memory, and count its parameters",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    return parser.parse_args(arguments)
+
+
+def _preflight(config: Config, options: argparse.Namespace) -> int:
+    from megatron_rapo.models import read_shape
+    from megatron_rapo.preflight import report
+    from megatron_rapo.preflight.fit import Machine, estimate, fits, remedies, suggestions
+    from megatron_rapo.preflight.seconds import HARDWARE
+
     model = read_shape(config.model.path)
     layers = "transformer_engine" if config.model.layers == "auto" else config.model.layers
     machine = Machine(
@@ -47,7 +82,7 @@ def preflight(config: Config, options: Options) -> int:
     fitting = fits(found.states, machine)
     advice = [] if fitting else remedies(model, config, machine)
     layouts = suggestions(model, config, machine, tokens) if options.suggest else None
-    if options.as_json:
+    if options.json:
         print(report.to_json(found, machine, fitting=fitting, remedies=advice, suggestions=layouts))
     else:
         report.show(model, found, machine, fitting=fitting, remedies=advice, suggestions=layouts)
@@ -56,7 +91,7 @@ def preflight(config: Config, options: Options) -> int:
     return FITS if fitting else DOES_NOT_FIT
 
 
-def _check(config: Config, options: Options) -> None:
+def _check(config: Config, options: argparse.Namespace) -> None:
     """Refuse options that contradict each other or the settings. Raises ConfigError."""
     if options.overhead_gib >= options.gpu_memory_gib:
         raise ConfigError(
@@ -74,6 +109,7 @@ def _check(config: Config, options: Options) -> None:
 def _dry_run(config: Config, model: ModelShape, gpus: int) -> None:
     """Build what every pipeline stage would hold with Megatron, without memory, and check the number of parameters."""
     from megatron_rapo.mcore.dry_run import dry_run
+    from megatron_rapo.preflight.memory import parameters
 
     built = dry_run(config, model, world=gpus)
     counted = parameters(model, config)

@@ -1,15 +1,20 @@
-"""Make data sets of mathematics problems ready for training and evaluation, and show one as the model will see it.
+"""Prepare a data set of mathematics problems for training and evaluation, or show one of its prompts.
 
-    megatron-rapo prepare-data prepare SOURCE OUTPUT.parquet [--from FOLDER] [--against FILE ...] [--drop WHAT ...]
-    megatron-rapo prepare-data show FILE [--template NAME] [--instruction TEXT] [--system TEXT] [--model FOLDER]
-        [--id ID]
+    megatron-rapo prepare-data prepare SOURCE OUTPUT.parquet
+    megatron-rapo prepare-data prepare SOURCE OUTPUT.parquet --against FILE
+    megatron-rapo prepare-data show FILE --template NAME --model FOLDER
 
-SOURCE is a name, or a file with a problem and an answer in each row: JSONL, JSON, Parquet or CSV, whose columns --field
-says where they are called otherwise than problem (or question), answer, id, subject, level, solution. A named data set
-comes from the Hugging Face hub or, with --from, from a folder that its original file was downloaded into. OUTPUT has
-the same columns for all, and OUTPUT.manifest.json says where it is from and which rows were left out: those without
-problem or answer, and duplicates. --against reports problems that other files (evaluation sets, already prepared) have
-too. docs/data.md has all of it. Status 0: OUTPUT is there, whole; 2: a line says what is wrong, and nothing is.
+SOURCE is the name of a data set, or a JSONL, JSON, Parquet or CSV file with a problem and an answer in each row. Its
+columns are problem (or question), answer, id, subject, level and solution. --field gives other column names.
+
+A named data set comes from the Hugging Face hub. With --from it comes from a folder that has its original file.
+
+OUTPUT has the same columns for every source. OUTPUT.manifest.json says where the data is from and which rows were left
+out: rows without a problem or an answer, and duplicates. --against reports problems that other files, such as
+evaluation sets, have too.
+
+The exit status is 0 when OUTPUT is complete. It is 2 when nothing was written, and one line says why. docs/data.md has
+more.
 """
 
 from __future__ import annotations
@@ -129,43 +134,59 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("prepare-data", __doc__ or "")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    make = sub_command(commands, "prepare", prepare_file, "a Parquet file that can be trained on, of a data set")
+    make = sub_command(commands, "prepare", prepare_file, "make a Parquet file for training of a data set")
     make.add_argument("source", metavar="SOURCE", help=f"{', '.join(SOURCES)}, or a file")
     make.add_argument("output", type=Path, metavar="OUTPUT", help="Parquet file to write")
     origin = make.add_argument_group("where a named data set comes from")
-    origin.add_argument("--from", dest="original", type=Path, metavar="FOLDER", help="with its original file, or that")
+    origin.add_argument(
+        "--from", dest="original", type=Path, metavar="FOLDER", help="folder with the original file, or that file"
+    )
     origin.add_argument("--revision", default="main", metavar="R", help="branch, tag or commit on the hub")
     reading = make.add_argument_group("how a file is read")
     reading.add_argument(
-        "--field", type=column, action="append", default=[], metavar="FIELD=COLUMN", help="a.b is b in structs a"
+        "--field",
+        type=column,
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="read FIELD from COLUMN; a.b is field b of struct a",
     )
-    reading.add_argument("--answer-after", metavar="MARK", help="the answer follows the last one in its column")
-    reading.add_argument("--name", help="of the data set, as ids start with it; the file's unless given")
-    reading.add_argument("--licence", help="for the manifest")
+    reading.add_argument("--answer-after", metavar="MARK", help="the answer follows the last MARK in its column")
+    reading.add_argument("--name", help="name of the data set, with which ids start; the file's by default")
+    reading.add_argument("--licence", help="licence to note in the manifest")
     checks = make.add_argument_group("what is checked")
     checks.add_argument(
-        "--against", type=Path, nargs="+", default=[], metavar="FILE", help="whose problems not to have"
+        "--against",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files whose problems the output should not have",
     )
     checks.add_argument(
         "--overlap",
         type=number(0, 1),
         default=OVERLAP,
         metavar="X",
-        help="share of n-grams of one problem (%(default)s)",
+        help="share of a problem's n-grams that counts as the same (%(default)s)",
     )
     checks.add_argument(
-        "--drop", nargs="+", default=[], choices=(CONTAMINATED, UNPARSABLE), help="leave these out, not only report"
+        "--drop",
+        nargs="+",
+        default=[],
+        choices=(CONTAMINATED, UNPARSABLE),
+        help="leave these rows out instead of only reporting them",
     )
     make.add_argument("--overwrite", action="store_true", help="replace OUTPUT and its manifest")
-    look = sub_command(commands, "show", show, "one problem's prompt, exactly as the model gets it")
+    look = sub_command(commands, "show", show, "show the prompt of one problem exactly as the model gets it")
     look.add_argument("file", type=Path, metavar="FILE", help="JSONL or Parquet, as data.train")
     look.add_argument(
         "--template", default="qwen-boxed", metavar="NAME", help=f"{', '.join(TEMPLATES)} or a file (%(default)s)"
     )
     look.add_argument("--instruction", metavar="TEXT", help="as data.instruction")
     look.add_argument("--system", metavar="TEXT", help="as data.system")
-    look.add_argument("--model", type=Path, metavar="FOLDER", help="whose tokenizer to show the tokens of, too")
-    look.add_argument("--id", help="of the problem; the first one unless given")
+    look.add_argument("--model", type=Path, metavar="FOLDER", help="model whose tokens to show too")
+    look.add_argument("--id", help="id of the problem; the first one by default")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""The `report` command."""
+"""Write one HTML file that shows runs; it opens anywhere, without a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.commands.arguments import command_parser, number
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import CHARTS, describe
 from megatron_rapo.report.evaluations import find_evaluations, read_evaluation
@@ -19,14 +20,40 @@ from megatron_rapo.runtime.run_folder import RunFolder, step_of
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of the command line."""
+    """What the report shows, and where it is written."""
 
     output: Path | None  # the first run's folder by default
     evaluations: Sequence[Path]
     rollouts_mib: float  # of all runs together
 
 
-def report(folders: Sequence[Path], options: Options) -> int:
+def main(arguments: Sequence[str]) -> int:
+    """Write a report of the runs that the arguments name, and return 0. Raises InputError."""
+    parser = command_parser("report", __doc__ or "")
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run folders, to be shown side by side")
+    parser.add_argument("--output", type=Path, metavar="FILE.html", help="by default the first RUN/report.html")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SCORES.json",
+        help="files of evaluate --output, say of the base model, besides those in the run folders",
+    )
+    parser.add_argument(
+        "--rollouts-mib",
+        type=number(0, 10**6),
+        default=8.0,
+        metavar="MIB",
+        help="largest part of the file that rollouts take (8)",
+    )
+    given = parser.parse_args(arguments)
+    options = Options(output=given.output, evaluations=given.evaluation, rollouts_mib=given.rollouts_mib)
+    report(given.run, options)
+    return 0
+
+
+def report(folders: Sequence[Path], options: Options) -> None:
     """Write the report of the runs in `folders`. Raises InputError."""
     output = options.output or RunFolder(folders[0]).report
     runs = read_runs(folders)
@@ -36,7 +63,6 @@ def report(folders: Sequence[Path], options: Options) -> int:
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error.strerror}); name another file.") from None
     print(f"{output}: {len(content) / 2**20:.1f} MiB; open it in a browser, it needs no network")
-    return 0
 
 
 def page_data(runs: Sequence[Run], options: Options) -> dict[str, Any]:

@@ -3,8 +3,9 @@
     megatron-rapo settings
     megatron-rapo settings batch
     megatron-rapo settings algorithm.clip_high
+    megatron-rapo settings | grep -i -B 9 "dynamic sampling"
 
-docs/settings.md has the same. To search it: megatron-rapo settings | grep -i -B 9 "dynamic sampling"
+docs/settings.md has the same text.
 """
 
 from __future__ import annotations

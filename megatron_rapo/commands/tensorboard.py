@@ -1,11 +1,11 @@
-"""Open TensorBoard on runs, named by their folders or by the numbers of their Slurm jobs.
+"""Open TensorBoard on runs, by their folders or by the numbers of their Slurm jobs.
 
     megatron-rapo tensorboard runs/quickstart
     megatron-rapo tensorboard 4711 4712 --port 6007 --bind_all
 
-A job's run is JOBNAME-JOBID in RAPO_RUNS, by default runs/ (slurm/launch.sh). Several runs are shown side by side, with
-their folders' names. Options that are not known here are TensorBoard's own. Its page "Custom scalars" has the curves in
-groups.
+The run of a Slurm job is the folder JOBNAME-JOBID in RAPO_RUNS, by default runs/ (slurm/launch.sh). Several runs are
+shown side by side under their folders' names. TensorBoard gets all other options. Its page "Custom scalars" groups the
+curves.
 """
 
 from __future__ import annotations

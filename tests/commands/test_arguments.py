@@ -89,7 +89,7 @@ def test_options_of_commands(capsys, arguments, said):
 def test_a_garbled_rank(capsys, monkeypatch):
     """The handler of errors asks for the rank, too."""
     monkeypatch.setenv("RANK", "x")
-    assert cli.main(["doctor"]) == 2
+    assert cli.main(["train", "run.toml"]) == 2
     assert capsys.readouterr().err == (
         "error: RANK=x: not a whole number from 0 to 1000000; unset it, or start the run with torchrun or srun.\n"
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from megatron_rapo.errors import InputError
 from megatron_rapo.runtime.exit_status import only_by_returning
 from tests.patience import HANG_S
+from tests.settings import MINIMAL
 
 ENDS = {
     "os._exit(0)": 1,
@@ -22,25 +24,23 @@ ENDS = {
 }
 SCRIPT = """
 import os, sys
-from megatron_rapo import cli
+from megatron_rapo import run
 from megatron_rapo.cli import main
 
-class Parser:
-    def parse_args(self, argv):
-        return self
-    def command(self, arguments):
-        exec(sys.argv[1])
-        return 0
+def train(*arguments, **options):
+    exec(sys.argv[2])
+    return True
 
-cli._parser = Parser
-status = main([])
-sys.exit(status)
+run.train = train
+sys.exit(main(["train", sys.argv[1]]))
 """
 
 
 @pytest.mark.parametrize("code", ENDS)
-def test_a_command_that_did_not_finish_does_not_end_with_0(code: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", SCRIPT, code], capture_output=True, text=True, timeout=HANG_S)
+def test_a_command_that_did_not_finish_does_not_end_with_0(code: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(MINIMAL)
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "run.toml"), code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert ended.returncode == ENDS[code], ended.stderr
     assert "Traceback" not in ended.stderr
     if ENDS[code] == 1:
