@@ -6,13 +6,16 @@ import argparse
 import math
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from megatron_rapo.errors import printable, shortened
 
 Function = Callable[[argparse.Namespace], int]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _DIGITS = re.compile(r"[0-9]{1,18}")
 
 
@@ -49,13 +52,20 @@ def config_parser(name: str, description: str, *, required: bool = True) -> argp
     return parser
 
 
-def sub_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, function: Function, text: str
-) -> argparse.ArgumentParser:
+def sub_command(commands: Commands, name: str, function: Function, text: str) -> argparse.ArgumentParser:
     """Add a command to `commands`; its options have the `function` to call with them."""
     added = commands.add_parser(name, help=text, description=text)
     added.set_defaults(function=function)
     return added
+
+
+def call_function(options: argparse.Namespace, *, interrupted: str) -> int:
+    """Call the function of a sub-command and return its exit status. On Ctrl-C print `interrupted` and return 130."""
+    try:
+        return int(options.function(options))
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}", file=sys.stderr)
+        return 130
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

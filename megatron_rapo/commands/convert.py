@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from megatron_rapo.checkpoints.tensors import Reader
-from megatron_rapo.commands.arguments import command_parser, number, said, sub_command, whole_number
+from megatron_rapo.commands.arguments import (
+    Commands,
+    call_function,
+    command_parser,
+    number,
+    said,
+    sub_command,
+    whole_number,
+)
 from megatron_rapo.convert import (
     Layout,
     ModelSource,
@@ -176,84 +183,78 @@ def size(text: str) -> str:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of `convert`."""
     parser = command_parser("convert", __doc__ or "")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def converts(added: argparse.ArgumentParser) -> None:
-        added.add_argument("input", type=Path, metavar="INPUT")
-        added.add_argument("output", type=Path, metavar="OUTPUT")
-        added.add_argument(
-            "--processes", type=whole_number(1, 1024), default=1, help="processes that write files in parallel"
-        )
-
-    def likes(added: argparse.ArgumentParser) -> None:
-        added.add_argument(
-            "--like",
-            type=Path,
-            metavar="FOLDER",
-            help="Hugging Face folder of the model, if the checkpoint has no copy of its files",
-        )
-
-    def casts(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--dtype", choices=DTYPES, help="number format of the output; the input's by default")
-
-    def cuts(added: argparse.ArgumentParser) -> None:
-        for option, text in (
-            ("--tensor", "tensor-parallel size"),
-            ("--pipeline", "pipeline-parallel size"),
-            ("--virtual-pipeline", "model chunks of each pipeline rank"),
-        ):
-            added.add_argument(
-                option, type=whole_number(1, 2**14), default=1, metavar="N", help=f"{text} of the layout"
-            )
-
-    there = sub_command(commands, "hf-to-megatron", to_megatron, "make a Megatron checkpoint of a Hugging Face folder")
-    converts(there)
-    casts(there)
-    cuts(there)
-    anew = sub_command(
-        commands, "reshard", reshard, "write a Megatron checkpoint, with its optimizer state, for another layout"
-    )
-    converts(anew)
-    cuts(anew)
-    likes(anew)
+    to = sub_command(commands, "hf-to-megatron", to_megatron, "make a Megatron checkpoint of a Hugging Face folder")
+    _add_paths(to)
+    _add_dtype(to)
+    _add_layout(to)
+    another = "write a Megatron checkpoint, with its optimizer state, for another layout"
+    other = sub_command(commands, "reshard", reshard, another)
+    _add_paths(other)
+    _add_layout(other)
+    _add_like(other)
     back = sub_command(commands, "megatron-to-hf", to_hf, "make a Hugging Face folder of a Megatron checkpoint")
-    converts(back)
-    casts(back)
-    likes(back)
+    _add_paths(back)
+    _add_dtype(back)
+    _add_like(back)
     back.add_argument(
         "--max-shard-size", type=size, default="5GB", metavar="SIZE", help="largest size of a safetensors file"
     )
-    looks = sub_command(commands, "inspect", inspect, "show what is in a checkpoint of either kind")
-    looks.add_argument("input", type=Path, metavar="INPUT")
-    likes(looks)
-    compares = sub_command(
+    look = sub_command(commands, "inspect", inspect, "show what is in a checkpoint of either kind")
+    look.add_argument("input", type=Path, metavar="INPUT")
+    _add_like(look)
+    _add_verify(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_verify(commands: Commands) -> None:
+    added = sub_command(
         commands, "verify", verify, "say whether two checkpoints of either kind are the same; status 0 or 1"
     )
-    compares.add_argument("a", type=Path, metavar="A")
-    compares.add_argument("b", type=Path, metavar="B")
-    compares.add_argument(
+    added.add_argument("a", type=Path, metavar="A")
+    added.add_argument("b", type=Path, metavar="B")
+    added.add_argument(
         "--tolerance",
         type=number(0, 10**9),
         default=0.0,
         metavar="X",
         help="largest difference allowed; none by default",
     )
-    compares.add_argument(
-        "--logits",
-        action="store_true",
-        help="also compute the logits of both models, one at a time; needs 4 bytes for each parameter",
+    logits = "also compute the logits of both models, one at a time; needs 4 bytes for each parameter"
+    added.add_argument("--logits", action="store_true", help=logits)
+    added.add_argument("--text", help="text for the logits; a problem and its solution by default")
+    _add_like(added)
+
+
+def _add_paths(added: argparse.ArgumentParser) -> None:
+    added.add_argument("input", type=Path, metavar="INPUT")
+    added.add_argument("output", type=Path, metavar="OUTPUT")
+    added.add_argument(
+        "--processes", type=whole_number(1, 1024), default=1, help="processes that write files in parallel"
     )
-    compares.add_argument("--text", help="text for the logits; a problem and its solution by default")
-    likes(compares)
-    return parser.parse_args(arguments)
+
+
+def _add_like(added: argparse.ArgumentParser) -> None:
+    text = "Hugging Face folder of the model, if the checkpoint has no copy of its files"
+    added.add_argument("--like", type=Path, metavar="FOLDER", help=text)
+
+
+def _add_dtype(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--dtype", choices=DTYPES, help="number format of the output; the input's by default")
+
+
+def _add_layout(added: argparse.ArgumentParser) -> None:
+    texts = {
+        "--tensor": "tensor-parallel size",
+        "--pipeline": "pipeline-parallel size",
+        "--virtual-pipeline": "model chunks of each pipeline rank",
+    }
+    for option, text in texts.items():
+        added.add_argument(option, type=whole_number(1, 2**14), default=1, metavar="N", help=f"{text} of the layout")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status. Raises InputError."""
-    options = parse(arguments)
-    try:
-        return int(options.function(options))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return call_function(parse(arguments), interrupted="the same command goes on")

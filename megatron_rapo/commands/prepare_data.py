@@ -20,12 +20,11 @@ more.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_rapo.commands.arguments import command_parser, number, sub_command
+from megatron_rapo.commands.arguments import Commands, call_function, command_parser, number, sub_command
 from megatron_rapo.data import (
     TEMPLATES,
     DataError,
@@ -131,9 +130,15 @@ def column(text: str) -> tuple[str, str]:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of `prepare-data`."""
     parser = command_parser("prepare-data", __doc__ or "")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_prepare(commands)
+    _add_show(commands)
+    return parser.parse_args(arguments)
 
+
+def _add_prepare(commands: Commands) -> None:
     make = sub_command(commands, "prepare", prepare_file, "make a Parquet file for training of a data set")
     make.add_argument("source", metavar="SOURCE", help=f"{', '.join(SOURCES)}, or a file")
     make.add_argument("output", type=Path, metavar="OUTPUT", help="Parquet file to write")
@@ -178,6 +183,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="leave these rows out instead of only reporting them",
     )
     make.add_argument("--overwrite", action="store_true", help="replace OUTPUT and its manifest")
+
+
+def _add_show(commands: Commands) -> None:
     look = sub_command(commands, "show", show, "show the prompt of one problem exactly as the model gets it")
     look.add_argument("file", type=Path, metavar="FILE", help="JSONL or Parquet, as data.train")
     look.add_argument(
@@ -187,14 +195,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     look.add_argument("--system", metavar="TEXT", help="as data.system")
     look.add_argument("--model", type=Path, metavar="FOLDER", help="model whose tokens to show too")
     look.add_argument("--id", help="id of the problem; the first one by default")
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status. Raises InputError."""
-    options = parse(arguments)
-    try:
-        return int(options.function(options))
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return call_function(parse(arguments), interrupted="nothing was written")
