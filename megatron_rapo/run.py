@@ -1,4 +1,4 @@
-"""From a configuration to a running trainer: everything that is checked, read and built, in that order."""
+"""Run training: check, read and build everything, in that order, then train."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Read:
-    """What a process reads before it meets the others."""
+    """What a process reads before it joins the others."""
 
-    config: Config  # with what the template decides
+    config: Config  # with the settings that the template decides
     stops: Stops
     shape: ModelShape
     rewards: Rewards
@@ -70,14 +70,14 @@ class _Start:
 
     checkpoint: Path | None
     inputs: InputReader
-    damaged: Sequence[str] = ()  # newer checkpoints, each with what is wrong
+    damaged: Sequence[str] = ()  # newer checkpoints that are damaged, and how
     warnings: Sequence[str] = ()
 
 
 def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[int] = ()) -> bool:
-    """Run `train` on this process; the launcher started the others. Returns whether it came to its end.
+    """Train in this process; the launcher started the others. Return whether the run reached its end.
 
-    With `resume`, a run that has no checkpoint yet begins again at step 1. The steps in `profile` are traced.
+    With `resume`, a run without a checkpoint begins again at step 1. `profile` has the steps to trace.
     Raises ConfigError, UserCodeError, DataError and CheckpointError before anything expensive is built.
     """
     read = _read(config)
@@ -93,7 +93,7 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
         name_ranges()
     init_process_group(config.run.timeout_s)
     for prompts in (read.train_set, *([read.heldout.prompts] if read.heldout else [])):
-        prompts.unlink()  # now that every process has them
+        prompts.unlink()  # every process has read them
     with ExitStack() as stack:
         stack.enter_context(claim(config, resume=resume, overwrite=overwrite))
         start = _start(config, read, checkpoint)
@@ -121,16 +121,16 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
             monitor.message(f"{folder}: has no checkpoint yet, so the run begins again at step 1")
         with _profile_kept(profiler, monitor):
             finished = trainer.run()
-    dist.barrier()  # the first process has written all: a launcher ends the others' with the first that ends
+    dist.barrier()  # the first process has written everything; a launcher ends all when one ends
     dist.destroy_process_group()
     return finished
 
 
 def _read(config: Config) -> _Read:
-    """Check the settings against the model, the machine and the problems, and read what is needed of them."""
+    """Check the settings against the model, the machine and the problems, and read model and problems."""
     check_world_size(config, world_size())
     shape = read_shape(config.model.path)
-    model_files(config.model.path)  # which every checkpoint has a copy of
+    model_files(config.model.path)  # every checkpoint has a copy of them
     check_model(config, shape)
     check_rollout(config, shape, world_size())
     check_machine(config)
@@ -155,9 +155,9 @@ def _read(config: Config) -> _Read:
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """Return what --resume goes on from; None for a run that was ended before its first checkpoint.
+    """Return the checkpoint from which --resume goes on; None for a run without one yet.
 
-    Raises CheckpointError where there is no run, or no checkpoint of it can be used.
+    Raises CheckpointError if there is no run, or if none of its checkpoints can be used.
     """
     files = RunFolder(folder)
     if files.metrics.is_file() and not has_checkpoint(files.checkpoints):
@@ -166,7 +166,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _start(config: Config, read: _Read, checkpoint: Path | None) -> _Start:
-    """Refuse to go on from `checkpoint` as another run, and begin to digest what is read. Collective."""
+    """Refuse a checkpoint of another run, and begin to compute the digests of the inputs. Collective."""
     damaged, said = list[str](), list[str]()
     if checkpoint:
         checkpoint, damaged = sound_checkpoint(checkpoint)
@@ -184,7 +184,7 @@ def _start(config: Config, read: _Read, checkpoint: Path | None) -> _Start:
 
 @contextmanager
 def _profile_kept(profiler: Profiler, monitor: Monitor) -> Iterator[None]:
-    """Within it, what is profiled of a step that does not come to its end is written too."""
+    """Write traces at the end of this context, also that of a step which was interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -240,11 +240,11 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _monitor(config: Config, profiler: Profiler, *, resume_step: int | None) -> Monitor:
-    """Writing on the first process, timing only on the others."""
+    """Return a monitor that writes on the first process, and only measures times on the others."""
     if dist.get_rank() != 0:
         return Monitor(annotate=profiler.phase)
     folder, console = config.run.folder, Console(config.run.steps)
-    # The recorder's metrics are the first file, by which --overwrite knows a run that was killed at any time after it.
+    # The recorder makes metrics.jsonl first. By it, --overwrite recognises a run that was killed at any later time.
     recorder = Recorder(
         folder,
         writers=config.monitor.writers,

@@ -165,7 +165,7 @@ class AlgorithmConfig(Section):
         return self
 
     def _refuse_idle(self, field: str, idle: bool, because: str) -> None:
-        """A setting that was written down must do something."""
+        """Refuse a setting that was written down and does nothing."""
         if idle and getattr(self, field) != type(self).model_fields[field].default:
             raise ValueError(
                 f"algorithm.{field}={getattr(self, field)}: does nothing with {because}; leave it out, or change that."

@@ -116,10 +116,10 @@ class BatchConfig(Section):
 
     @property
     def prompts_per_optimizer_step(self) -> int:
-        """Groups whose completions one optimizer step trains on, over all processes."""
+        """Return how many groups one optimizer step trains on, over all processes."""
         return self.prompts_per_step // self.optimizer_steps_per_rollout
 
     @property
     def completions_per_optimizer_step(self) -> int:
-        """Sequences one optimizer step trains on, over all processes."""
+        """Return how many sequences one optimizer step trains on, over all processes."""
         return self.prompts_per_optimizer_step * self.completions_per_prompt

@@ -46,7 +46,7 @@ class Setting:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """The notes that `facts` does not have."""
+        """Return the notes that `facts` leaves out."""
         return {name: self.notes[name] for name in NOTES if name in self.notes and name != "Unit"}
 
 

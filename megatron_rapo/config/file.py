@@ -44,7 +44,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The settings in `path` over those of its base; `above` are the files that led here."""
+    """Return the settings in `path` over those of its base. `above` are the files that are based on it."""
     if path.resolve() in above:
         raise ConfigError(f"{path}: {BASE} leads back to it; base it on another file.")
     try:
@@ -120,24 +120,24 @@ def _value(text: str, override: str) -> Any:
         return text
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--set {shortened(override)}: {_reason(error)}; change the value.") from None
-    # No setting is a date or a time, but a folder may be named by the day.
+    # No setting is a date or a time, but a folder may be named after a day.
     return text if isinstance(value, date | time) else value
 
 
 def _known(location: tuple[str, ...]) -> list[str]:
-    """Names that are allowed at `location` in a configuration."""
+    """Return the names that are allowed at `location` in a configuration."""
     model: type[BaseModel] = Config
-    for name in (part for part in location if not part.isdecimal()):  # where it stands in a list
+    for name in (part for part in location if not part.isdecimal()):  # without places in lists
         annotation = model.model_fields[name].annotation
         model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
     return list(model.model_fields)
 
 
 def _explain(error: Any) -> str:
-    """One pydantic error as `field=value: reason; fix`."""
+    """Write a pydantic error as `field=value: reason; fix`."""
     location = tuple(str(part) for part in error["loc"])
     name, kind = ".".join(location), error["type"]
-    if kind == "value_error":  # our own checks say it all, with values of any length
+    if kind == "value_error":  # our own checks write the whole line, with values of any length
         return _LONG_WORD.sub(lambda word: shortened(word[0]), str(error["ctx"]["error"]))
     if kind == "missing" and len(location) == 1:
         return f"{name}: required section and not there; add [{name}] to the file."

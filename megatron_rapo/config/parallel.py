@@ -8,7 +8,7 @@ from megatron_rapo.config.section import MAX_SIZE, Section
 
 
 class ParallelConfig(Section):
-    """Lay out the trainer over processes. Data parallelism takes the factor of the processes that remains."""
+    """Lay out the trainer over processes. Data parallelism takes the remaining factor of the processes."""
 
     tensor: int = Field(default=1, ge=1, le=MAX_SIZE)
     """Split each layer over this many processes (tensor parallelism).
@@ -61,5 +61,5 @@ class ParallelConfig(Section):
 
     @property
     def model_size(self) -> int:
-        """Processes that hold one copy of the model (and of the batch): tensor x pipeline x context."""
+        """Return how many processes share one copy of the model and one batch: tensor x pipeline x context."""
         return self.tensor * self.pipeline * self.context

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from megatron_rapo.config.section import MAX_SIZE, MAX_VALUE, Section
 
 LEAST_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
-"""Of a GPU, for each of FP8's recipes: Ada, Hopper, Blackwell."""
+"""Compute capability that a GPU needs for each FP8 recipe: Ada, Ada, Hopper, Blackwell."""
 
 
 _LEFT_OUT = ("bf16_layers_at_start", "bf16_layers_at_end")
@@ -94,5 +94,5 @@ class PrecisionConfig(Section):
 
 
 def _written(value: Any) -> str:
-    """As a setting's value is written in a file."""
+    """Return a value as a configuration file has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

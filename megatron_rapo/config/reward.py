@@ -1,4 +1,4 @@
-"""The section on what a completion is worth, and on the processes that judge it."""
+"""The [reward] section: what a completion is worth, and the processes that judge it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from megatron_rapo.config.section import MAX_MIB, MAX_SECONDS, MAX_TOKENS, MAX_V
 from megatron_rapo.errors import shortened
 
 OWN_TERMS = ("correctness", "format", "length")
-"""Names of the terms that are not the user's (rewards/terms.py)."""
+"""Names of the built-in terms (rewards/terms.py)."""
 _End = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, allow_inf_nan=False)]
 _LEAST_SPREAD = 1e-5
-"""Least width of the rewards' range, relative to the rewards (and absolute below 1); float32 has steps of 6e-8."""
+"""Smallest width of the range, relative to the rewards, and absolute below 1. float32 has steps of 6e-8."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}", re.ASCII)
 _LONGEST_MARK = 100  # characters
@@ -210,16 +210,16 @@ class RewardConfig(Section):
 
     @property
     def range(self) -> tuple[float, float]:
-        """Lowest and highest reward that a completion can have."""
+        """Return the lowest and the highest reward that a completion can have."""
         ends = [(min(self.wrong, self.unformatted), self.correct)]
         if self.length:
             ends.append((-self.length.penalty, 0.0))
         ends += [(each.weight * each.range[0], each.weight * each.range[1]) for each in self.functions]
-        # Rounded once, as the rewards are (rewards/terms.py), so that none is an ulp outside.
+        # Round once, as rewards/terms.py does for a reward, so that no reward is an ulp outside.
         return math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
 
     @property
     def middle(self) -> float:
-        """Middle of the range: where what is watched is split into low and high rewards."""
+        """Return the middle of the range. Metrics are split there into low and high rewards."""
         lowest, highest = self.range
         return (lowest + highest) / 2

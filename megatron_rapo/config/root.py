@@ -1,4 +1,4 @@
-"""All sections together, and what they must agree on."""
+"""The whole configuration: all sections, and the checks that concern several of them."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Config(Section):
 
     @property
     def user_code(self) -> dict[str, str]:
-        """What of the settings is code of the user's own: MODULE:NAME or FILE.py:NAME by the setting's name."""
+        """Return the settings that name the user's own code, as {setting: MODULE:NAME or FILE.py:NAME}."""
         named = {f"algorithm.{field}": getattr(self.algorithm, field) for field in ("divergence", "advantage", "phi")}
         if not self.data.template.endswith(TEMPLATE_SUFFIXES):  # a file's name may have a colon
             named["data.template"] = self.data.template
@@ -153,5 +153,5 @@ class Config(Section):
         return {setting: value for setting, value in named.items() if is_reference(value)}
 
     def to_json(self) -> str:
-        """The resolved configuration, every default written out."""
+        """Return the configuration as JSON, with every default."""
         return json.dumps(self.model_dump(mode="json"), indent=2)

@@ -1,4 +1,4 @@
-"""What all sections of a configuration have in common."""
+"""Base class and types of all sections."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from megatron_rapo.errors import InputError, printable
 
 MAX_STEPS, MAX_SIZE, MAX_SECONDS, MAX_VALUE = 10**9, 2**14, 7 * 86400.0, 1e6
 """Upper bounds of settings: steps and counts of them; processes, samples or completions; seconds; rewards and
-coefficients. A larger value is a slip of the pen, and some libraries fail on it long after the start."""
+coefficients. A larger value is a typing error, and some libraries fail on it only long after the start."""
 MAX_TOKENS, MAX_MIB = 2**30, 2**24
-"""Tokens of a sequence or micro-batch; memory of a process, MiB (16 TiB)."""
+"""Upper bounds of the tokens of a sequence or micro-batch, and of the memory of a process in MiB (16 TiB)."""
 MAX_NUMBER = 1e12
-"""Bound of a number in any setting, above all others."""
+"""Upper bound of a number in any setting."""
 
 
 def _named(value: Any) -> Any:
@@ -39,7 +39,7 @@ def _named(value: Any) -> Any:
 
 
 def _usable(path: Path) -> Path:
-    """Refuse a path that no file can have; the operating system would fail on it with an error of its own."""
+    """Refuse a path that no file can have, before the operating system fails on it."""
     text = str(path)
     if printable(text) != text or "\n" in text or "\t" in text:
         raise PydanticCustomError("bad_path", "has a character that cannot be shown, and no path should")
@@ -53,7 +53,7 @@ FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_named), AfterVa
 
 @dataclass(frozen=True)
 class OpenChoice:
-    """Annotate a string that is one of `names`, or names code of the user's own."""
+    """Annotate a string that is one of `names`, or that names the user's own code."""
 
     names: tuple[str, ...]
 
@@ -61,7 +61,7 @@ class OpenChoice:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Return the names, and the forms of a user's own, for docs/settings.md."""
+        """Return the names, and the two forms of the user's own, for docs/settings.md."""
         return {"enum": [*self.names, "MODULE:NAME", "FILE.py:NAME"]}
 
     def check(self, value: str) -> str:
@@ -76,7 +76,7 @@ class OpenChoice:
 
 
 NO_SUCH_NAME = "no_such_name"
-"""Kind of pydantic's error for a name that an OpenChoice does not have."""
+"""Kind of pydantic's error for an unknown name."""
 
 
 class ConfigError(InputError):

@@ -1,6 +1,6 @@
-"""What the [algorithm] section means: judged groups to training sequences, scored micro-batches to the loss.
+"""Apply the [algorithm] section: from judged groups to training sequences, and from scored micro-batches to the loss.
 
-`algo/` has the mathematics; here the settings are put into it.
+`algo/` has the mathematics.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
             advantage=advantage,
             phi=phi,
             reward=reward,
-            # The loss is divided by the number of tokens: so weighted, it is the mean over sequences.
+            # The loss is divided by the number of tokens. With these weights it is the mean over sequences.
             weight=mean_length / length if settings.aggregation == "sequence" else 1.0,
             num_stale=completion.num_stale(group.weight_version),
             in_loss=in_loss,
@@ -50,15 +50,15 @@ def to_sequences(groups: Sequence[Group], config: Config) -> list[TrainingSequen
 
 
 def groups_with_signal(groups: Sequence[Group], settings: AlgorithmConfig) -> list[bool]:
-    """Return for each group whether some completion has an advantage other than 0, as `to_sequences` gives them.
+    """Return for each group whether some completion has an advantage other than 0 in `to_sequences`.
 
-    The one definition: of what is refilled, what a step prefers, and what is counted in reward/groups_without_signal.
+    Dynamic sampling, the choice of a step's groups and reward/groups_without_signal all use this definition.
     """
     return have_signal(*_rewards(groups, settings)).tolist() if groups else []
 
 
 def _rewards(groups: Sequence[Group], settings: AlgorithmConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rewards, who is trained on, and who is of the baseline by algorithm.overlong, each [P, G]."""
+    """Return the rewards, which completions are trained on, and which are in the baseline, each [P, G]."""
     rewards_PG = torch.tensor([g.rewards for g in groups], dtype=torch.float64)
     everyone_PG = torch.ones_like(rewards_PG, dtype=torch.bool)
     if settings.overlong == "keep":
@@ -68,7 +68,7 @@ def _rewards(groups: Sequence[Group], settings: AlgorithmConfig) -> tuple[Tensor
 
 
 def reference_exponents(rewards: Tensor, settings: AlgorithmConfig, reward: RewardConfig) -> Tensor:
-    """phi of each reward, same shape. Raises ValueError for a reward outside the declared range."""
+    """Return phi of each reward, same shape. Raises ValueError for a reward outside the declared range."""
     return phi_of(
         rewards,
         shape=phi_shape_of(settings.phi),
