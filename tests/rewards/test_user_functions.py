@@ -86,8 +86,8 @@ def test_of_an_entry_point(file, monkeypatch):
     with pytest.raises(UserCodeError) as refused:
         rewards("better")
     assert str(refused.value) == (
-        "reward.functions.0.function='better': no installed package has such an entry point in the group "
-        "megatron_rapo.rewards (there: good); write FILE.py:FUNCTION or MODULE:FUNCTION, or install the package."
+        "reward.functions.0.function='better': no installed package has this entry point in the group "
+        "megatron_rapo.rewards (found: good); write FILE.py:FUNCTION or MODULE:FUNCTION, or install the package."
     )
 
 
@@ -124,16 +124,16 @@ def test_what_does_not_load_is_refused(file, reference, said):
     [
         (
             "1.5",
-            "gave 1.5 for problem 'train-3', outside its declared range [0.0, 1.0]; mend the function, or declare the "
-            "range that it has.",
+            "returned 1.5 for problem 'train-3', outside its declared range [0.0, 1.0]; fix the function, or declare "
+            "the range that it really has.",
         ),
         (
             "float('nan')",
-            "gave nan for problem 'train-3', outside its declared range [0.0, 1.0]; mend the function, or declare the "
-            "range that it has.",
+            "returned nan for problem 'train-3', outside its declared range [0.0, 1.0]; fix the function, or declare "
+            "the range that it really has.",
         ),
-        ("'0.5'", "gave '0.5' for problem 'train-3', which is not a number; have it return a float."),
-        ("None", "gave None for problem 'train-3', which is not a number; have it return a float."),
+        ("'0.5'", "returned '0.5' for problem 'train-3', which is not a number; return a float."),
+        ("None", "returned None for problem 'train-3', which is not a number; return a float."),
     ],
 )
 def test_what_it_must_not_give_is_refused(tmp_path, expression, said):

@@ -178,7 +178,8 @@ def test_a_worker_that_cannot_start_is_reported(monkeypatch):
     with VerifierPool(1, 30.0) as pool, pytest.raises(RuntimeError) as raised:
         pool.judge_all([RIGHT])
     assert str(raised.value) == (
-        "3 verifier processes in a row died or hung while starting; mend what the last one said:\nno algebra here"
+        "3 verifier processes in a row died or hung while starting; fix what the last one wrote to stderr:\n"
+        "no algebra here"
     )
 
 
