@@ -95,18 +95,18 @@ def test_of_an_entry_point(file, monkeypatch):
     ("reference", "said"),
     [
         ("{folder}/none.py:f", "no such file {folder}/none.py (from {here}); check the path."),
-        ("{folder}/mine.py:nine", "there is no 'nine'; functions there: bonus, two, later."),
-        ("{folder}/mine.py:", "there is no ''; functions there: bonus, two, later."),
+        ("{folder}/mine.py:nine", "has no 'nine'; use one of its functions: bonus, two, later."),
+        ("{folder}/mine.py:", "has no ''; use one of its functions: bonus, two, later."),
         ("{folder}/mine.py:constant", "is 3, which cannot be called; name a function."),
         (
             "{folder}/mine.py:two",
             "cannot be called with (problem, completion, verdict): too many positional arguments; give it these "
             "parameters.",
         ),
-        ("{folder}/mine.py:later", "is asynchronous, and nothing would wait for it; write a plain function."),
-        ("{folder}/torn.py:f", "does not load (ZeroDivisionError: division by zero); mend it."),
-        ("{folder}/ends.py:f", "does not load (SystemExit: 0); mend it."),
-        ("no_such_module:f", "does not load (ModuleNotFoundError: No module named 'no_such_module'); mend it."),
+        ("{folder}/mine.py:later", "is asynchronous, but nothing would await it; write a plain function."),
+        ("{folder}/torn.py:f", "does not load (ZeroDivisionError: division by zero); fix it."),
+        ("{folder}/ends.py:f", "does not load (SystemExit: 0); fix it."),
+        ("no_such_module:f", "does not load (ModuleNotFoundError: No module named 'no_such_module'); fix it."),
     ],
 )
 def test_what_does_not_load_is_refused(file, reference, said):

@@ -155,6 +155,6 @@ def test_a_fault_is_explained_where_it_is(tmp_path: Path) -> None:
     assert re.fullmatch(f"{tmp_path / 'other'}: {full}", said(errno.ENOSPC, tmp_path / "other"))
     for path in (folder, folder / "a/b", tmp_path / "run.partial/a", tmp_path):
         assert said(errno.EACCES, path) == "it cannot be written to (Permission denied); name a folder that can."
-    assert said(errno.EACCES, model) == f"{model} cannot be read or written (Permission denied); see to it."
-    assert said(errno.EISDIR, model) == f"{model} cannot be read or written (Is a directory); see to it."
-    assert said(errno.EIO) == "[Errno 5] Input/output error; see to the disk."
+    assert said(errno.EACCES, model) == f"{model} cannot be read or written (Permission denied); make it accessible."
+    assert said(errno.EISDIR, model) == f"{model} cannot be read or written (Is a directory); make it accessible."
+    assert said(errno.EIO) == "[Errno 5] Input/output error; check the disk."

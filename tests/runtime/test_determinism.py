@@ -36,7 +36,7 @@ def test_a_choice_that_is_not_is_refused(monkeypatch: pytest.MonkeyPatch, name: 
     with pytest.raises(ConfigError) as raised:
         set_variables()
     assert str(raised.value) == (
-        f"run.deterministic=true: needs {name}={' or '.join(VARIABLES[name])}, and the environment has {name}={value}; "
+        f"run.deterministic=true: needs {name}={' or '.join(VARIABLES[name])}, but the environment has {name}={value}; "
         "unset it, or set run.deterministic=false."
     )
 

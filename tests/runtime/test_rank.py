@@ -122,7 +122,7 @@ def test_srun_without_a_place(environment: dict[str, str]) -> None:
     environment.update({name: value for name, value in (SRUN | MASTER).items() if name != "SLURM_LOCALID"})
     with pytest.raises(ConfigError) as refused:
         adopt_srun()
-    assert str(refused.value) == "SLURM_LOCALID: not set, as srun does it; start the run with torchrun or srun."
+    assert str(refused.value) == "SLURM_LOCALID: not set, although srun sets it; start the run with torchrun or srun."
 
 
 @pytest.mark.parametrize("missing", ["WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
@@ -132,7 +132,7 @@ def test_a_rank_without_the_rest(environment: dict[str, str], missing: str) -> N
     with pytest.raises(ConfigError) as refused:
         world_size()
     assert str(refused.value) == (
-        f"RANK=3: is set, and {missing} not; unset it to run one process, or start the run with torchrun or srun."
+        f"RANK=3: is set, but {missing} not; unset it to run one process, or start the run with torchrun or srun."
     )
 
 

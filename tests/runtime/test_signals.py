@@ -15,8 +15,8 @@ import sys
 from megatron_rapo.runtime import signals
 
 class Telling(signals.Signals):
-    def _received(self, number):
-        super()._received(number)
+    def _handle(self, number):
+        super()._handle(number)
         print(number.name, flush=True)
 
 signals.SAME_REQUEST_S = 3600.0  # however late a signal is looked at
