@@ -1,4 +1,4 @@
-"""Weights & Biases. What is not said here it takes from its own variables (WANDB_PROJECT, WANDB_MODE=offline, ...)."""
+"""Write to Weights & Biases. Its own variables (WANDB_PROJECT, WANDB_MODE=offline, ...) apply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_rapo.runtime.run_folder import RunFolder
 
 
 class WandbWriter:
-    """One run there. A resumed run goes on as the same one; steps that were lost between are there twice."""
+    """Writes one run at Weights & Biases. A resumed run continues it, and repeated steps appear twice."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self._run = wandb.init(
@@ -27,7 +27,7 @@ class WandbWriter:
             dir=str(folder),
             config=dict(settings),
         )
-        # Its own step counter refuses to go back, as a run does that is resumed from an earlier checkpoint.
+        # Its own step counter cannot go back, but a run resumed from an earlier checkpoint does.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 

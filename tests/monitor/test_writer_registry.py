@@ -104,7 +104,7 @@ def test_a_writer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
         ("Unclosed", ": has no method 'close'; give it write and close."),
         ("Narrow", ": write: cannot be called with (self, step, scalars, samples, histograms): too many positional "),
         ("late", ": cannot be called with (folder, settings, first_step): too many positional arguments; give it "),
-        ("missing", ": there is no 'missing'; functions there: make, nothing, late."),
+        ("missing", ": has no 'missing'; use one of its functions: make, nothing, late."),
     ],
 )
 def test_a_writer_of_ones_own_that_is_none(tmp_path: Path, name: str, said: str) -> None:
@@ -158,7 +158,7 @@ def test_a_service_that_cannot_start_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError) as refused:
         Recorder(tmp_path / "run", writers=["wandb"])
     assert str(refused.value) == (
-        "monitor.writers: wandb cannot start (RuntimeError: no api key); see to it, or leave it out."
+        "monitor.writers: wandb cannot start (RuntimeError: no api key); fix this, or leave wandb out."
     )
 
 
