@@ -25,9 +25,9 @@ def test_jinja(tmp_path):
         (b"before = 3", "'before' is not a string; write one."),
         (b'after = "a"\nstop = "b"', "'stop' is not a list of strings that are not empty; write one."),
         (b'after = "a"\nstop = [""]', "'stop' is not a list of strings that are not empty; write one."),
-        (b"after = ", "not valid TOML (Invalid value (at end of document)); mend that line."),
-        (b"after = " + b"[" * 100_000, "not valid TOML (RecursionError); mend it."),
-        (b"after = " + b"1" * 5_000, "not valid TOML (ValueError); mend it."),
+        (b"after = ", "not valid TOML (Invalid value (at end of document)); fix that line."),
+        (b"after = " + b"[" * 100_000, "not valid TOML (RecursionError); fix it."),
+        (b"after = " + b"1" * 5_000, "not valid TOML (ValueError); fix it."),
         (b"after = '\xff'", "not UTF-8; save the file as UTF-8."),
     ],
 )
