@@ -105,7 +105,9 @@ def _same_collection(reference: Any, given: Any) -> bool:
     if ours is None or theirs is None:
         return _same_set(reference, given)
     ordered = isinstance(reference, (sympy.Tuple, sympy.Interval)) or isinstance(given, (sympy.Tuple, sympy.Interval))
-    return _same_in_order(ours, theirs) if ordered else _same_in_any_order(ours, theirs)
+    if len(ours) != len(theirs):
+        return False
+    return all(map(same, ours, theirs)) if ordered else _same_in_any_order(ours, theirs)
 
 
 def _elements(parsed: Any) -> Sequence[Any] | None:
@@ -119,12 +121,8 @@ def _elements(parsed: Any) -> Sequence[Any] | None:
     return None if isinstance(parsed, sympy.Set) else (parsed,)
 
 
-def _same_in_order(reference: Sequence[Any], given: Sequence[Any]) -> bool:
-    return len(reference) == len(given) and all(map(same, reference, given))
-
-
 def _same_in_any_order(reference: Sequence[Any], given: Sequence[Any]) -> bool:
-    if len(reference) != len(given) or len(given) > MAX_ELEMENTS:
+    if len(given) > MAX_ELEMENTS:
         return False
     left = list(given)
     for element in reference:

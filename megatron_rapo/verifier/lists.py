@@ -122,7 +122,8 @@ def compare_lists(reference: Listing, given: Listing) -> Outcome:
 
     A list without brackets or in braces may have any order, unless the other list is a tuple or interval.
     """
-    if len(reference.parts) != len(given.parts) or not _may_be_same(reference.kind, given.kind):
+    kinds = {reference.kind, given.kind}
+    if len(reference.parts) != len(given.parts) or not (len(kinds) == 1 or kinds <= {"", "{}", "()"}):
         return Outcome.WRONG
     if reference.is_ordered or given.is_ordered:
         return _worst(map(_compare_parts, reference.parts, given.parts))
@@ -137,11 +138,6 @@ def compare_lists(reference: Listing, given: Listing) -> Outcome:
         del left[found[0]]
         outcomes.append(found[1])
     return _worst(outcomes)
-
-
-def _may_be_same(reference: str, given: str) -> bool:
-    loose = ("", "{}", "()")
-    return reference == given or (reference in loose and given in loose)
 
 
 def _compare_parts(reference: Quantity | Listing, given: Quantity | Listing) -> Outcome:

@@ -25,7 +25,6 @@ _EXPONENT = re.compile(r"[eE]([+-]?[0-9]{1,4})(?![0-9])")
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.)")
 _WORD = re.compile(r"[a-zA-Z]+")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))|\\degree(?![a-zA-Z])")
-_INTEGER_POWER = re.compile(r"[0-9]+")
 
 TRIGONOMETRIC = dict.fromkeys(("sin", "cos", "tan", "cot", "sec", "csc"), "trigonometry")
 INVERSE = dict.fromkeys(("arcsin", "arccos", "arctan"), "inverse trigonometry")

@@ -170,8 +170,7 @@ def _judge_number(reference: Quantity, ours: Chain, theirs: Chain) -> Outcome:
     parsed = _parse(text)
     if not parsed:
         return Outcome.UNPARSABLE
-    right = any(same(a, b) for a in _parse(ours.value) for b in parsed)
-    if not right:
+    if not any(same(a, b) for a in _parse(ours.value) for b in parsed):
         return Outcome.WRONG
     return Outcome.UNEVALUATED if _WORK.search(text) else Outcome.CORRECT
 

@@ -41,7 +41,8 @@ def judge_words(given: str, reference: str) -> Outcome | None:
     Both texts must be cleaned (`latex.cleaned`).
     """
     plain_given, plain = unwrapped(given), unwrapped(reference)
-    for read in (_time, _in_base) if _is_variable(plain) else (_choice, _time, _in_base):
+    is_variable = len(plain) == 1 and plain.islower()  # then it is no choice
+    for read in (_time, _in_base) if is_variable else (_choice, _time, _in_base):
         expected = read(plain)
         if expected is not None:
             return Outcome.CORRECT if read(plain_given) == expected else _mismatch(read, plain_given, plain)
@@ -62,11 +63,6 @@ def _mismatch(read: Callable[[str], object], given: str, reference: str) -> Outc
 def _choice(text: str) -> str | None:
     match = _CHOICE.fullmatch(text)
     return match[1].upper() if match else None
-
-
-def _is_variable(reference: str) -> bool:
-    """Return whether a reference is a single lower-case letter, which is not a choice."""
-    return len(reference) == 1 and reference.islower()
 
 
 def _time(text: str) -> tuple[int, str] | None:
