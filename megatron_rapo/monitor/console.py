@@ -131,7 +131,8 @@ class Console:
         columns = self._columns()
         left_over = [name for name in HEADLINES if name not in columns]
         cells = (*_headlines(self._scalars, left_over), *_durations(self._scalars))
-        return Group(self._progress(), self._now(), self._steps(columns), self._grid(cells))
+        phase = Text(f"{self._phase} {_clock(time.monotonic() - self._phase_start_s)}", style="dim")
+        return Group(self._progress(), phase, self._steps(columns), self._grid(cells))
 
     def _progress(self) -> RenderableType:
         done, left = f"step {self._step}/{self._total_steps}", self._remaining()
@@ -180,9 +181,6 @@ class Console:
             return "-:-- left"
         seconds = (self._total_steps - self._step) * sum(self._recent_s) / len(self._recent_s)
         return f"{_clock(seconds)} left"
-
-    def _now(self) -> Text:
-        return Text(f"{self._phase} {_clock(time.monotonic() - self._phase_start_s)}", style="dim")
 
     def _grid(self, cells: Sequence[tuple[str, str]]) -> Table:
         """Build a grid of labels with their numbers, as many side by side as the width allows."""

@@ -11,7 +11,7 @@ from typing import Any
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
-from megatron_rapo.monitor.writer_interface import Sample, kept_id
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars, kept_id
 from megatron_rapo.runtime.run_folder import RunFolder, step_name
 
 _PARAM_CHARACTERS, _PARAMS_AT_ONCE = 500, 100  # limits that all of MLflow's stores accept
@@ -41,13 +41,7 @@ class MlflowWriter:
         for start in range(0, len(params), _PARAMS_AT_ONCE):
             self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_AT_ONCE])
 
-    def write(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
+    def write(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
         now_ms = int(time.time() * 1000)
         metrics = [Metric(name.replace("@", "_at_"), value, now_ms, step) for name, value in scalars.items()]
         self._client.log_batch(self._run_id, metrics=metrics)

@@ -11,7 +11,7 @@ from megatron_rapo.monitor.console import Console
 from megatron_rapo.monitor.recorder import Recorder
 from megatron_rapo.monitor.rollouts import RecordedCompletion
 from megatron_rapo.monitor.timing import PhaseTimer, process_age_s
-from megatron_rapo.monitor.writer_interface import Sample
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars
 
 
 class Monitor:
@@ -49,13 +49,7 @@ class Monitor:
         self._started_s = time.monotonic() - age_s
         self._timer.add("launch", age_s)
 
-    def step(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
+    def step(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
         """Record a finished step together with its seconds by phase since `begin_step`."""
         seconds = {f"seconds/{name}": value for name, value in self._take().items()}
         if self._recorder:
@@ -68,7 +62,7 @@ class Monitor:
         if self._recorder:
             self._recorder.rollouts(step, completions)
 
-    def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, scalars: Scalars) -> None:
         """Record the scores on held-out problems after `step`."""
         if self._recorder:
             self._recorder.log(step, scalars)

@@ -12,7 +12,7 @@ from typing import Any
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.rollouts import RecordedCompletion, drop_rollouts_after, write_rollouts
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
-from megatron_rapo.monitor.writer_interface import Sample, Writer
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars, Writer
 from megatron_rapo.monitor.writer_registry import open_writer
 from megatron_rapo.runtime.atomic_write import write_bytes_atomically
 from megatron_rapo.runtime.run_folder import RunFolder
@@ -57,11 +57,7 @@ class Recorder:
         self._writers: dict[str, Writer] = {name: _opened(name, folder, settings or {}, first_step) for name in writers}
 
     def log(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample] = (),
-        histograms: Mapping[str, Sequence[float]] | None = None,
+        self, step: int, scalars: Scalars, samples: Sequence[Sample] = (), histograms: Histograms | None = None
     ) -> None:
         """Record `scalars` of `step` and flush. A second call for the latest step adds to its line.
 

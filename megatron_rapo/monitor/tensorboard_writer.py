@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -28,7 +28,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from megatron_rapo.monitor.charts import CHARTS, GROUPS, OPEN_ENDS
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
-from megatron_rapo.monitor.writer_interface import Sample
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars
 
 BINS = 30  # of a histogram
 
@@ -48,13 +48,7 @@ class EventFile:
         self._add(first_step, [_layout()])
         self._file.flush()
 
-    def write(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
+    def write(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
         """Write scalars under `tag(name)`, histograms under their names and samples as samples/0, ...; then flush.
 
         Raises OSError.

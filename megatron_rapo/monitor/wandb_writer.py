@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import wandb
 
-from megatron_rapo.monitor.writer_interface import Sample, kept_id
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars, kept_id
 from megatron_rapo.runtime.run_folder import RunFolder
 
 
@@ -31,13 +31,7 @@ class WandbWriter:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def write(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
+    def write(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
         content: dict[str, Any] = {"step": step, **scalars}
         content |= {
             name: wandb.Histogram(np_histogram=np.histogram(values, bins=30))

@@ -6,10 +6,15 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from megatron_rapo.monitor.text import without_controls
 from megatron_rapo.runtime.atomic_write import write_text_atomically
+
+Scalars: TypeAlias = Mapping[str, float]
+"""Values by name; scalars.py declares the names."""
+Histograms: TypeAlias = Mapping[str, Sequence[float]]
+"""Values of distributions by name; scalars.py declares the names."""
 
 SAMPLE_WIDTH = 100
 """Longest line of a sample, characters. Viewers do not wrap lines of literal text."""
@@ -34,14 +39,8 @@ class Sample:
 class Writer(Protocol):
     """Receives the numbers and samples of each step. Steps never go down."""
 
-    def write(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
-        """Show `scalars`, `samples` and `histograms` (name -> values) of `step`. scalars.py has the names."""
+    def write(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
+        """Show the numbers and samples of `step`."""
 
     def close(self) -> None:
         """Finish. No more calls follow."""

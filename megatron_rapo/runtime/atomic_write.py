@@ -161,7 +161,7 @@ def explained(error: OSError, folder: Path) -> str:
         free = shutil.disk_usage(existing).free
         return f"{elsewhere}the disk is full ({os.strerror(error.errno)}; {free / 1e9:.2f} GB free); make room on it."
     if elsewhere:
-        return f"{failed} cannot be read or written ({error.strerror}); make it accessible."
+        return f"{failed} cannot be read or written ({error.strerror}); check this path."
     if error.errno in _READ_ONLY:
         return f"it cannot be written to ({os.strerror(error.errno)}); name a folder that can."
     return f"{error}; check the disk."

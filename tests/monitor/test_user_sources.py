@@ -1,4 +1,4 @@
-"""Sources of users' code in the run folder: kept, compared, and dropped for lost steps."""
+"""Copies of the user's source files in the run folder: kept, compared, and dropped for lost steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions of users' own: how they are found, what is refused before a run and during one."""
+"""The user's reward functions: how they are found, and what is refused before and during a run."""
 
 import sys
 from pathlib import Path
@@ -163,7 +163,7 @@ def test_what_it_raises_is_told_with_the_problem(tmp_path):
 
 
 def test_one_that_ends_the_program_has_failed(tmp_path):
-    """As if the run were finished, with status 0."""
+    """Otherwise the run would look finished, with status 0."""
     path = tmp_path / "mine.py"
     path.write_text("import sys\ndef f(problem, completion, verdict): sys.exit(0)\n")
     loaded = rewards(f"{path}:f")

@@ -1,4 +1,4 @@
-"""What is said of verdicts before anything is trained on the completions."""
+"""Tests of the summary and the warnings that a run prints before it trains on completions."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ PROMPT = Prompt(problem=Problem(id="a", text="?", answer="4"), text="?", token_i
 
 
 def judged(truncated=0, **verdicts):
-    """100 completions, those that are not given wrong."""
+    """Return counts of 100 completions. Those not named are wrong."""
     counts = {outcome.value: 0 for outcome in Outcome} | verdicts
     counts["wrong"] += 100 - sum(counts.values())
     return Judged(verdicts=counts, truncated=truncated, limit="rollout.max_completion_tokens=512")
 
 
 def group(*outcomes, truncated=0):
-    """A completion with each of these outcomes, the first so many of them cut off."""
+    """Return a group with a completion of each outcome, of which the first `truncated` are cut off."""
     completions = tuple(
         Completion(token_ids=np.zeros(1, np.int32), logprobs=np.zeros(1, np.float32), text="", truncated=i < truncated)
         for i in range(len(outcomes))
@@ -79,7 +79,7 @@ def test_every_verdict_that_can_be_too_many_has_a_remedy(load):
 
 
 def look(load, *steps):
-    """What is said of these steps, each (groups, how many with signal), after the first line."""
+    """Return the messages about these steps, each (groups, number of groups with signal)."""
     said = []
     watch = SignalWatch(load("batch.completions_per_prompt=2"), said.append)
     for step, (groups, with_signal) in enumerate(steps, start=1):

@@ -20,7 +20,7 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    """A process environment of its own, empty."""
+    """Replace the process environment by an empty one."""
     with mock.patch.dict(os.environ, clear=True):
         yield os.environ  # type: ignore[misc]
 
@@ -52,7 +52,7 @@ def test_srun(environment: dict[str, str]) -> None:
 
 
 def test_torchrun_under_srun(environment: dict[str, str]) -> None:
-    """srun starts one torchrun a node, which starts the processes: its word counts."""
+    """srun starts a torchrun per node, which starts the processes. So torchrun's variables count."""
     environment.update(SRUN | TORCHRUN)
     adopt_srun()
     assert world_size() == 8
@@ -60,7 +60,7 @@ def test_torchrun_under_srun(environment: dict[str, str]) -> None:
 
 
 def test_a_shell_in_an_allocation(environment: dict[str, str]) -> None:
-    """salloc says how many tasks there may be, and has started none."""
+    """salloc says how many tasks there may be, but has started none."""
     environment.update({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "17", "SLURM_PROCID": "0"})  # sbatch's script has this too
     adopt_srun()
     assert world_size() == 1

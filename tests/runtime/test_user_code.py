@@ -1,4 +1,4 @@
-"""User code by file and by module, and refusals. tests/rewards/test_user_functions.py has more refusals."""
+"""The user's code by file and by module, and refusals. tests/rewards/test_user_functions.py has more refusals."""
 
 import json
 
