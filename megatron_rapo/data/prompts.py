@@ -110,15 +110,15 @@ def tokenised_pieces(
     waiting: deque[tuple[Sequence[Problem], Sequence[str], list[Future[list[list[int]]]]]] = deque()
 
     def finished() -> Piece:
-        of_piece, texts, parts = waiting.popleft()
-        return Piece(of_piece, texts, [ids for part in parts for ids in part.result()])
+        batch, texts, parts = waiting.popleft()
+        return Piece(batch, texts, [ids for part in parts for ids in part.result()])
 
     remaining = iter(problems)
     with ThreadPoolExecutor(_threads(tokenizer)) as pool:
-        while of_piece := list(islice(remaining, ROWS)):
-            texts = render(template, [problem.text for problem in of_piece], tokenizer)
+        while batch := list(islice(remaining, ROWS)):
+            texts = render(template, [problem.text for problem in batch], tokenizer)
             parts = [texts[i : i + TEXTS_AT_A_TIME] for i in range(0, len(texts), TEXTS_AT_A_TIME)]
-            waiting.append((of_piece, texts, [pool.submit(encode, part) for part in parts]))
+            waiting.append((batch, texts, [pool.submit(encode, part) for part in parts]))
             if len(waiting) > 1:
                 yield finished()
         while waiting:

@@ -50,11 +50,11 @@ def find_stops(
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
     ids |= {special for special in (_special_token(string, tokenizer) for string in strings) if special is not None}
-    of_ids = [f"{str(tokenizer.decode([token_id]))!r} ({token_id})" for token_id in sorted(ids)]
+    shown_ids = [f"{str(tokenizer.decode([token_id]))!r} ({token_id})" for token_id in sorted(ids)]
     return Stops(
         token_ids=tuple(sorted(ids)),
         strings=tuple(strings),
-        shown=f"token {', '.join(of_ids)}" + (f"; text {', '.join(map(repr, strings))}" if strings else ""),
+        shown=f"token {', '.join(shown_ids)}" + (f"; text {', '.join(map(repr, strings))}" if strings else ""),
     )
 
 

@@ -53,8 +53,8 @@ class Template:
         """Return a digest of the text that the user's template puts around a problem; empty for a built-in one."""
         if self.name in TEMPLATES:
             return ""
-        of_function = [] if self.name.endswith(TEMPLATE_SUFFIXES) else [self.opening, self.system, self.instruction]
-        parts = json.dumps([self.before, self.after, self.jinja, *of_function])
+        own_parts = [] if self.name.endswith(TEMPLATE_SUFFIXES) else [self.opening, self.system, self.instruction]
+        parts = json.dumps([self.before, self.after, self.jinja, *own_parts])
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     def message(self, problem_text: str) -> str:

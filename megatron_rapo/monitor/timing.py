@@ -48,9 +48,7 @@ class PhaseTimer:
     def take(self) -> dict[str, float]:
         """Return the seconds by phase since the last call, in order of first use. Raises RuntimeError in a phase."""
         if self._current is not None:
-            raise RuntimeError(
-                f"take() inside phase {self._current}, which has no duration yet; call it after the phase"
-            )
+            raise RuntimeError(f"take() inside phase {self._current}, which has no duration yet; call it afterwards")
         taken, self._seconds = self._seconds, {}
         return taken
 

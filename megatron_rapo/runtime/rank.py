@@ -8,7 +8,7 @@ from megatron_rapo.config import ConfigError
 from megatron_rapo.errors import shortened
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-_OF_LAUNCHER = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHER_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LIMITS = {
     "RANK": (0, 10**6),
     "WORLD_SIZE": (1, 10**6),
@@ -55,7 +55,7 @@ def world_size() -> int:
     """
     if "RANK" not in os.environ:
         return 1
-    missing = [name for name in _OF_LAUNCHER if name not in os.environ]
+    missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
     if missing:
         raise ConfigError(
             f"RANK={rank()}: is set, but {', '.join(missing)} not; unset it to run one process, or start the run with "

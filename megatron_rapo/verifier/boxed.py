@@ -13,7 +13,7 @@ END_OF_TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end▁of▁
 _TOKEN = re.compile(
     r"(?<!\\)\\+boxed(?![a-zA-Z])\s*(?:\{|(?P<single>[0-9]|(?<=\s)[a-zA-Z](?![a-zA-Z])|\\[a-zA-Z]+))|\\\\|\\[{}]|[{}]"
 )
-_TOKEN_OF_SOLUTION = re.compile(r"(?<!\\)\\+(?:boxed|fbox|framebox)\s*\{|\\\\|\\[{}]|[{}]")
+_SOLUTION_TOKEN = re.compile(r"(?<!\\)\\+(?:boxed|fbox|framebox)\s*\{|\\\\|\\[{}]|[{}]")
 _MARK = "####"  # GSM8K's solutions end in "#### 42"
 
 
@@ -40,7 +40,7 @@ def final_answer(solution: str) -> str | None:
     _, mark, rest = solution.rpartition(_MARK)
     if mark:
         return rest.strip().partition("\n")[0]
-    found, _ = _last_box(solution, _TOKEN_OF_SOLUTION)
+    found, _ = _last_box(solution, _SOLUTION_TOKEN)
     return None if found is None else solution[found]
 
 

@@ -18,9 +18,9 @@ _COMMA = re.compile(r"[,;]")
 _APPROXIMATELY = re.compile(r"\\(?:approx|simeq|doteq)")
 
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|[0-9a-zA-Z])|'+|\^\s*\{?\\prime\}?|\^\{-1\}")
-_OF_ARGUMENTS = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])\s*\([^()]*\)")
+_CALL = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])\s*\([^()]*\)")
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textit|operatorname)\s*\{[^{}0-9]*\}")
-_NOT_OF_A_NAME = re.compile(
+_NOT_IN_NAMES = re.compile(
     r"[0-9!<>^,;*&%]|\\(?:sum|prod|int|lim|det|frac\s*\{\s*\}|begin|pm|mp|infty|in|cdots)(?![a-zA-Z])"
 )
 _LETTER = re.compile(r"[a-zA-Z]")
@@ -30,13 +30,13 @@ _SYMBOL = re.compile(r"(?:[a-zA-Z]|\\(?!frac|sqrt)[a-zA-Z]+)")
 def is_name(text: str) -> bool:
     r"""Return whether `text` names a quantity, like x, x_1, f(3), \angle ABC or m+n. 2x = 10 is an equation."""
     plain = _WORDS.sub("x", _SUBSCRIPT.sub("", text))
-    plain = _OF_ARGUMENTS.sub(r"\1", plain)
-    return bool(_LETTER.search(plain)) and not _NOT_OF_A_NAME.search(plain) and read(text) is None
+    plain = _CALL.sub(r"\1", plain)
+    return bool(_LETTER.search(plain)) and not _NOT_IN_NAMES.search(plain) and read(text) is None
 
 
 def is_symbol(name: str) -> bool:
     """Return whether `name` is a single symbol or function value (x, f(3)), and not a sum or product."""
-    plain = _OF_ARGUMENTS.sub(r"\1", _SUBSCRIPT.sub("", name)).strip()
+    plain = _CALL.sub(r"\1", _SUBSCRIPT.sub("", name)).strip()
     return bool(_SYMBOL.fullmatch(plain) or _WORDS.fullmatch(plain))
 
 

@@ -16,7 +16,7 @@ MAX_WRAPPERS = 8
 _THOUSANDS = re.compile(  # but "1, 234" is a list
     r"(?:[a-zA-Z] *= *)?[-+]?(?:\\?\$)?[-+]?[0-9]{1,3}(?:(?:,?(?:\\[,;:! ] *|~)+|\{,\}|,| )[0-9]{3})+(?:\.[0-9]+)?"
 )
-_NOT_OF_A_NUMBER = re.compile(r"[^0-9.+-]")
+_NOT_IN_NUMBERS = re.compile(r"[^0-9.+-]")
 _DELIMITED = re.compile(r"\$([^$]+)\$|\\[(\[]((?:(?!\\[()\[\]]).)+)\\[)\]]", re.DOTALL)
 _STYLED = re.compile(r"(\\(?:text|mbox|(?:text|math)(?:bf|it|rm|sf|tt)|boldsymbol|bm)\s*)?\{(.*)\}", re.DOTALL)
 _TEXT = re.compile(r"\\(?:text|mbox)\s*\{[^{}]*\}")
@@ -103,7 +103,7 @@ def bare(text: str) -> str:
         if inner == text:
             break
         text = inner.strip()
-    return _NOT_OF_A_NUMBER.sub("", text) if _THOUSANDS.fullmatch(text) else text
+    return _NOT_IN_NUMBERS.sub("", text) if _THOUSANDS.fullmatch(text) else text
 
 
 def with_fractions(text: str) -> str:
