@@ -119,7 +119,7 @@ def _check(request: Request) -> None:
     if unknown := [name for name in request.fields if name not in USUAL_FIELDS]:
         raise DataError(f"--field {unknown[0]}=...: no such field; fields are {', '.join(USUAL_FIELDS)}.")
     if not 0 < request.overlap <= 1:
-        raise DataError(f"--overlap {request.overlap}: not a share of n-grams; pass one above 0 and up to 1.")
+        raise DataError(f"--overlap {request.overlap}: not a share; pass a number above 0 and at most 1.")
     if CONTAMINATED in request.drop and not request.against:
         raise DataError(f"--drop {CONTAMINATED}: nothing to compare with; pass --against FILE.")
     if request.output in request.against:
@@ -160,8 +160,8 @@ def _original(request: Request) -> Original:
 def _check_rows(source: str, path: Path, rows: int) -> None:
     if source in SOURCES and rows != SOURCES[source].rows:
         raise DataError(
-            f"{path}: has {rows:,} rows, and {source} {SOURCES[source].rows:,}; take the original file, or give the "
-            "path of this one as SOURCE."
+            f"{path}: has {rows:,} rows, but {source} has {SOURCES[source].rows:,}; use the original file, or pass the "
+            "path of this file as SOURCE."
         )
 
 

@@ -47,5 +47,5 @@ def _from_toml(name: str, text: str) -> dict[str, Any]:
             raise InputError(f"data.template={name}: {key!r} is not a string; write one.")
     stop = parts.get("stop", [])
     if not isinstance(stop, list) or not all(isinstance(string, str) and string for string in stop):
-        raise InputError(f"data.template={name}: 'stop' is not a list of strings that are not empty; write one.")
+        raise InputError(f"data.template={name}: 'stop' is not a list of non-empty strings; write one.")
     return {**parts, "stop": tuple(stop)}

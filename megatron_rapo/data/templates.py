@@ -121,17 +121,17 @@ def _own_template(reference: str) -> Template:
         if not isinstance(part, str):
             raise UserCodeError(f"{field}: has {part!r:.80} where a text belongs; write a string.")
     if not isinstance(stop, tuple) or not all(isinstance(string, str) and string for string in stop):
-        raise UserCodeError(f"{field}: stop is no tuple of strings that are not empty ({stop!r:.80}); write one.")
+        raise UserCodeError(f"{field}: stop is not a tuple of non-empty strings ({stop!r:.80}); write one.")
     if chat and jinja is not None:
         raise UserCodeError(f"{field}: has both chat and jinja, and only one can be rendered; leave one out.")
     return replace(template, name=reference)
 
 
 def render(template: Template, problem_texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Return the prompts' texts, special tokens of the template written out; only Jinja needs the tokenizer.
+    """Return the prompts' texts, in which special tokens are written as text. Only Jinja needs the tokenizer.
 
-    Raises InputError for a template that fails, that takes too long, or in which the problem, the instruction or the
-    system message does not show.
+    Raises InputError if the template fails or takes too long, or if its output lacks the problem, the instruction or
+    the system message.
     """
     if not template.is_jinja:
         start = "" if template.system is None else template.opening + template.system
@@ -147,7 +147,7 @@ def render(template: Template, problem_texts: Sequence[str], tokenizer: PreTrain
     for what, other in zip(probes, others, strict=True):
         if other == texts[0]:
             raise InputError(
-                f"data.template={template.name}: {what} does not show in the prompt; have the template use it"
+                f"data.template={template.name}: {what} does not appear in the prompt; use it in the template"
                 f"{', or leave the setting out' if what.startswith('data.') else ''}."
             )
     return texts

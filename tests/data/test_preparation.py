@@ -196,7 +196,7 @@ def test_a_file_of_other_length_is_not_the_data_set(files, write_jsonl):
     }
     write_jsonl(*ROWS, name="test.jsonl")
     assert refusal(request("other.parquet", **here)) == (
-        "test.jsonl: has 8 rows, and aime25 30; take the original file, or give the path of this one as SOURCE."
+        "test.jsonl: has 8 rows, but aime25 has 30; use the original file, or pass the path of this file as SOURCE."
     )
 
 
@@ -220,7 +220,7 @@ def test_a_file_of_other_length_is_not_the_data_set(files, write_jsonl):
             {"fields": {"level": "grade"}},
             "raw.jsonl:1: no column 'grade'; pass --field level=COLUMN with one of question, ",
         ),
-        ({"overlap": 0.0}, "--overlap 0.0: not a share of n-grams; pass one above 0 and up to 1."),
+        ({"overlap": 0.0}, "--overlap 0.0: not a share; pass a number above 0 and at most 1."),
         (
             {"drop": ("contaminated",), "against": ()},
             "--drop contaminated: nothing to compare with; pass --against FILE.",

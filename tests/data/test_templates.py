@@ -131,7 +131,7 @@ def test_a_template_of_ones_own_by_a_function(tmp_path, make_tokenizer, monkeypa
     [
         ("text", "returned str; return a megatron_rapo.data.Template."),
         ("number", "has 3 where a text belongs; write a string."),
-        ("unstopped", "stop is no tuple of strings that are not empty (('',)); write one."),
+        ("unstopped", "stop is not a tuple of non-empty strings (('',)); write one."),
         ("both", "has both chat and jinja, and only one can be rendered; leave one out."),
         ("of_problem", "cannot be called with (): missing a required argument: 'problem'; give it these parameters."),
         ("nowhere", "has no 'nowhere'; use one of its functions: dialogue, own_jinja, "),
@@ -156,7 +156,7 @@ def test_what_does_not_show_in_the_prompt_is_refused(tmp_path, make_tokenizer, s
     path.write_text(source)
     fix = ", or leave the setting out" if settings else ""
     assert refused(path, make_tokenizer(), **settings) == (
-        f"data.template={path}: {what} does not show in the prompt; have the template use it{fix}."
+        f"data.template={path}: {what} does not appear in the prompt; use it in the template{fix}."
     )
 
 
