@@ -1,7 +1,7 @@
-"""The built-in names of the open settings, without torch: a misspelt name is refused before anything heavy is imported.
+"""Names of the built-in values of settings that also accept the user's own code (docs/extending.md).
 
-An open setting takes one of these names, or the user's own code as MODULE:NAME or FILE.py:NAME (docs/extending.md).
-The owner of the entries (named beside each tuple) asserts on import that it has exactly these names.
+This module needs no torch, so a misspelt name is refused before slow imports. The module named beside each tuple has
+the entries, and asserts on import that it has exactly these names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DIVERGENCES = (  # algo/divergences.py
     "none",
 )
 WITHOUT_RATIO = ("forward_kl_exact", "reverse_kl_exact", "none")
-"""Divergences that exponentiate no log-ratio, so that algorithm.log_rho_cap does nothing."""
+"""Divergences that exponentiate no log-ratio, so algorithm.log_rho_cap has no effect."""
 ADVANTAGES = ("mean_std", "mean", "leave_one_out")  # algo/advantages.py
 PHI_SHAPES = ("linear", "power", "sigmoid", "constant")  # algo/reweighting.py
 TEMPLATES = ("plain", "qwen-boxed", "abel", "chat")  # data/templates.py

@@ -1,4 +1,4 @@
-"""The one kind of error that is the input's fault: shown as a line, without a traceback."""
+"""The error class for faults in the user's input. It is shown as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import sys
 import unicodedata
 
 MAX_LINE = 2000
-"""Characters of an error's line that are shown."""
+"""Longest line of an error message that is shown in full, characters."""
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot work; the message names it, its value, the reason and the fix."""
+    """An input of the user cannot be used. The message gives its name, its value, the reason and the fix."""
 
 
 def print_error(error: InputError, *, prefix: str = "") -> None:
-    """Print an error on standard error. Every command ends with it, so nothing from a file steers the terminal."""
+    """Print an error to stderr. All commands report errors with it, so no text from a file can control the terminal."""
     lines = (shortened(line, MAX_LINE) for line in printable(f"{prefix}error: {error}").split("\n"))
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """Return `text` with control, format, surrogate and separator characters escaped (`\\x1b`), but for newlines and
-    tabs: it can neither steer a terminal nor reorder or hide what is shown."""
+    """Return `text` with control, format, surrogate and separator characters escaped (`\\x1b`).
+
+    Newlines and tabs stay. The result can neither control a terminal nor reorder or hide text.
+    """
     return "".join(
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else ascii(c)[1:-1]
         for c in text
@@ -29,6 +31,6 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """Return `text` on one line: all of it, or its first `most` characters and how many it has."""
+    """Return `text` on one line: in full, or its first `most` characters and its length."""
     text = text.replace("\n", " ")
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"

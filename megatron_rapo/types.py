@@ -1,4 +1,4 @@
-"""What flows through a training step, from the data set to the packer. No torch, no framework.
+"""The data types that flow through a training step, from the data set to the packer. No torch, no framework.
 
 Shape legend: L tokens of one completion, N tokens of one sequence (prompt and completion).
 """
@@ -25,7 +25,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A problem as the model sees it."""
+    """A problem with its prompt, as text and as tokens."""
 
     problem: Problem
     text: str
@@ -33,31 +33,34 @@ class Prompt:
 
 
 class Span(NamedTuple):
-    """Tokens of a completion, one after the other, that were sampled from the same weights."""
+    """Consecutive tokens of a completion that were sampled from the same weights."""
 
-    weight_version: int | None  # None for those of the model folder
+    weight_version: int | None  # None: the weights of the model folder
     num_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One sampled answer, as the engine returned it; or what there is of one that it was stopped in."""
+    """One sampled answer as the engine returned it, or the part sampled so far."""
 
-    token_ids: np.ndarray  # [L] int32, with the token that stopped it, or that completed a stop string
-    logprobs: np.ndarray  # [L] float32: what the engine, with the weights that it had then, said of each token, nats
-    text: str  # up to the stop token or string; empty where it is not finished
-    spans: tuple[Span, ...] = ()  # the weights that its tokens were sampled from, in their order
+    token_ids: np.ndarray  # [L] int32, including the stop token, or the token that completed a stop string
+    logprobs: np.ndarray  # [L] float32: the engine's log-probability of each token when it sampled it, nats
+    text: str  # up to the stop token or string; empty if not finished
+    spans: tuple[Span, ...] = ()  # which weights the tokens were sampled from, in token order
     truncated: bool  # ended by the length limit, not by a stop token or string
     finished: bool = True
 
     def num_stale(self, weight_version: int | None) -> int:
-        """How many of its tokens, all at its beginning, were sampled from others than these weights."""
+        """Return how many tokens were sampled from other weights than `weight_version`. They are the first ones."""
         return sum(span.num_tokens for span in self.spans if span.weight_version != weight_version)
 
     def extended(
         self, token_ids: Sequence[int], logprobs: Sequence[float], weight_version: int | None, **ending: Any
     ) -> Completion:
-        """With tokens after its own, sampled from the same weights; `ending` are its other fields."""
+        """Return the completion with more tokens, all sampled from one version of the weights.
+
+        `ending` gives the other fields: text, truncated, finished.
+        """
         earlier, num_tokens = self.spans, len(token_ids)
         if earlier and earlier[-1].weight_version == weight_version:
             num_tokens += earlier[-1].num_tokens
@@ -70,7 +73,7 @@ class Completion:
         )
 
     def shortened(self, num_tokens: int, **ending: Any) -> Completion:
-        """Return its first `num_tokens` tokens; `ending` are its other fields."""
+        """Return the completion with only its first `num_tokens` tokens. `ending` gives the other fields."""
         spans, left = [], num_tokens
         for span in self.spans:
             spans.append(span._replace(num_tokens=min(left, span.num_tokens)))
@@ -86,46 +89,46 @@ class Completion:
 NOTHING = Completion(
     token_ids=np.zeros(0, np.int32), logprobs=np.zeros(0, np.float32), text="", truncated=False, finished=False
 )
-"""What there is of a completion before its first token."""
+"""A completion before its first token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenGroup:
-    """A prompt and what there is of each of its completions."""
+    """A prompt with its completions, which may be unfinished."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
 
 
 class Outcome(str, Enum):
-    """What the verifier said of one completion."""
+    """The verifier's result for the answer of one completion."""
 
     CORRECT = "correct"
     WRONG = "wrong"
-    UNEVALUATED = "unevaluated"  # the right value, with arithmetic left to do: 789*6 for 4734
-    NO_ANSWER = "no_answer"  # none in the form of `reward.answer`
+    UNEVALUATED = "unevaluated"  # the right value with unfinished arithmetic: 789*6 for 4734
+    NO_ANSWER = "no_answer"  # no answer in the form of `reward.answer`
     UNPARSABLE = "unparsable"  # an answer that is not mathematics
-    TIMEOUT = "timeout"  # the answer's deadline passed and its worker was killed, or the batch's time was over
+    TIMEOUT = "timeout"  # not judged before the answer's deadline or within the batch's budget
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The verifier's answer: correctness and format, apart."""
+    """The verifier's result for one completion: correctness and format, separately."""
 
     outcome: Outcome
-    formatted: bool  # it gives an answer in the form of `reward.answer`; False also where there was no time to look
+    formatted: bool  # has an answer in the form of `reward.answer`; also False if there was no time to look for one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All completions of one prompt, judged; without rewards where nothing is learnt from them."""
+    """All completions of one prompt with their verdicts, and with rewards if they are trained on."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
     verdicts: tuple[Verdict, ...]
     rewards: tuple[float, ...] = ()
-    terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of the rewards, which are their sums
-    weight_version: int | None = None  # of the engine when it was taken for whole: tokens of others are stale
+    terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # reward terms; a reward is their sum
+    weight_version: int | None = None  # the engine's when the group was complete: tokens of other versions are stale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,6 @@ class TrainingSequence:
     advantage: float
     phi: float  # exponent of the reference distribution, in [0, 1]
     reward: float
-    weight: float = 1.0  # of each of its tokens in the objective; 1 on average over the optimizer step's tokens
-    num_stale: int = 0  # its first sampled tokens, so many, are of earlier weights than those that the step begins with
-    in_loss: bool = True  # False: its tokens are scored and take no part
+    weight: float = 1.0  # of each token in the objective; the mean over the optimizer step's tokens is 1
+    num_stale: int = 0  # number of sampled tokens, the first ones, from older weights than the step starts with
+    in_loss: bool = True  # False: its tokens are scored but not trained on

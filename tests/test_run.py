@@ -133,7 +133,7 @@ def test_a_stop_token_that_is_none_is_refused(tmp_path: Path, model: Path) -> No
     with pytest.raises(DataError) as refused:
         run.train(tiny_config(model, tmp_path, rollout={"stop_token_ids": [128]}), resume=False, overwrite=False)
     assert str(refused.value) == (
-        f"rollout.stop_token_ids=[128]: 128 is no token of {model}, which has 128 (ids 0 to 127); take it out."
+        f"rollout.stop_token_ids=[128]: 128 is no token of {model}, which has 128 (ids 0 to 127); remove it."
     )
 
 

@@ -1,4 +1,4 @@
-"""Problems, prompts and the order they are drawn in. No torch."""
+"""Read problems, build prompts and draw them in a resumable order. No torch."""
 
 from megatron_rapo.data.loading import load_prompts
 from megatron_rapo.data.order import EpochOrder

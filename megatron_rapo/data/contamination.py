@@ -1,8 +1,8 @@
 """Find problems that two data sets share.
 
-The overlap of two problems is the share of common 13-grams (runs of 13 words, see text_normalization.py), relative to
-the problem that has fewer of them. A problem of fewer than 13 words is one n-gram, all of it. That a pair shares one
-13-gram is no sign by itself: "can be expressed as m/n, where m and n are relatively prime positive integers" is longer.
+The overlap of two problems is their number of common 13-grams (runs of 13 words, see text_normalization.py), divided by
+the number of 13-grams of the problem that has fewer. A problem of fewer than 13 words is a single n-gram. One common
+13-gram proves nothing: "can be expressed as m/n, where m and n are relatively prime positive integers" is longer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Overlap(NamedTuple):
 
     here: int
     there: int
-    share: float  # of the n-grams of the one with fewer, 0 to 1
+    share: float  # common n-grams over those of the problem with fewer, 0 to 1
 
 
 def overlaps(here: Sequence[str], there: Sequence[str]) -> list[Overlap]:
-    """Return all pairs of texts from `here` and `there` that share an n-gram, the largest share first."""
+    """Return all pairs of a text in `here` and one in `there` that share an n-gram, largest share first."""
     grams_there = [ngrams(text) for text in there]
     having: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, grams in enumerate(grams_there):
@@ -40,7 +40,7 @@ def overlaps(here: Sequence[str], there: Sequence[str]) -> list[Overlap]:
 
 
 def ngrams(text: str) -> set[tuple[str, ...]]:
-    """Those of 13 words, or the whole of a text that has fewer; none of a text without words."""
+    """Return the 13-grams of `text`: a shorter text is one n-gram, a text without words has none."""
     all_words = words(text)
     if len(all_words) < NGRAM:
         return {tuple(all_words)} - {()}

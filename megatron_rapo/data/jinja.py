@@ -1,7 +1,7 @@
-"""Jinja templates, rendered in a process of their own that has a deadline and a memory limit.
+"""Render Jinja templates in a separate process with a deadline and a memory limit.
 
-A template is a program that came with a model. Jinja's sandbox keeps it from Python's objects, and neither from looping
-for ever nor from building texts that fill the memory.
+A template is a program that came with a model. Jinja's sandbox protects Python's objects from it, but it does not
+prevent endless loops and texts that fill the memory.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from megatron_rapo.runtime.safe_json import JSONError, parse_json
 
 Case = dict[str, Any]
 """A template's variables for one text."""
-MEMORY_BYTES = 2**30  # more than the process has before the first template
-SECONDS, SECONDS_A_PROMPT = 60.0, 0.01  # with the imports, which are slow where many start from a network disk
+MEMORY_BYTES = 2**30  # in addition to what the process has before the first template
+SECONDS, SECONDS_A_PROMPT = 60.0, 0.01  # includes imports, which are slow if many processes use a network disk
 
 _PROCESS = Path(__file__).with_name("jinja_process.py")
-# The child finds modules where its parent does.
+# The child gets its parent's module search path.
 _BOOTSTRAP = """
 import json, runpy, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -41,11 +41,11 @@ def render_jinja(
     seconds: float = SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> tuple[list[str], list[str | None]]:
-    """Return the text of each case, and that of each probe; None for a probe that fails.
+    """Render a template (`source`). Return the text of each case and of each probe (None if the probe fails).
 
-    `variables` are for all. The environment is that in which transformers renders chat templates, but for the day that
-    `strftime_now` tells, which is always the same.
-    Raises InputError (`data.template=name: ...`) for a template that fails on a case, or goes beyond a limit.
+    All cases and probes also get `variables`. The environment is the one in which transformers renders chat templates,
+    except that `strftime_now` always gives the same day. Raises InputError (`data.template=name: ...`) if the template
+    fails on a case or exceeds a limit.
     """
     seconds += SECONDS_A_PROMPT * len(cases)
     search_path = json.dumps([os.path.abspath(folder) for folder in sys.path])
@@ -53,14 +53,14 @@ def render_jinja(
     command = [sys.executable, "-W", "ignore", "-c", _BOOTSTRAP, search_path, str(_PROCESS), *limits]
     request = {"template": source, "variables": dict(variables), "cases": list(cases), "probes": list(probes)}
     try:
-        # The deadline kills it; its own limit of processor seconds ends it where this process was killed meanwhile.
+        # The deadline kills the child. If this process is killed, the child's own limit of CPU seconds ends it.
         done = subprocess.run(
             command, input=json.dumps(request).encode(), capture_output=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"data.template={name}: {len(cases):,} prompts were not there after {seconds:.0f} s; take out what loops "
-            "in the template."
+            f"data.template={name}: {len(cases):,} prompts were not rendered within {seconds:.0f} s; remove slow or "
+            "endless loops from the template."
         ) from None
     try:
         reply = parse_json(done.stdout)
@@ -68,10 +68,10 @@ def render_jinja(
         why = str(error) if done.returncode == 0 else f"its process ended with {done.returncode}"
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise InputError(
-            f"data.template={name}: cannot be rendered ({why}{f': {said!r:.200}' if said else ''}); mend the template."
+            f"data.template={name}: cannot be rendered ({why}{f': {said!r:.200}' if said else ''}); fix the template."
         ) from None
     if reply["error"] is not None:
         raise InputError(
-            f"data.template={name}: fails on prompt {len(reply['texts'])} ({reply['error']!r:.300}); mend the template."
+            f"data.template={name}: fails on prompt {len(reply['texts'])} ({reply['error']!r:.300}); fix the template."
         )
     return reply["texts"], reply["probes"]

@@ -1,7 +1,7 @@
-"""The process that renders Jinja templates: a request as JSON from stdin, a reply to stdout.
+"""Run the process that renders Jinja templates: read a JSON request from stdin, write a JSON reply to stdout.
 
-jinja.py runs this file by itself, without the package: it starts in a tenth of the time that importing transformers
-takes. The environment is that of transformers' chat templates, which tests/data/test_jinja.py compares it with.
+jinja.py runs this file without the package, so it starts in a tenth of the time that importing transformers takes. The
+environment equals that of transformers' chat templates (tests/data/test_jinja.py compares them).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 DAY = datetime(2024, 7, 26)
-"""What a template is told that today is: prompts must be the same whenever a run is resumed. The day that Llama's
-template has where it is told none."""
-MAX_CHARACTERS = 1_000_000  # of one text: more than any model's context
+"""The current day for templates. It is fixed, because prompts must be the same when a run is resumed. This day is the
+default of Llama's template."""
+MAX_CHARACTERS = 1_000_000  # of one text; more than any model's context
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}` marks what an assistant says, for training on it; here it is only passed through."""
+    """The `{% generation %}` block, which marks assistant text for training. Here it only renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own attribute)
 
@@ -36,13 +36,14 @@ class GenerationBlock(Extension):
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(
+    """Return the environment of transformers' chat templates, with a fixed day."""
+    env = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, "jinja2.ext.loopcontrols"]
     )
-    made.filters["tojson"] = _tojson
-    made.globals["raise_exception"] = _raise_exception
-    made.globals["strftime_now"] = DAY.strftime
-    return made
+    env.filters["tojson"] = _tojson
+    env.globals["raise_exception"] = _raise_exception
+    env.globals["strftime_now"] = DAY.strftime
+    return env
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
@@ -54,7 +55,7 @@ def _raise_exception(message: str) -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Render all cases, up to the first that fails, and each probe."""
+    """Render the cases until one fails. If none fails, also render the probes."""
     reply: dict[str, Any] = {"texts": [], "error": None, "probes": []}
     always = {"tools": None, "documents": None, **request["variables"]}
     try:
@@ -76,9 +77,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(processor_seconds: int, memory_bytes: int) -> None:
-    """Answer one request; the limits hold for the templates, not for what is there before."""
+    """Answer one request. `memory_bytes` is in addition to the memory in use before the templates run."""
     reply_to = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed must not pass for the reply
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # other output must not be mistaken for the reply
     request = json.load(sys.stdin)
     used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used_bytes + memory_bytes,) * 2)

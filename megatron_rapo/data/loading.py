@@ -1,4 +1,4 @@
-"""From a data file and a model folder to prompts: read and tokenised once on a machine, whichever process asks."""
+"""Load prompts from a data file and a model folder. The processes of a machine can share one tokenised copy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import xxhash
 
 from megatron_rapo.data.node_file import node_file
 from megatron_rapo.data.problems import read_problems
-from megatron_rapo.data.prompt_table import PromptTable
-from megatron_rapo.data.prompts import PromptSet, build_prompts, prompt_set, write_prompts
+from megatron_rapo.data.prompt_table import PromptTable, write_table
+from megatron_rapo.data.prompts import PromptSet, build_prompts, prompt_set, tokenised_pieces
 from megatron_rapo.data.templates import Template
 from megatron_rapo.data.tokenizer import load_tokenizer
 
@@ -30,15 +30,16 @@ def load_prompts(
 ) -> PromptSet:
     """Return the prompts of the problems in `path`, for the tokenizer of `model`.
 
-    With `shared`, one of the processes on this machine that ask for the same makes them, and the others map what it
-    wrote. Raises DataError as `read_problems`, `load_tokenizer` and `build_prompts` do, and InputError.
+    With `shared`, one process on this machine builds them, and others that need the same prompts map its file into
+    memory. Raises InputError, and DataError as `read_problems`, `load_tokenizer` and `build_prompts` do.
     """
     fields = {"problem_field": problem_field, "answer_field": answer_field}
     if not shared:
         return build_prompts(read_problems(path, **fields), load_tokenizer(model), template, max_prompt_tokens)
 
     def make(file: BinaryIO) -> None:
-        write_prompts(file, read_problems(path, **fields), load_tokenizer(model), template, max_prompt_tokens)
+        pieces = tokenised_pieces(read_problems(path, **fields), load_tokenizer(model), template)
+        write_table(file, pieces, max_prompt_tokens)
 
     import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -53,7 +54,7 @@ def load_prompts(
 
 
 def _identity(path: Path) -> tuple[Any, ...]:
-    """Return what tells a file, as it is now, from others on this machine."""
+    """Return values that identify a file and its current content on this machine."""
     try:
         found = path.stat()
     except OSError:

@@ -1,8 +1,9 @@
-"""A file that one process of a machine makes and the others map: no process group is needed, and none is left over.
+"""Share a file between the processes of a machine: one process writes it, the others map it into memory.
 
-The lock of the file itself (flock, which the kernel takes from a process that dies) says what it is. Who makes it has
-the lock alone; who uses it shares the lock for as long as it lives. Where nobody has the lock, the file was left over
-by killed processes, and whoever finds it so removes it. A file that was mapped is never written to again.
+This needs no process group, and leaves no file behind. A lock on the file itself (flock) shows its state; the kernel
+releases the lock of a process that dies. The writer holds the lock exclusively. Each user holds a shared lock as long
+as it uses the file. A file without a lock was left behind by killed processes, and the next process that finds it
+removes it. A file that was mapped is never written to again.
 """
 
 from __future__ import annotations
@@ -22,29 +23,29 @@ from megatron_rapo.errors import InputError
 from megatron_rapo.runtime.atomic_write import explained
 
 END = b"ARROW1"
-"""What a whole file ends with; all of them are Arrow's."""
+"""The last bytes of a complete file. All shared files are Arrow files."""
 _ONLY_OWNER = 0o077
 
 
 class NodeFile:
-    """A whole file, mapped into memory, that stays until the last process which has it lets it go."""
+    """A complete file, mapped into memory. It exists until the last process that uses it releases it."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._path = path
-        weakref.finalize(self, _let_go, file, path, os.getpid())  # at the process' end, too
+        weakref.finalize(self, _release, file, path, os.getpid())  # also at the end of the process
 
     def unlink(self) -> None:
-        """Remove the name: when all processes have the file, so that nothing is left over however they end."""
+        """Remove the file's name. Call this when all processes have opened it; then nothing can be left behind."""
         self._path.unlink(missing_ok=True)
         _remove_empty(self._path.parent)
 
 
 def node_file(name: str, make: Callable[[BinaryIO], None]) -> NodeFile:
-    """Return the file `name` of this machine and user; the first process to ask has `make` write it, others wait.
+    """Return the file `name` of this machine and user. The first process writes it with `make` while others wait.
 
-    Where that process dies or `make` raises, the next one takes over. `name` says all that the content depends on.
-    Raises InputError for a temporary folder that cannot be used.
+    If that process dies or `make` raises, the next one takes over. `name` must identify everything that the content
+    depends on. Raises InputError if the temporary folder cannot be used.
     """
     folder = Path(tempfile.gettempdir()) / f"megatron_rapo-{os.getuid()}"
     try:
@@ -60,25 +61,25 @@ def node_file(name: str, make: Callable[[BinaryIO], None]) -> NodeFile:
 
 
 def _claim(folder: Path) -> None:
-    """Make the folder, for this user alone. Raises OSError, and InputError where another user made it."""
+    """Create the folder for this user alone. Raises OSError, and InputError if others can use it."""
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & _ONLY_OWNER:
         raise InputError(
-            f"TMPDIR={folder.parent}: {folder} can be written by others; remove it, or set TMPDIR to another folder."
+            f"TMPDIR={folder.parent}: other users can access {folder}; remove it, or set TMPDIR to another folder."
         )
 
 
 def _locked(path: Path, make: Callable[[BinaryIO], None]) -> BinaryIO | None:
-    """Return the whole file, its lock shared; None where it has to be tried again."""
+    """Return the complete file with a shared lock, or None if the caller has to try again."""
     try:
         file = _open(path, os.O_CREAT)
-    except FileNotFoundError:  # another process, which ended, has removed the folder meanwhile
+    except FileNotFoundError:  # another process has just ended and removed the folder
         return None
     try:
-        if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is(path, file):
+        if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_at(path, file):
             _remove_left_over(path)
-            if os.fstat(file.fileno()).st_size:  # left over, too
+            if os.fstat(file.fileno()).st_size:  # this file is left over too
                 path.unlink()
                 file.close()
                 return None
@@ -88,8 +89,8 @@ def _locked(path: Path, make: Callable[[BinaryIO], None]) -> BinaryIO | None:
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits for the process that makes it
-        if _is(path, file) and _is_whole(file):
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits for the process that writes it
+        if _is_at(path, file) and _is_whole(file):
             return file
     except BaseException:
         file.close()
@@ -110,8 +111,8 @@ def _lock(file: BinaryIO, how: int) -> bool:
     return True
 
 
-def _is(path: Path, file: BinaryIO) -> bool:
-    """Return whether the name still leads to this file: another process may have removed it meanwhile."""
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Return whether `path` is still this file. Another process may have removed it."""
     try:
         return path.lstat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
@@ -124,27 +125,27 @@ def _is_whole(file: BinaryIO) -> bool:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Remove the other files of the folder that nobody has."""
+    """Remove the other files of the folder that no process uses."""
     for other in path.parent.iterdir():
         if other != path:
             with suppress(OSError), _open(other) as file:
                 _unlink_if_free(file, other)
 
 
-def _let_go(file: BinaryIO, path: Path, process: int) -> None:
-    if os.getpid() != process:  # a fork has no lock of its own
+def _release(file: BinaryIO, path: Path, process: int) -> None:
+    if os.getpid() != process:  # a forked process has no lock of its own
         return
     with file, suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_UN)  # of several processes that end together the last one then gets the lock
+        fcntl.flock(file, fcntl.LOCK_UN)  # if several processes end together, the last one gets the lock below
         _unlink_if_free(file, path)
         _remove_empty(path.parent)
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # it is not empty, or gone already
+    with suppress(OSError):  # the folder is not empty, or already removed
         folder.rmdir()
 
 
 def _unlink_if_free(file: BinaryIO, path: Path) -> None:
-    if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is(path, file):
+    if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_at(path, file):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Numbers of a data file, kept as they are written: a float would make 5e-05 of 0.00005."""
+"""Keep the numbers of a data file as they are written. A plain float would turn 0.00005 into 5e-05."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REPR = re.compile(r"-?\d(?:\.\d+)?e-0\d")
 
 
 class WrittenNumber(float):
-    """A float that knows the text it was read from."""
+    """A float that keeps the text it was read from."""
 
     text: str
 
@@ -23,10 +23,10 @@ class WrittenNumber(float):
 
 
 def decimal_text(number: float) -> str | None:
-    """Return a number in positional notation with the digits it is written with, "0.00005"; "5" for 5.0.
+    """Return a number in positional notation with its digits as written: "0.00005"; "5" for 5.0.
 
-    A float that was not read from a text has the fewest digits that tell it from all others. None for what is not
-    finite, and for what would have more than MAX_INTEGER_DIGITS digits.
+    A float that was not read from text gets the fewest digits that identify it. Returns None for a number that is not
+    finite or would have more than MAX_INTEGER_DIGITS digits.
     """
     if isinstance(number, int):
         return str(number)
@@ -41,15 +41,15 @@ def decimal_text(number: float) -> str | None:
 
 
 def without_exponent(text: str) -> str:
-    """Return an answer that a program wrote as a float's repr, "5e-05", in positional notation; any other as it is.
+    """Return an answer written as a float's repr ("5e-05") in positional notation, and any other answer unchanged.
 
-    Only where the exponent has a zero in front, which no author writes: "2e-10" may be 10 less than twice Euler's e.
+    Only an exponent with a leading zero counts, because people do not write it: "2e-10" may mean 2 * e - 10.
     """
     return decimal_text(WrittenNumber(text)) or text if _REPR.fullmatch(text) else text
 
 
 def plain(value: Any) -> Any:
-    """Return a value of a row as JSON's own kinds alone: for a WrittenNumber the float."""
+    """Return a value of a row with plain JSON types only: each WrittenNumber becomes a float."""
     if isinstance(value, WrittenNumber):
         return float(value)
     if isinstance(value, list):

@@ -1,14 +1,13 @@
-"""Rows of a Parquet file: text, numbers, truth values, and lists and structs of them.
+"""Read the rows of a Parquet file: text, numbers, booleans, and lists and structs of them.
 
-Other columns (bytes, images, sound, dates) are not read from the disk at all. What the file says about itself beyond
-its columns' types, like the features that the datasets library decodes, is ignored: nothing is fetched or opened.
+Other columns (bytes, images, audio, dates) are not read from the disk. Metadata beyond the columns' types, such as the
+features that the datasets library decodes, is ignored. So nothing is downloaded and no other file is opened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,22 @@ import numpy as np
 from megatron_rapo.data.numbers import WrittenNumber
 
 ROWS_AT_A_TIME = 1024
-Convert = Callable[[Any], Any]  # of a value that is not null
+Convert = Callable[[Any], Any]  # converts a value that is not null
 
 
 class ParquetError(ValueError):
-    """A file that cannot be read as Parquet; the message is the reason."""
+    """The file cannot be read as Parquet. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Unread:
-    """Stands in a row for the value of a column whose kind is not read."""
+    """Placeholder in a row for the value of a column that is not read, because of its type."""
 
-    kind: str
+    kind: str  # the Arrow type
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows, in order, with ROWS_AT_A_TIME in memory. Raises ParquetError for whatever is wrong."""
+    """Yield the rows in order, with ROWS_AT_A_TIME rows in memory. Raises ParquetError for any fault."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -65,31 +64,28 @@ def _values(column: Any, convert: Convert | None) -> list[Any]:
 
 
 def _converter(kind: Any) -> Convert | None:
-    """Return what makes a row's value of a value of this Arrow type; None for a type that is not read."""
+    """Return the function that converts values of this Arrow type, or None for a type that is not read.
+
+    Float16 and float32 get the digits that they need in that precision: 0.1, not 0.10000000149011612.
+    """
     from pyarrow import types
 
     if types.is_dictionary(kind):
         return _converter(kind.value_type)
     if types.is_float16(kind):
-        return lambda value: _short_float(np.float16(value))
+        return lambda value: WrittenNumber(str(np.float16(value)))
     if types.is_float32(kind):
-        return lambda value: _short_float(np.float32(value))
+        return lambda value: WrittenNumber(str(np.float32(value)))
     if types.is_decimal(kind):
-        return _decimal
+        return lambda value: WrittenNumber(str(value))
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = _converter(kind.value_type)
         return (lambda value: [each if each is None else inner(each) for each in value]) if inner else None
     if types.is_struct(kind):
         return _struct({field.name: _converter(field.type) for field in kind})
-    is_read = (
-        types.is_string,
-        types.is_large_string,
-        types.is_integer,
-        types.is_boolean,
-        types.is_float64,
-        types.is_null,
-    )
-    return _same if any(check(kind) for check in is_read) else None
+    text = types.is_string(kind) or types.is_large_string(kind)
+    number = types.is_integer(kind) or types.is_boolean(kind) or types.is_float64(kind)
+    return _same if text or number or types.is_null(kind) else None
 
 
 def _struct(converters: dict[str, Convert | None]) -> Convert | None:
@@ -101,12 +97,3 @@ def _struct(converters: dict[str, Convert | None]) -> Convert | None:
 
 def _same(value: Any) -> Any:
     return value
-
-
-def _short_float(value: np.floating[Any]) -> float:
-    """Return a float of half or single precision with the digits that it needs there: 0.1, not 0.10000000149011612."""
-    return WrittenNumber(str(value))
-
-
-def _decimal(value: Decimal) -> float:
-    return WrittenNumber(str(value))

@@ -1,4 +1,4 @@
-"""From a data set as its authors give it to a file that can be trained on, and an account of what was left out."""
+"""Prepare a published data set for training: write a file of clean problems and a manifest of what was left out."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from megatron_rapo.data.text_normalization import normalised
 from megatron_rapo.types import Outcome
 
 CONTAMINATED, UNPARSABLE = "contaminated", "unparsable"
-"""What is reported, and left out only where that is asked for."""
+"""Faults of a problem that are reported. Such problems are dropped only on request."""
 OVERLAP = 0.5
+"""Default of Request.overlap."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be prepared, and how."""
+    """What to prepare, and how."""
 
-    source: str  # a name of sources.SOURCES, or a file
+    source: str  # a name in sources.SOURCES, or a file
     output: Path
-    original: Path | None = None  # file or folder that a named source is read from, in the hub's place
+    original: Path | None = None  # file or folder to read a named source from, instead of the hub
     revision: str = "main"  # branch, tag or commit on the hub
-    fields: Mapping[str, str] = field(default_factory=dict)  # columns that are called otherwise than is usual
-    answer_after: str | None = None  # mark that the answer follows
-    name: str | None = None  # of a file's data set; its stem without
+    fields: Mapping[str, str] = field(default_factory=dict)  # field -> column, for columns with unusual names
+    answer_after: str | None = None  # the mark before the answer
+    name: str | None = None  # of the data set in a file; default: the file's stem
     licence: str | None = None
-    against: tuple[Path, ...] = ()  # files with problems that should not be among those
-    overlap: float = OVERLAP  # share of n-grams from which on a problem is one of those
+    against: tuple[Path, ...] = ()  # files whose problems should not be in the data set
+    overlap: float = OVERLAP  # share of common n-grams from which a problem counts as contaminated
     drop: tuple[str, ...] = ()  # CONTAMINATED, UNPARSABLE or both
     overwrite: bool = False
 
 
 class Original(NamedTuple):
-    """A data set as it came."""
+    """An original data set."""
 
     name: str
     path: Path
@@ -52,13 +53,13 @@ class Original(NamedTuple):
 
 
 Dropped = dict[str, list[dict[str, str]]]
-"""By reason: the rows' ids, and of a duplicate that of the one which was kept."""
+"""Reason -> ids of the dropped rows. A duplicate also has the id of the row that was kept, under "of"."""
 
 
 def prepare(request: Request) -> dict[str, Any]:
-    """Write `request.output` and its manifest, which is given back (docs/data.md describes it).
+    """Write `request.output` and its manifest. Return the manifest (docs/data.md describes it).
 
-    Raises DataError for everything that is wrong with the request or the files.
+    Raises DataError for any fault of the request or the files.
     """
     _check(request)
     check_output(request.output, overwrite=request.overwrite)
@@ -95,13 +96,9 @@ def prepare(request: Request) -> dict[str, Any]:
 
 
 def without_doubles(records: Sequence[Record]) -> tuple[list[Record], Dropped]:
-    """Return the records with a problem and an answer. Keep the first of equal problems."""
-    dropped: Dropped = {
-        "empty problem": [],
-        "empty answer": [],
-        "duplicate": [],
-        "duplicate with another answer": [],
-    }
+    """Return the records with a problem and an answer, only the first of equal problems, and the dropped ones."""
+    reasons = ("empty problem", "empty answer", "duplicate", "duplicate with another answer")
+    dropped: Dropped = {reason: [] for reason in reasons}
     first: dict[str, Record] = {}
     for record in records:
         key = normalised(record.problem)
@@ -122,7 +119,7 @@ def _check(request: Request) -> None:
     if unknown := [name for name in request.fields if name not in USUAL_FIELDS]:
         raise DataError(f"--field {unknown[0]}=...: no such field; fields are {', '.join(USUAL_FIELDS)}.")
     if not 0 < request.overlap <= 1:
-        raise DataError(f"--overlap {request.overlap}: not a share of n-grams; pass one above 0 and up to 1.")
+        raise DataError(f"--overlap {request.overlap}: not a share; pass a number above 0 and at most 1.")
     if CONTAMINATED in request.drop and not request.against:
         raise DataError(f"--drop {CONTAMINATED}: nothing to compare with; pass --against FILE.")
     if request.output in request.against:
@@ -134,7 +131,7 @@ def _check(request: Request) -> None:
 
 
 def _original(request: Request) -> Original:
-    """Find or fetch it."""
+    """Find or download the original data set."""
     mapped = {name: (column,) for name, column in request.fields.items()}
     if request.source in SOURCES:
         source = SOURCES[request.source]
@@ -163,8 +160,8 @@ def _original(request: Request) -> Original:
 def _check_rows(source: str, path: Path, rows: int) -> None:
     if source in SOURCES and rows != SOURCES[source].rows:
         raise DataError(
-            f"{path}: has {rows:,} rows, and {source} {SOURCES[source].rows:,}; take the original file, or give the "
-            "path of this one as SOURCE."
+            f"{path}: has {rows:,} rows, but {source} has {SOURCES[source].rows:,}; use the original file, or pass the "
+            "path of this file as SOURCE."
         )
 
 
@@ -196,7 +193,7 @@ def _unparsable(records: Sequence[Record]) -> list[dict[str, str]]:
 
 
 def _pairs(records: Sequence[Record], known: _Known, threshold: float) -> dict[str, Any]:
-    """List for the manifest the records that equal a problem of `known`, and those that only share an n-gram."""
+    """Return the manifest's part on overlaps with `known`: contaminated pairs, and pairs below the threshold."""
     found = overlaps([record.problem for record in records], known.texts)
 
     def shown(pair: Overlap) -> dict[str, Any]:
@@ -217,7 +214,7 @@ def _drop(records: Sequence[Record], ids: set[str], reason: str, dropped: Droppe
 
 
 def _arguments(request: Request) -> dict[str, Any]:
-    """Those that decide what is written, as the command line has them."""
+    """Return the command-line arguments that determine the output."""
     return {
         "source": request.source,
         "from": request.original and str(request.original),

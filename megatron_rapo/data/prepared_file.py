@@ -1,4 +1,4 @@
-"""What data preparation writes: a Parquet file of one schema, and a manifest beside it that says where it is from."""
+"""Write a prepared data set: a Parquet file with a fixed schema, and beside it a manifest of its origin."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from megatron_rapo.runtime.atomic_write import explained, replacing
 
 SUFFIX = ".parquet"
 NOT_NULL = ("id", "problem", "answer", "source")
-"""Columns that every row fills; the others are null where a data set does not say. All are strings."""
+"""Columns without nulls. The others may be null. All columns are strings."""
 
 
 def manifest_path(output: Path) -> Path:
+    """Return the path of the manifest of the prepared file `output`."""
     return output.with_suffix(".manifest.json")
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Make the folder. Raises DataError where the file could not be written, or is there and not to be replaced."""
+    """Create the folder of `output`. Raises DataError if the file cannot be written or must not be replaced."""
     if output.suffix != SUFFIX:
         raise DataError(f"OUTPUT={output}: prepared files are Parquet; name one that ends in {SUFFIX}.")
     there = next((path for path in (output, manifest_path(output)) if path.exists()), None)
@@ -40,10 +41,10 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def write_prepared(output: Path, records: Sequence[Record], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write both files, each whole or not at all, and give back the manifest, now with the file's digest.
+    """Write both files atomically. Return the manifest with the file's digest added.
 
-    The manifest is the last to have its name, and an earlier one is the first to go: where it is, both are whole.
-    The same records give the same bytes. Raises DataError where the disk does not take them.
+    An older manifest is removed first, and the new one gets its name last. So if there is a manifest, both files are
+    complete. The same records give the same bytes. Raises DataError if the disk does not accept them.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -63,7 +64,7 @@ def write_prepared(output: Path, records: Sequence[Record], manifest: Mapping[st
 
 
 def file_digest(path: Path) -> str:
-    """Return the file's SHA-256 in hex, like sha256sum and the Hugging Face hub."""
+    """Return the file's SHA-256 in hex, as sha256sum and the Hugging Face hub show it."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**20):

@@ -14,23 +14,22 @@ from megatron_rapo.verifier import MAX_READ_CHARS
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 ID_FIELDS = ("id", "unique_id")
-"""Columns that name a row, the first one that is there."""
+"""Columns with the id of a row; the first existing one counts."""
 
 
 def load_problems(path: Path | str, *, problem_field: str = "problem", answer_field: str = "answer") -> list[Problem]:
-    """Return the problems of a local file, in its order, as `read_problems` does."""
+    """Return the problems of a local file in a list. See `read_problems`."""
     return list(read_problems(path, problem_field=problem_field, answer_field=answer_field))
 
 
 def read_problems(
     path: Path | str, *, problem_field: str = "problem", answer_field: str = "answer"
 ) -> Iterator[Problem]:
-    """Yield the problems of a local file, in its order; a number as an answer becomes its decimal text.
+    """Yield the problems of a local file in order. A numeric answer becomes its decimal text.
 
-    Nothing is downloaded or kept in a cache. `Problem.id` is the row's `id` or `unique_id`, or the
-    file's stem and the row's index from 0; every column not used otherwise is in `Problem.extra`.
-    Raises DataError at the first thing wrong, with the line of a JSONL file (from 1) or the row of a
-    Parquet file (from 0).
+    Downloads and caches nothing. `Problem.id` is the row's `id` or `unique_id`, or else the file's stem and the row's
+    index from 0. `Problem.extra` has all columns that are not used otherwise. Raises DataError at the first fault, with
+    the line of a JSONL file (from 1) or the row of a Parquet file (from 0).
     """
     path, used = Path(path), (problem_field, answer_field)
     index = -1

@@ -1,11 +1,12 @@
-"""Prompts in Arrow's file format: made piece by piece, mapped into memory, and turned into objects one at a time."""
+"""Store prompts in Arrow's file format: write them in pieces, map the file, and create objects one at a time."""
 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import xxhash
@@ -13,13 +14,14 @@ import xxhash
 from megatron_rapo.data.node_file import NodeFile
 from megatron_rapo.types import Problem, Prompt
 
-ROWS = 8192  # of every piece but the last
+ROWS = 8192  # rows of each piece except the last
 _DIGEST = b"digest"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Problems in a row with their prompts; a problem whose prompt is too long is among them."""
+    """Consecutive problems with their prompts, including prompts that are too long."""
 
     problems: Sequence[Problem]
     texts: Sequence[str]
@@ -27,9 +29,9 @@ class Piece:
 
 
 class ContentDigest:
-    """xxh3_128 over prompts in order: each problem's text and answer, and the prompt's token ids.
+    """Digest (xxh3_128) of prompts in order: each problem's text and answer, and the prompt's token ids.
 
-    Ids and other columns do not count: the same problems under another file name are the same.
+    Ids and other columns do not count, so the same problems in another file have the same digest.
     """
 
     def __init__(self) -> None:
@@ -45,7 +47,7 @@ class ContentDigest:
 
 
 def write_table(sink: Any, pieces: Iterable[Piece], max_prompt_tokens: int) -> None:
-    """Write `pieces` to a binary file or an Arrow stream. Longer prompts than the limit do not count for the digest."""
+    """Write `pieces` to a binary file or an Arrow stream. Prompts above the limit do not count for the digest."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
     text = pa.large_string()
@@ -72,10 +74,10 @@ def write_table(sink: Any, pieces: Iterable[Piece], max_prompt_tokens: int) -> N
 
 
 class PromptTable:
-    """What `write_table` wrote, in a buffer: a mapped file is read from the disk where it is asked for."""
+    """Reads a table that `write_table` wrote. Parts of a mapped file are read from the disk on access."""
 
     def __init__(self, buffer: Any, file: NodeFile | None = None) -> None:
-        """`buffer` is that of `file`, where there is one."""
+        """Open the table in `buffer`, which is the memory of `file` if there is a file."""
         import pyarrow as pa
 
         reader = pa.ipc.open_file(buffer)
@@ -83,9 +85,10 @@ class PromptTable:
         self._batches, self.file = [each.batch for each in found], file
         self.digest = found[-1].custom_metadata[_DIGEST].decode() if found else ContentDigest().hexdigest()
         offsets = [batch.column("token_ids").offsets.to_numpy() for batch in self._batches]
-        self.num_tokens = np.concatenate([np.zeros(0, np.int64), *map(np.diff, offsets)])  # [rows] of each prompt
+        self.num_tokens = np.concatenate([np.zeros(0, np.int64), *map(np.diff, offsets)])  # [rows], tokens per prompt
 
     def problem(self, row: int) -> Problem:
+        """Create the problem of a row."""
         extra = self._text("extra", row)
         return Problem(
             id=self._text("id", row),
@@ -95,6 +98,7 @@ class PromptTable:
         )
 
     def prompt(self, row: int) -> Prompt:
+        """Create the prompt of a row."""
         ids = self._cell("token_ids", row).values.to_numpy()
         return Prompt(problem=self.problem(row), text=self._text("prompt", row), token_ids=tuple(ids.tolist()))
 
@@ -107,8 +111,8 @@ class PromptTable:
 
 
 @dataclass(frozen=True)
-class StoredProblems(Sequence[Problem]):
-    """Some rows of a table as problems, each made when it is asked for."""
+class _StoredRows(Sequence[Item]):
+    """A sequence of some rows of a table, which creates each item on access."""
 
     table: PromptTable
     rows: np.ndarray
@@ -117,30 +121,25 @@ class StoredProblems(Sequence[Problem]):
         return len(self.rows)
 
     @overload
-    def __getitem__(self, index: int) -> Problem: ...
+    def __getitem__(self, index: int) -> Item: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | Sequence[Problem]:
-        if isinstance(index, slice):
-            return StoredProblems(self.table, self.rows[index])
-        return self.table.problem(self.rows[index])
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        return type(self)(self.table, self.rows[index]) if isinstance(index, slice) else self._item(self.rows[index])
+
+    @abstractmethod
+    def _item(self, row: int) -> Item: ...
 
 
-@dataclass(frozen=True)
-class StoredPrompts(Sequence[Prompt]):
-    """Some rows of a table as prompts, each made when it is asked for."""
+class StoredProblems(_StoredRows[Problem]):
+    """Some rows of a table as problems."""
 
-    table: PromptTable
-    rows: np.ndarray
+    def _item(self, row: int) -> Problem:
+        return self.table.problem(row)
 
-    def __len__(self) -> int:
-        return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | Sequence[Prompt]:
-        if isinstance(index, slice):
-            return StoredPrompts(self.table, self.rows[index])
-        return self.table.prompt(self.rows[index])
+class StoredPrompts(_StoredRows[Prompt]):
+    """Some rows of a table as prompts."""
+
+    def _item(self, row: int) -> Prompt:
+        return self.table.prompt(row)

@@ -1,4 +1,4 @@
-"""From problems to token ids, leaving out what does not fit."""
+"""Build tokenised prompts from problems, and leave out those that are too long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,16 +28,16 @@ from megatron_rapo.types import Problem, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEXTS_AT_A_TIME = 512  # that one thread tokenises
+TEXTS_AT_A_TIME = 512  # texts that a thread tokenises at a time
 MOST_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """What can be trained on, and what cannot."""
+    """Prompts within the length limit, and the problems of those above it."""
 
     prompts: Sequence[Prompt]
-    too_long: Sequence[Problem]  # problems whose prompt is above the limit; none is ever cut
+    too_long: Sequence[Problem]  # left out; no prompt is ever cut
 
     @property
     def problems(self) -> Sequence[Problem]:
@@ -47,7 +47,7 @@ class PromptSet:
         return [prompt.problem for prompt in self.prompts]
 
     def digest(self) -> str:
-        """Return a digest of the prompts in order: problem, answer and token ids (ContentDigest)."""
+        """Return the ContentDigest of the prompts in order: problem, answer and token ids."""
         if isinstance(self.prompts, StoredPrompts):
             return self.prompts.table.digest
         digest = ContentDigest()
@@ -56,7 +56,7 @@ class PromptSet:
         return digest.hexdigest()
 
     def unlink(self) -> None:
-        """Remove the name of a shared file: when all processes of the machine have their prompts."""
+        """Remove the name of a shared file. Call this when all processes of the machine have their prompts."""
         if isinstance(self.prompts, StoredPrompts) and self.prompts.table.file:
             self.prompts.table.file.unlink()
 
@@ -64,34 +64,22 @@ class PromptSet:
 def build_prompts(
     problems: Iterable[Problem], tokenizer: PreTrainedTokenizerBase, template: Template, max_prompt_tokens: int
 ) -> PromptSet:
-    """Render and tokenise `problems`, in their order.
+    """Render and tokenise `problems` in order.
 
-    The tokens are those of the rendered text, special tokens in it recognised, and nothing is ever put
-    at its end. In front, all templates but `chat` get the beginning-of-sequence token if the tokenizer
-    adds one by itself (Llama does: the model has never seen a text without it; Qwen does not) and the text does not
-    begin with it; a chat template writes its own. Raises DataError when no prompt is within
-    `max_prompt_tokens`.
+    Special tokens in the rendered text are recognised, and nothing is added at the end. The beginning-of-sequence token
+    is added in front if the tokenizer itself adds one (Llama does, so the model has never seen a text without it; Qwen
+    does not) and the text does not start with it. It is never added with the template `chat`, because a chat template
+    writes its own. Raises DataError if no prompt is within `max_prompt_tokens`.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
 
     sink = pa.BufferOutputStream()
-    write_prompts(sink, problems, tokenizer, template, max_prompt_tokens)
+    write_table(sink, tokenised_pieces(problems, tokenizer, template), max_prompt_tokens)
     return prompt_set(PromptTable(sink.getvalue()), max_prompt_tokens)
 
 
-def write_prompts(
-    sink: Any,
-    problems: Iterable[Problem],
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    max_prompt_tokens: int,
-) -> None:
-    """Write the table (prompt_table.py) that `build_prompts` makes, a piece at a time, to a binary file."""
-    write_table(sink, _pieces(problems, tokenizer, template), max_prompt_tokens)
-
-
 def prompt_set(table: PromptTable, max_prompt_tokens: int) -> PromptSet:
-    """Return what is within the limit, and what is not. Raises DataError as `build_prompts` does."""
+    """Split the prompts of a table by the length limit. Raises DataError as `build_prompts` does."""
     lengths = table.num_tokens
     if not len(lengths):
         raise DataError("no problems to build prompts from; name a data set with at least one.")
@@ -99,7 +87,7 @@ def prompt_set(table: PromptTable, max_prompt_tokens: int) -> PromptSet:
     if not fits.any():
         shortest = lengths.min()
         raise DataError(
-            f"data.max_prompt_tokens={max_prompt_tokens}: each of the {len(lengths)} prompts is longer, the shortest "
+            f"data.max_prompt_tokens={max_prompt_tokens}: all {len(lengths)} prompts are longer, and the shortest "
             f"has {shortest} tokens; set data.max_prompt_tokens >= {shortest}."
         )
     return PromptSet(
@@ -107,9 +95,11 @@ def prompt_set(table: PromptTable, max_prompt_tokens: int) -> PromptSet:
     )
 
 
-def _pieces(problems: Iterable[Problem], tokenizer: PreTrainedTokenizerBase, template: Template) -> Iterator[Piece]:
-    """Render and tokenise ROWS problems after the other; threads work on one piece while the next one is read."""
-    start = _start_tokens(tokenizer)  # this call has the tokenizer cut and pad nothing; threads could not set that
+def tokenised_pieces(
+    problems: Iterable[Problem], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> Iterator[Piece]:
+    """Render and tokenise ROWS problems at a time. Threads work on one piece while the next one is read."""
+    start = _start_tokens(tokenizer)  # this call also turns truncation and padding off, which threads cannot do
     if template.chat:
         start = []
 
@@ -120,15 +110,15 @@ def _pieces(problems: Iterable[Problem], tokenizer: PreTrainedTokenizerBase, tem
     waiting: deque[tuple[Sequence[Problem], Sequence[str], list[Future[list[list[int]]]]]] = deque()
 
     def finished() -> Piece:
-        of_piece, texts, parts = waiting.popleft()
-        return Piece(of_piece, texts, [ids for part in parts for ids in part.result()])
+        batch, texts, parts = waiting.popleft()
+        return Piece(batch, texts, [ids for part in parts for ids in part.result()])
 
     remaining = iter(problems)
     with ThreadPoolExecutor(_threads(tokenizer)) as pool:
-        while of_piece := list(islice(remaining, ROWS)):
-            texts = render(template, [problem.text for problem in of_piece], tokenizer)
+        while batch := list(islice(remaining, ROWS)):
+            texts = render(template, [problem.text for problem in batch], tokenizer)
             parts = [texts[i : i + TEXTS_AT_A_TIME] for i in range(0, len(texts), TEXTS_AT_A_TIME)]
-            waiting.append((of_piece, texts, [pool.submit(encode, part) for part in parts]))
+            waiting.append((batch, texts, [pool.submit(encode, part) for part in parts]))
             if len(waiting) > 1:
                 yield finished()
         while waiting:
@@ -136,7 +126,7 @@ def _pieces(problems: Iterable[Problem], tokenizer: PreTrainedTokenizerBase, tem
 
 
 def _threads(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return on how many threads to tokenise: a tokenizer in Rust lets others run meanwhile."""
+    """Return the number of threads for tokenisation. Only a tokenizer in Rust lets several threads run at once."""
     return min(MOST_THREADS, len(os.sched_getaffinity(0))) if tokenizer.is_fast else 1
 
 

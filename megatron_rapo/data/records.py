@@ -1,4 +1,4 @@
-"""A row of any data set as a record: the columns that prepared files have."""
+"""Convert rows of any data set to records, which have the columns of prepared files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ REQUIRED = frozenset({"problem", "answer"})
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One problem; None where its data set does not say."""
+    """One problem. Fields that the data set does not have are None."""
 
-    id: str  # SOURCE/ID by its data set, or SOURCE/INDEX of its row there, from 0
+    id: str  # SOURCE/ID with the data set's own id, else SOURCE/INDEX with the row's index from 0
     problem: str
     answer: str
     source: str
@@ -53,7 +53,8 @@ def to_records(
         )
         if record.id in places:
             raise DataError(
-                f"{place}: the id {record.id!r} is that of {places[record.id]} too; pass --field id=COLUMN of another."
+                f"{place}: the id {record.id!r} is also that of {places[record.id]}; pass --field id=COLUMN with "
+                "another column."
             )
         places[record.id] = place
         records.append(record)
@@ -75,7 +76,7 @@ def _value(row: dict[str, Any], name: str, columns: Iterable[str], place: str, r
 
 
 def _look_up(row: dict[str, Any], column: str) -> tuple[bool, Any]:
-    """Return whether there is such a column, and what it holds; "a.b" is also b of the struct a."""
+    """Return whether a column exists, and its value. "a.b" may be the field b of the struct a."""
     if column in row:
         return True, row[column]
     outer, dot, inner = column.partition(".")
@@ -94,7 +95,9 @@ def _all_columns(row: dict[str, Any]) -> list[str]:
 
 def _text(value: Any, name: str, column: str, place: str) -> str:
     if name == "problem" and not isinstance(value, str):
-        raise DataError(f"{place}: {column!r} is {kind_of(value)}, not text; pass --field problem=COLUMN of another.")
+        raise DataError(
+            f"{place}: {column!r} is {kind_of(value)}, not text; pass --field problem=COLUMN with another column."
+        )
     if isinstance(value, list):
         return (", " if name == "answer" else "\n\n").join(_text(each, name, column, place) for each in value)
     return (answer_text if name == "answer" else text_of)(value, column, place)

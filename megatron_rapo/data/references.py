@@ -1,4 +1,4 @@
-"""Find reference answers that the verifier cannot read: it only ever compares them as text."""
+"""Find reference answers that the verifier cannot parse and so can only compare as text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from megatron_rapo.verifier.verify import MAX_ANSWER_CHARS, reads_as_prose
 from megatron_rapo.verifier.worker_count import MAX_WORKERS, usable_cores
 
 TIMEOUT_S = 5.0
-"""Deadline of one answer, seconds; reward.timeout_s by default."""
+"""Deadline of one answer, seconds. Equals the default of reward.timeout_s."""
 
 
 def unparsable(answers: Sequence[str]) -> dict[str, Outcome]:
-    """Return those of `answers` that the verifier cannot parse, or not in time, with what it says of them.
+    """Return the `answers` that the verifier cannot parse, or not in time, with their outcomes.
 
-    A text of words and mathematics is found by its words. Each other is given as a completion's answer to another
-    problem, so that it is parsed before it is compared.
+    Answers that mix words and formulas are found by their words. The others are judged as wrong answers to another
+    problem, because then the verifier has to parse them.
     """
     every = [answer for answer in dict.fromkeys(answers) if not answer.isdecimal()]
     outcomes = {answer: Outcome.UNPARSABLE for answer in every if _is_text(answer)}
@@ -26,7 +26,7 @@ def unparsable(answers: Sequence[str]) -> dict[str, Outcome]:
 
 
 def _is_text(answer: str) -> bool:
-    """Return whether it is empty, closes the box around it, or is prose."""
+    """Return whether `answer` is empty, would close the box around it, or is prose."""
     return last_boxed(_boxed(answer)) == "" or (len(answer) <= MAX_ANSWER_CHARS and reads_as_prose(answer))
 
 

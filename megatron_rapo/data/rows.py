@@ -1,4 +1,4 @@
-"""Rows of a local file, each with its place for messages; a value of a row as text."""
+"""Read the rows of a local file, each with its place for messages, and convert values to text."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from megatron_rapo.runtime.safe_json import JSONError, parse_json
 
 LONGEST_SHOWN = 80  # characters of a value in a message
 Row = tuple[str, dict[str, Any]]
-"""Where it stands ("train.jsonl:7"), and its columns."""
+"""Place of a row ("train.jsonl:7"), and its columns."""
 
 
 class DataError(InputError):
-    """A data set or tokenizer that cannot be used: `path:line: reason; fix.`"""
+    """A data set or tokenizer cannot be used. The message is `path:line: reason; fix.`"""
 
 
 def read_rows(path: Path, suffixes: Sequence[str] | None = None) -> Iterator[Row]:
     """Yield the rows of a file in order. Accept only `suffixes`; by default, all supported ones.
 
-    Nothing is downloaded or kept in a cache. Raises DataError at the first thing wrong, with the line of a text file
-    (from 1) or the row of a Parquet or JSON file (from 0).
+    Downloads and caches nothing. Raises DataError at the first fault, with the line of a text file (from 1) or the row
+    of a Parquet or JSON file (from 0).
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path.")
@@ -37,11 +37,11 @@ def read_rows(path: Path, suffixes: Sequence[str] | None = None) -> Iterator[Row
     except UnicodeDecodeError:
         raise DataError(f"{path}:{_first_line_not_utf8(path)}: not UTF-8; save the file as UTF-8.") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); see to its permissions.") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions.") from None
 
 
 def text_of(value: Any, field: str, place: str) -> str:
-    """Return a text as its author wrote it, or a number in positional notation, with its digits."""
+    """Return a text unchanged, or a number in positional notation with its digits as written."""
     if isinstance(value, str):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and (text := decimal_text(value)) is not None:
@@ -50,12 +50,12 @@ def text_of(value: Any, field: str, place: str) -> str:
 
 
 def answer_text(value: Any, field: str, place: str) -> str:
-    """Return an answer as `text_of` does, and the text "5e-05", which a program wrote, as 0.00005."""
+    """Return an answer as `text_of` does, but the text "5e-05" (a float printed by a program) as "0.00005"."""
     return without_exponent(text_of(value, field, place))
 
 
 def kind_of(value: Any) -> str:
-    """Describe a value for messages: as its author wrote it, where it is short."""
+    """Describe a value for messages: as it is written, cut to LONGEST_SHOWN characters."""
     if isinstance(value, Unread):
         return f"of type {value.kind}"
     if isinstance(value, (dict, list)):
@@ -65,9 +65,9 @@ def kind_of(value: Any) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    # Not the datasets library's reader (5.2): that one turns strings that look like dates into datetimes, large
-    # integers into floats and "42" among numbers into 42, fills missing columns with None, and names no line in its
-    # errors.
+    # We do not use the reader of the datasets library (5.2). It turns strings that look like dates into datetimes,
+    # large integers into floats and "42" among numbers into 42, fills missing columns with None, and does not name the
+    # line in its errors.
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             place, text = f"{path}:{number}", line.rstrip("\n")
@@ -76,7 +76,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             try:
                 row = parse_json(text, parse_float=WrittenNumber)
             except JSONError as error:
-                reason = str(error).replace(", line 1, column", ", column")  # it is line `number`
+                reason = str(error).replace(", line 1, column", ", column")  # `place` has the real line number
                 raise DataError(f"{place}: {reason}; write one object a line.") from None
             if not isinstance(row, dict):
                 raise DataError(f"{place}: {kind_of(row)}, not a JSON object; write one object a line.")
@@ -87,7 +87,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
     try:
         rows = parse_json(path.read_text(encoding="utf-8-sig"), parse_float=WrittenNumber)
     except JSONError as error:
-        raise DataError(f"{path}: {error}; mend it, or name a file of one object a line .jsonl.") from None
+        raise DataError(f"{path}: {error}; fix it, or rename a file of one object per line to .jsonl.") from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: {kind_of(rows)}, not a list of JSON objects; write one.")
     for index, row in enumerate(rows):
@@ -98,7 +98,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    # Not the library's reader (pandas), which makes numbers of what looks like one: "007" is 7.
+    # We do not use the reader of pandas, which turns text that looks like a number into a number: "007" becomes 7.
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, strict=True)
         try:
@@ -115,7 +115,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 if values:
                     yield place, dict(zip(columns, values, strict=True))
         except csv.Error as error:
-            raise DataError(f"{path}:{lines.line_num}: not valid CSV ({error}); mend that line.") from None
+            raise DataError(f"{path}:{lines.line_num}: not valid CSV ({error}); fix that line.") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -133,7 +133,7 @@ READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".json": _json_rows,
     ".csv": _csv_rows,
 }
-"""By the file's suffix."""
+"""Functions that read a file, by its suffix."""
 
 
 def _first_line_not_utf8(path: Path) -> int:

@@ -1,7 +1,8 @@
-"""A bare SentencePiece model (Llama-2 style: a folder with tokenizer.model and nothing else) as a tokenizer.
+"""Load a bare SentencePiece model (as in Llama 2: a folder with tokenizer.model and no tokenizer.json).
 
-transformers 5 makes a tokenizer of its own of such a file, which leaves out the space that the model puts before a
-text, and splits otherwise: other token ids than the model was trained with. This one asks `sentencepiece` itself.
+transformers 5 converts such a file to a tokenizer of its own. That one omits the space that the model puts before a
+text, and splits differently, so its token ids differ from those in the model's training. This tokenizer calls
+`sentencepiece` itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 
 class SentencePieceTokenizer(SentencePieceBackend):
-    """Gives the ids of a text, and the text of ids, that `sentencepiece` gives. A control symbol in a text is text."""
+    """A tokenizer that encodes and decodes exactly as `sentencepiece` does. Control symbols in a text are only text."""
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
         model = SentencePieceProcessor(model_file=vocab_file)

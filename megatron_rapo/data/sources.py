@@ -1,7 +1,7 @@
-"""The data sets that are known by name: where their files are, and which column is what.
+"""Describe the data sets that are known by name: where their files are, and what their columns mean.
 
-A file comes from the Hugging Face hub or from a folder into which somebody has downloaded it. Licences are those that
-the hub's pages and the authors' repositories state; docs/data.md has more on each.
+A file comes from the Hugging Face hub, or from a folder with a downloaded copy. The licences are those stated on the
+hub's pages and in the authors' repositories. docs/data.md has more on each data set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_rapo.data.rows import DataError
 
 Fields = Mapping[str, tuple[str, ...]]
-"""Columns for each field of a record (records.py): the first that is there. A dot leads into a column of structs."""
+"""Columns for each field of a record (records.py); the first existing one counts. "a.b" is the field b of struct a."""
 
 USUAL_FIELDS: Fields = {
     "problem": ("problem", "question"),
@@ -25,7 +25,7 @@ USUAL_FIELDS: Fields = {
 }
 
 ORIGINALS = Path("data/original")
-"""Where the messages say that downloaded files should go, each data set's in a folder of its own."""
+"""Folder that messages suggest for downloaded files, with a subfolder for each data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,15 @@ class Source:
 
     title: str
     licence: str
-    rows: int  # a file with more or fewer is another one, or cut short
+    rows: int  # a file with another number of rows is a different one, or incomplete
     repository: str  # data set on the hub
-    file: str  # its path there
-    other_files: tuple[str, ...] = ()  # the same rows as their authors give them elsewhere
+    file: str  # path in the repository
+    other_files: tuple[str, ...] = ()  # files with the same rows that the authors publish elsewhere
     fields: Fields = field(default_factory=lambda: USUAL_FIELDS)
-    answer_after: str | None = None  # the answer follows the last one of these; the solution is before it
+    answer_after: str | None = None  # the text after its last occurrence is the answer; the text before, the solution
 
     def url(self, revision: str) -> str:
+        """Return the URL of the file on the hub."""
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(self.repository, self.file, repo_type="dataset", revision=revision)
@@ -61,7 +62,7 @@ def _gsm8k(split: str, rows: int) -> Source:
 
 
 SOURCES: Mapping[str, Source] = {
-    # The hard part of SimpleRL-Zoo's data; `other_files` is SimpleRL-Zero's own file, of as many rows.
+    # The hard part of SimpleRL-Zoo's data. `other_files` is SimpleRL-Zero's own file, with the same number of rows.
     "simplerl-zero-8k": Source(
         title="MATH levels 3 to 5 as in SimpleRL-Zero and SimpleRL-Zoo (Hendrycks et al. 2021; Zeng et al. 2025)",
         licence="MIT (MATH); Apache-2.0 (SimpleRL-Zoo-Data)",
@@ -115,11 +116,11 @@ SOURCES: Mapping[str, Source] = {
         },
     ),
 }
-"""By the name that megatron-rapo prepare-data has for them."""
+"""The known data sets, by their name for megatron-rapo prepare-data."""
 
 
 def find_original(name: str, place: Path, revision: str) -> Path:
-    """Find the original file of the data set `name`: `place` itself, or a file in that folder. Raises DataError."""
+    """Return the original file of the data set `name`: `place` itself, or a file in that folder. Raises DataError."""
     source = SOURCES[name]
     if place.is_file():
         return place
@@ -133,7 +134,10 @@ def find_original(name: str, place: Path, revision: str) -> Path:
 
 
 def download_original(name: str, revision: str) -> tuple[Path, str]:
-    """Return the original file of data set `name` (from the hub or its cache) and its commit. Raises DataError."""
+    """Download the original file of data set `name`, if it is not in the hub's cache. Return its path and commit.
+
+    Raises DataError.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RevisionNotFoundError
 
@@ -144,10 +148,10 @@ def download_original(name: str, revision: str) -> tuple[Path, str]:
         raise DataError(
             f"--revision {revision}: {source.repository} has no such branch, tag or commit; leave it out."
         ) from None
-    except OSError as error:  # all that the library raises for a hub that is not there or does not give it
+    except OSError as error:  # the library's errors for a missing network, hub or file are all OSErrors
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"{name}: {source.url(revision)} cannot be had ({type(error).__name__}: {reason}); download it where there "
-            f"is a network, put it into {ORIGINALS / name} and pass --from {ORIGINALS / name}."
+            f"{name}: {source.url(revision)} cannot be downloaded ({type(error).__name__}: {reason}); download it on a "
+            f"machine with network access, put it into {ORIGINALS / name} and pass --from {ORIGINALS / name}."
         ) from None
-    return path, path.parents[len(Path(source.file).parts) - 1].name  # the cache's folder .../snapshots/COMMIT/
+    return path, path.parents[len(Path(source.file).parts) - 1].name  # the cache has .../snapshots/COMMIT/FILE

@@ -1,4 +1,4 @@
-"""What a completion stops at: tokens by their ids, and strings."""
+"""Find where completions stop: at token ids and at strings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EOS_FILES = ("config.json", "generation_config.json")
-"""Files of a model folder that name its end-of-sequence tokens."""
+"""Files of a model folder that may name its end-of-sequence tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stops:
-    """A completion ends with the first of these tokens, or with the token that completes the first of these strings."""
+    """A completion ends with the first of these tokens, or with the token that completes one of these strings."""
 
     token_ids: tuple[int, ...] = ()
     strings: tuple[str, ...] = ()
@@ -36,38 +36,38 @@ def find_stops(
 ) -> Stops:
     """Return where completions of the model in `folder` stop: its end-of-sequence tokens, `strings` and `token_ids`.
 
-    The end-of-sequence tokens are those of the tokenizer, of config.json and of generation_config.json. A string that
-    is a special token stops by its id, because decoding leaves special tokens out; spelled in other tokens it stops as
-    a string. Raises DataError for an id that is not one of the `vocab_size` tokens.
+    The end-of-sequence tokens come from the tokenizer, config.json and generation_config.json. A string that is a
+    special token also stops by its id, because decoding omits special tokens. Raises DataError for an id outside the
+    `vocab_size` tokens.
     """
     for token_id in token_ids:
         if token_id >= vocab_size:
             raise DataError(
                 f"rollout.stop_token_ids={list(token_ids)}: {token_id} is no token of {folder}, which has "
-                f"{vocab_size:,} (ids 0 to {vocab_size - 1}); take it out."
+                f"{vocab_size:,} (ids 0 to {vocab_size - 1}); remove it."
             )
     ids = {*_eos_token_ids(folder, vocab_size), *token_ids}
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
     ids |= {special for special in (_special_token(string, tokenizer) for string in strings) if special is not None}
-    of_ids = [f"{str(tokenizer.decode([token_id]))!r} ({token_id})" for token_id in sorted(ids)]
+    shown_ids = [f"{str(tokenizer.decode([token_id]))!r} ({token_id})" for token_id in sorted(ids)]
     return Stops(
         token_ids=tuple(sorted(ids)),
         strings=tuple(strings),
-        shown=f"token {', '.join(of_ids)}" + (f"; text {', '.join(map(repr, strings))}" if strings else ""),
+        shown=f"token {', '.join(shown_ids)}" + (f"; text {', '.join(map(repr, strings))}" if strings else ""),
     )
 
 
 def _special_token(string: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of a string that is a token which decoding leaves out."""
+    """Return the id of `string` if it is a token that decoding omits, else None."""
     token_id = tokenizer.convert_tokens_to_ids(string)
-    if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != string:  # where it is unknown, another's id
+    if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != string:  # an unknown token gives another id
         return None
     return int(token_id) if tokenizer.decode([token_id], skip_special_tokens=True) == "" else None
 
 
 def _eos_token_ids(folder: Path, vocab_size: int) -> set[int]:
-    """Return the end-of-sequence ids that the model folder's own files name."""
+    """Return the end-of-sequence ids in EOS_FILES of the model folder."""
     ids: set[int] = set()
     for path in (folder / name for name in EOS_FILES):
         if path.exists():

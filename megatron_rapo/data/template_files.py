@@ -1,4 +1,4 @@
-"""Templates in files of the user's own: TOML with the text around a problem, or Jinja."""
+"""Read templates from the user's files: TOML with the text around a problem, or Jinja."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEYS = (*_TEXTS, "stop")
 
 
 def read_template(name: str) -> dict[str, Any]:
-    """Return what a file says, by the names of Template's fields. Raises InputError for a file that says otherwise."""
+    """Return a file's content by the names of Template's fields. Raises InputError if the file is not valid."""
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
@@ -35,9 +35,9 @@ def _from_toml(name: str, text: str) -> dict[str, Any]:
     try:
         parts = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"data.template={name}: not valid TOML ({error}); mend that line.") from None
-    except (RecursionError, ValueError) as error:  # too deeply nested, an integer of too many digits
-        raise InputError(f"data.template={name}: not valid TOML ({type(error).__name__}); mend it.") from None
+        raise InputError(f"data.template={name}: not valid TOML ({error}); fix that line.") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or an integer with too many digits
+        raise InputError(f"data.template={name}: not valid TOML ({type(error).__name__}); fix it.") from None
     if unknown := [key for key in parts if key not in _KEYS]:
         raise InputError(f"data.template={name}: {unknown[0]!r}: no such key; keys are {', '.join(_KEYS)}.")
     if not any(parts.get(key) for key in _TEXTS):
@@ -47,5 +47,5 @@ def _from_toml(name: str, text: str) -> dict[str, Any]:
             raise InputError(f"data.template={name}: {key!r} is not a string; write one.")
     stop = parts.get("stop", [])
     if not isinstance(stop, list) or not all(isinstance(string, str) and string for string in stop):
-        raise InputError(f"data.template={name}: 'stop' is not a list of strings that are not empty; write one.")
+        raise InputError(f"data.template={name}: 'stop' is not a list of non-empty strings; write one.")
     return {**parts, "stop": tuple(stop)}

@@ -1,6 +1,7 @@
-r"""How a problem becomes the text that the model completes, and at which strings such a completion stops.
+r"""Turn a problem into the text that the model completes, and find the strings at which the completion stops.
 
-Problem texts hold braces and backslashes, so a template is joined, never formatted; Jinja gets them as values.
+Problem texts have braces and backslashes. So the parts of a template are joined and never used as format strings.
+Jinja gets problem texts as values.
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
-"""Of SimpleRL-Zoo and Qwen2.5-Math's evaluation."""
-_REPLY = "5f3a9c"  # an assistant's message, to see how a chat template ends one
+"""The instruction in SimpleRL-Zoo and in the evaluation of Qwen2.5-Math."""
+_REPLY = "5f3a9c"  # an assistant's message that shows how a chat template ends one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """What stands around a problem. The parts follow each other in this order, but for those of Jinja."""
+    """The text around a problem. Without Jinja, the parts are joined in this order."""
 
-    name: str = ""  # as data.template has it
+    name: str = ""  # the value of data.template
     opening: str = ""  # before the system message
-    system: str | None = None  # None: there is no system message
+    system: str | None = None  # None: no system message
     before: str = ""  # before the problem
-    instruction: str = ""  # on a line of its own after the problem; none where it is empty
+    instruction: str = ""  # on a separate line after the problem; no line if empty
     after: str = ""
     stop: tuple[str, ...] = ()  # strings at which a completion stops
-    jinja: str | None = None  # source of a Jinja template in place of `opening`, `before` and `after`
+    jinja: str | None = None  # source of a Jinja template that replaces `opening`, `before` and `after`
     chat: bool = False  # the tokenizer's own Jinja template
 
     @property
     def is_jinja(self) -> bool:
-        """Jinja renders it, for which the tokenizer is needed."""
+        """Return whether Jinja renders the template, which needs the tokenizer."""
         return self.chat or self.jinja is not None
 
     @property
     def digest(self) -> str:
-        """Digest of what a template of the user's own puts around a problem; empty for a built-in template."""
+        """Return a digest of the text that the user's template puts around a problem; empty for a built-in one."""
         if self.name in TEMPLATES:
             return ""
-        of_function = [] if self.name.endswith(TEMPLATE_SUFFIXES) else [self.opening, self.system, self.instruction]
-        parts = json.dumps([self.before, self.after, self.jinja, *of_function])
+        own_parts = [] if self.name.endswith(TEMPLATE_SUFFIXES) else [self.opening, self.system, self.instruction]
+        parts = json.dumps([self.before, self.after, self.jinja, *own_parts])
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     def message(self, problem_text: str) -> str:
@@ -71,22 +72,21 @@ TEMPLATES: Mapping[str, Template] = {
         after="<|im_end|>\n<|im_start|>assistant\n",
         stop=("<|im_end|>", "<|endoftext|>", "<|im_start|>"),
     ),
-    # SimpleRL-Zoo's for weak bases, which do not follow an instruction about the format; named after GAIR's Abel.
+    # SimpleRL-Zoo's template for weak base models, which ignore an instruction on the format. Named after GAIR's Abel.
     "abel": Template(
         before="Question:\n", after="\nAnswer:\nLet's think step by step.\n", stop=("Question:", "Answer:")
     ),
     "chat": Template(instruction=INSTRUCTION, chat=True),
 }
-"""The templates by the name that `data.template` has for them."""
+"""The built-in templates by their name in `data.template`."""
 assert tuple(TEMPLATES) == choices.TEMPLATES, "megatron_rapo/choices.py lists other templates"
 
 
 def template_of(name: str, *, instruction: str | None = None, system: str | None = None) -> Template:
-    """Return a built-in template, the one in a file, or the user's own.
+    """Return the template `name`: a built-in one, one in a file, or the user's own code.
 
-    None leaves the template's own instruction and system message.
-
-    Raises InputError for one that is not there or cannot be used, and for a system message that it has no place for.
+    `instruction` and `system` replace the template's own, unless they are None. Raises InputError for a template that
+    does not exist or cannot be used, and for a system message if the template has no place for one.
     """
     if name in TEMPLATES:
         template = replace(TEMPLATES[name], name=name)
@@ -111,7 +111,7 @@ def template_of(name: str, *, instruction: str | None = None, system: str | None
 
 @cache
 def _own_template(reference: str) -> Template:
-    """Return what a function of the user's own returns, checked. Raises UserCodeError."""
+    """Call the user's function and return its template, checked. Raises UserCodeError."""
     field = f"data.template={reference!r}"
     template = guarded(load_function(reference, field, ()), field, "failed on a trial call")
     if not isinstance(template, Template):
@@ -121,17 +121,17 @@ def _own_template(reference: str) -> Template:
         if not isinstance(part, str):
             raise UserCodeError(f"{field}: has {part!r:.80} where a text belongs; write a string.")
     if not isinstance(stop, tuple) or not all(isinstance(string, str) and string for string in stop):
-        raise UserCodeError(f"{field}: stop is no tuple of strings that are not empty ({stop!r:.80}); write one.")
+        raise UserCodeError(f"{field}: stop is not a tuple of non-empty strings ({stop!r:.80}); write one.")
     if chat and jinja is not None:
         raise UserCodeError(f"{field}: has both chat and jinja, and only one can be rendered; leave one out.")
     return replace(template, name=reference)
 
 
 def render(template: Template, problem_texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Return the prompts' texts, special tokens of the template written out; only Jinja needs the tokenizer.
+    """Return the prompts' texts, in which special tokens are written as text. Only Jinja needs the tokenizer.
 
-    Raises InputError for a template that fails, that takes too long, or in which the problem, the instruction or the
-    system message does not show.
+    Raises InputError if the template fails or takes too long, or if its output lacks the problem, the instruction or
+    the system message.
     """
     if not template.is_jinja:
         start = "" if template.system is None else template.opening + template.system
@@ -147,14 +147,14 @@ def render(template: Template, problem_texts: Sequence[str], tokenizer: PreTrain
     for what, other in zip(probes, others, strict=True):
         if other == texts[0]:
             raise InputError(
-                f"data.template={template.name}: {what} does not show in the prompt; have the template use it"
+                f"data.template={template.name}: {what} does not appear in the prompt; use it in the template"
                 f"{', or leave the setting out' if what.startswith('data.') else ''}."
             )
     return texts
 
 
 def template_stops(template: Template, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Return the strings at which completions stop: of a Jinja template, what it puts behind an assistant's message."""
+    """Return the strings at which completions stop. For a Jinja template, this is what ends an assistant's message."""
     if not template.is_jinja:
         return template.stop
     reply = _case(template, "1 + 1")
@@ -162,7 +162,7 @@ def template_stops(template: Template, tokenizer: PreTrainedTokenizerBase) -> tu
     reply["add_generation_prompt"] = False
     _, [text] = render_jinja(template.name, *_jinja(template, tokenizer), [], probes=[reply])
     _, found, rest = (text or "").rpartition(_REPLY)
-    if not found or not rest.strip():  # it knows no such messages, or ends them with nothing
+    if not found or not rest.strip():  # it does not support such messages, or puts nothing after them
         return ()
     first = tokenizer.encode(rest.strip(), add_special_tokens=False)[0]
     if tokenizer.decode([first], skip_special_tokens=True) == "":
@@ -183,10 +183,10 @@ def _case(template: Template, problem_text: str) -> Case:
 
 
 def _jinja(template: Template, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, dict[str, Any]]:
-    """Return the source of a Jinja template, and the special tokens that it may use by name."""
+    """Return the source of a Jinja template, and the special tokens that it may use as variables."""
     if tokenizer is None:
-        whose = "it is the tokenizer's own" if template.chat else "it may use the tokenizer's special tokens"
-        raise InputError(f"data.template={template.name}: {whose}, and there is none; name the model.")
+        why = "it is part of the tokenizer" if template.chat else "it may use the tokenizer's special tokens"
+        raise InputError(f"data.template={template.name}: {why}, and there is no tokenizer; name the model.")
     if template.jinja is not None:
         return template.jinja, tokenizer.special_tokens_map
     if not tokenizer.chat_template:
@@ -199,5 +199,5 @@ def _jinja(template: Template, tokenizer: PreTrainedTokenizerBase | None) -> tup
     except ValueError:
         raise InputError(
             f"data.template={template.name}: the tokenizer of {tokenizer.name_or_path or 'the model'} has several chat "
-            "templates and none is the default; copy the right one to a file, and name that as data.template."
+            "templates and none is the default; copy one of them to a file, and set data.template to that file."
         ) from None

@@ -1,4 +1,4 @@
-"""When two problems are the same text: strictly, for duplicates, and word by word, for contamination."""
+"""Normalise problem texts: as a whole to find duplicates, and word by word to find contamination."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _WORD = re.compile(r"[^\W\d_]+|\d+|[-+*/=<>^!%|]")
 
 
 def normalised(text: str) -> str:
-    r"""Return a text without differences that only change its looks.
+    r"""Return a text without differences that change only its look.
 
-    These are Unicode compatibility forms, case, blanks, dollar signs, LaTeX spacing (\left, \!), \dfrac for \frac.
+    These are Unicode compatibility forms, case, whitespace, dollar signs, LaTeX spacing (\left, \!) and \dfrac.
     """
     return re.sub(r"[\s$]+", "", _plain(text))
 
 
 def words(text: str) -> list[str]:
-    r"""Return runs of letters, integers and operators, in order. A LaTeX command counts as the word of its name."""
+    r"""Return the words, integers and operators of `text` in order. A LaTeX command is the word of its name."""
     return _WORD.findall(_plain(text))
 
 

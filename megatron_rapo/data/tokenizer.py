@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""One of these holds the vocabulary."""
+"""Files that may hold the vocabulary; one is enough."""
 SENTENCEPIECE = "tokenizer.model"
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in the folder `path`, without network. Raises DataError that names what is missing."""
+    """Load the tokenizer in the folder `path`, without network access. Raises DataError if it cannot be loaded."""
     with gc_control.imports():
         from transformers import AutoTokenizer  # takes seconds
 
     folder = Path(path)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name a local Hugging Face model folder.")
-    # Without any, transformers 5 makes a tokenizer of special tokens only where config.json names a model.
+    # Without such a file, transformers 5 may create a tokenizer with special tokens only, from config.json.
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise DataError(f"{folder}: none of {', '.join(VOCABULARY_FILES)} is there; copy the model's tokenizer files.")
     try:

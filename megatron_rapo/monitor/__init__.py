@@ -1,4 +1,4 @@
-"""What is written down and shown while a run goes on. No torch; the first process alone writes."""
+"""Record and show the progress of a run. Only rank 0 writes. No torch."""
 
 from megatron_rapo.monitor.charts import CHARTS
 from megatron_rapo.monitor.console import Console

@@ -1,4 +1,4 @@
-"""Which scalars are looked at together, in TensorBoard's custom scalars and in the report."""
+"""The charts: which scalars TensorBoard's custom-scalars page and the report show together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Resharding, GB/s": ("reshard/transfer_gb_per_s",),
     },
 }
-"""Section -> chart -> scalars; a name that ends in / or @ stands for all that begin with it."""
+"""Section -> chart -> scalars. A name that ends with / or @ stands for all scalars that begin with it."""
 GROUPS = (
     "reward",
     "eval",
@@ -62,5 +62,5 @@ GROUPS = (
     "throughput",
     "seconds",
 )
-"""The first parts of the scalars' names, in the order in which they are looked at."""
+"""The first parts of the scalars' names, in display order."""
 OPEN_ENDS = ("/", "@")

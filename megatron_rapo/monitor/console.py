@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a live display on a terminal, plain lines anywhere else."""
+"""Show the progress of a run: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import TextIO
 
 import rich.console
@@ -29,32 +28,32 @@ HEADLINES: dict[str, tuple[str, str]] = {
     "rollout/completion_tokens": ("tokens", ".1f"),
     "throughput/tokens_per_s": ("tokens/s", ".0f"),
 }
-"""Scalars worth a glance at every step, by name: label and number format."""
+"""Scalars that are shown at every step: name -> (label, number format)."""
 
 _SECONDS = "seconds/"
-_CELL_WIDTH = 19  # characters of one label with its number: three side by side leave room in 60 for a ^C
-_RECENT_STEPS = 10  # the remaining time is judged by these
-_TABLE_STEPS, _OTHER_LINES = 6, 8  # latest steps that are shown; of the display, what is not one of them
-_LEAST_BAR = 8  # characters: a shorter progress bar says nothing
+_CELL_WIDTH = 19  # characters of one label with its number; three fit in 60 columns with room for a ^C
+_RECENT_STEPS = 10  # steps from which the remaining time is estimated
+_TABLE_STEPS, _OTHER_LINES = 6, 8  # most steps in the table; lines of the display that are not its rows
+_LEAST_BAR = 8  # characters; a shorter progress bar is not shown
 
 
 class Console:
-    """Progress of a run of `total_steps` steps, as a context manager.
+    """Shows the progress of a run of `total_steps` steps, as a context manager.
 
-    On a terminal: progress, remaining time, what is going on now, a table of the latest steps and where the time of the
-    last one went, redrawn in place. Elsewhere: one line per step and per message, without control characters:
+    On a terminal it redraws in place: progress, remaining time, current phase, a table of the latest steps and the
+    durations of the last step's phases. Elsewhere it prints a line per step and message, without control characters:
 
         21:12:10 step 3/30 2:31 left reward 0.410 pass_rate 0.380 ... rollout 3.1s train 1.9s step 5.4s
     """
 
     def __init__(self, total_steps: int, *, stream: TextIO | None = None, width: int | None = None) -> None:
-        """`stream` defaults to standard output; `width`, in characters, to the terminal's own.
+        """Write to `stream` (default: stdout), `width` characters wide (default: the terminal's width).
 
-        With `total_steps=0` there is no progress to show, only messages and tables.
+        With `total_steps=0` show no progress, only messages and tables.
         """
         self._total_steps = total_steps
         self._stream = stream or sys.stdout
-        # The stream decides, not FORCE_COLOR and the like: a log file never gets control characters.
+        # The stream decides, not variables such as FORCE_COLOR: a log file never gets control characters.
         self._is_live = self._stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
         self._rich = rich.console.Console(
             file=self._stream, width=width, force_terminal=self._is_live, highlight=False, markup=False
@@ -73,28 +72,26 @@ class Console:
                 get_renderable=self._render, console=self._rich, refresh_per_second=4, vertical_overflow="crop"
             )
             self._live.start()
-            # torchrun ends its processes with a signal that leaves no chance to bring a hidden cursor back.
+            # torchrun kills its processes with a signal, after which a hidden cursor would stay hidden.
             self._rich.show_cursor(True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._end_live("done" if kind is None else "stopped")
 
     def message(self, text: str) -> None:
-        """Say `text`, above the live display."""
+        """Print `text`, above the live display."""
         if self._is_live:
             self._rich.print(without_controls(text), soft_wrap=True)
         else:
             print(without_controls(text), file=self._stream, flush=True)
 
     def phase(self, name: str) -> None:
-        """What is going on from now on; only the live display shows it."""
+        """Set the current phase, which only the live display shows."""
         self._phase, self._phase_start_s = name, time.monotonic()
 
     def step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Step `step` (counted from 1) is done, with these scalars (names of scalars.py)."""
+        """Show a finished step (counted from 1) with its scalars (names from scalars.py)."""
         now_s = time.monotonic()
         if "seconds/step" in scalars:
             self._recent_s.append(scalars["seconds/step"])
@@ -110,7 +107,7 @@ class Console:
             self._live.refresh()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a closing table, which ends the live display; the first column is text, the others numbers."""
+        """End the live display and print a table. The first column is text, the others are numbers."""
         self._end_live("done")
         title, columns = without_controls(title), [without_controls(column) for column in columns]
         rows = [[without_controls(cell) for cell in row] for row in rows]
@@ -127,14 +124,15 @@ class Console:
     def _end_live(self, phase: str) -> None:
         if self._live is not None:
             self.phase(phase)
-            self._live.stop()  # draws a last time
+            self._live.stop()  # draws once more
             self._live = None
 
     def _render(self) -> RenderableType:
         columns = self._columns()
         left_over = [name for name in HEADLINES if name not in columns]
         cells = (*_headlines(self._scalars, left_over), *_durations(self._scalars))
-        return Group(self._progress(), self._now(), self._steps(columns), self._grid(cells))
+        phase = Text(f"{self._phase} {_clock(time.monotonic() - self._phase_start_s)}", style="dim")
+        return Group(self._progress(), phase, self._steps(columns), self._grid(cells))
 
     def _progress(self) -> RenderableType:
         done, left = f"step {self._step}/{self._total_steps}", self._remaining()
@@ -149,7 +147,7 @@ class Console:
         return line
 
     def _columns(self) -> dict[str, int]:
-        """The headlines that the width has room for beside the step, in their order, and the width of each."""
+        """Return the headlines that fit beside the step number, in order, with their widths in characters."""
         columns: dict[str, int] = {}
         room = self._rich.width - max(len("step"), len(str(self._total_steps)))
         for name, (label, spec) in HEADLINES.items():
@@ -163,7 +161,7 @@ class Console:
         return columns
 
     def _steps(self, columns: Mapping[str, int]) -> Table:
-        """The latest steps, as many as the height has room for, the last one at the bottom."""
+        """Build the table of the latest steps that fit in the height. The last step is at the bottom."""
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(justify="right", no_wrap=True)
         for width in columns.values():
@@ -184,11 +182,8 @@ class Console:
         seconds = (self._total_steps - self._step) * sum(self._recent_s) / len(self._recent_s)
         return f"{_clock(seconds)} left"
 
-    def _now(self) -> Text:
-        return Text(f"{self._phase} {_clock(time.monotonic() - self._phase_start_s)}", style="dim")
-
     def _grid(self, cells: Sequence[tuple[str, str]]) -> Table:
-        """Labels with their numbers, as many side by side as the width allows."""
+        """Build a grid of labels with their numbers, as many side by side as the width allows."""
         cells_per_row = max(1, self._rich.width // _CELL_WIDTH)
         grid = Table.grid(padding=(0, 1))
         for _ in range(cells_per_row):

@@ -1,4 +1,4 @@
-"""MLflow: to the server of MLFLOW_TRACKING_URI, or else to a file of its own in the run's folder."""
+"""Write to MLflow: to the server of MLFLOW_TRACKING_URI, or else to a database in the run's folder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
-from megatron_rapo.monitor.writer_interface import Sample, kept_id
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars, kept_id
 from megatron_rapo.runtime.run_folder import RunFolder, step_name
 
-_PARAM_CHARACTERS, _PARAMS_AT_ONCE = 500, 100  # what every kind of MLflow's stores takes
+_PARAM_CHARACTERS, _PARAMS_AT_ONCE = 500, 100  # limits that all of MLflow's stores accept
 
 
 class MlflowWriter:
-    """One run there. A resumed run goes on as the same one; steps that were lost between are there twice.
+    """Writes one MLflow run. A resumed run continues it, and repeated steps appear twice.
 
-    MLflow has no histograms; samples are files (artifacts) of the run.
+    Samples become files (artifacts) of the run. MLflow has no histograms, so they are left out.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -29,7 +29,7 @@ class MlflowWriter:
         self._client = MlflowClient(server or f"sqlite:///{files.mlflow_database}")
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "megatron_rapo")
         experiment = self._client.get_experiment_by_name(name)
-        artifacts = None if server else files.mlflow_files.as_uri()  # else they would be in the current folder
+        artifacts = None if server else files.mlflow_files.as_uri()  # the default would be the current folder
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name, artifacts)
         known = files.mlflow_run_id
         if known.exists():
@@ -41,13 +41,7 @@ class MlflowWriter:
         for start in range(0, len(params), _PARAMS_AT_ONCE):
             self._client.log_batch(self._run_id, params=params[start : start + _PARAMS_AT_ONCE])
 
-    def write(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
+    def write(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
         now_ms = int(time.time() * 1000)
         metrics = [Metric(name.replace("@", "_at_"), value, now_ms, step) for name, value in scalars.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
@@ -59,7 +53,7 @@ class MlflowWriter:
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """section.field -> value."""
+    """Yield each setting as (section.field, value)."""
     for section, fields in settings.items():
         if isinstance(fields, Mapping):
             yield from ((f"{section}.{name}", value) for name, value in fields.items())

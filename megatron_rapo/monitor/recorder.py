@@ -1,4 +1,4 @@
-"""What stays of a run's steps: metrics.jsonl, rollouts, and what monitor.writers makes of them."""
+"""Record a run's steps: in metrics.jsonl, in rollout files, and with the writers of monitor.writers."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.rollouts import RecordedCompletion, drop_rollouts_after, write_rollouts
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
-from megatron_rapo.monitor.writer_interface import Sample, Writer
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars, Writer
 from megatron_rapo.monitor.writer_registry import open_writer
 from megatron_rapo.runtime.atomic_write import write_bytes_atomically
 from megatron_rapo.runtime.run_folder import RunFolder
 
 
 class Recorder:
-    """Writes each step's scalars and samples into `folder`. One process of a run makes one.
+    """Writes each step's scalars and samples into the run's folder. Only rank 0 has one.
 
-    A step is one line of metrics.jsonl: {"step": 3, "reward/mean": 0.41, ...}; a number that is not
-    finite is null there (JSON has no NaN) and itself in TensorBoard.
+    Each step is a line of metrics.jsonl: {"step": 3, "reward/mean": 0.41, ...}. A number that is not finite is null
+    there, because JSON has no NaN. The writers get it unchanged.
     """
 
     def __init__(
@@ -35,11 +34,11 @@ class Recorder:
         resume_step: int | None = None,
         warn: Callable[[str], None] = print,
     ) -> None:
-        """Open `folder` for a new run, or to go on after step `resume_step` (later steps are dropped).
+        """Open `folder` for a new run, or to continue after step `resume_step` (later steps are dropped).
 
-        `writers` (monitor.writers) are told the run's `settings`; one that fails is left out from then on, and `warn`
-        is told. Raises InputError for one that cannot even start, FileExistsError where the folder has metrics and
-        `resume_step` is None.
+        Each of the `writers` (names in monitor.writers) gets the run's `settings`. If one fails later, it is dropped
+        and `warn` gets a message; but a failure of TensorBoard is raised. Raises InputError if a writer cannot start,
+        and FileExistsError if `resume_step` is None and the folder already has metrics.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = RunFolder(folder).metrics
@@ -58,16 +57,12 @@ class Recorder:
         self._writers: dict[str, Writer] = {name: _opened(name, folder, settings or {}, first_step) for name in writers}
 
     def log(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample] = (),
-        histograms: Mapping[str, Sequence[float]] | None = None,
+        self, step: int, scalars: Scalars, samples: Sequence[Sample] = (), histograms: Histograms | None = None
     ) -> None:
-        """Record `scalars` of `step` and flush; a second call for the latest step adds to its line.
+        """Record `scalars` of `step` and flush. A second call for the latest step adds to its line.
 
-        `samples` and `histograms` (name -> values) are for the writers. Raises ValueError for a name that scalars.py
-        does not know, an earlier step, or a name that the step already has.
+        Only the writers get `samples` and `histograms` (name -> values). Raises ValueError for a name that scalars.py
+        does not declare, an earlier step, or a name that the step already has.
         """
         if unknown := (histograms or {}).keys() - HISTOGRAMS.keys():
             raise ValueError(
@@ -89,11 +84,11 @@ class Recorder:
             self._guarded(name, lambda writer: writer.write(step, values, samples, histograms or {}))
 
     def rollouts(self, step: int, completions: Sequence[RecordedCompletion]) -> None:
-        """Record completions of `step`, token by token, in a file of their own."""
+        """Record completions of `step`, token by token, in a separate file."""
         write_rollouts(self._folder, step, completions)
 
     def close(self) -> None:
-        """Close the files; a second call does nothing."""
+        """Close the files and the writers. A second call does nothing."""
         self._file.close()
         for name in list(self._writers):
             self._guarded(name, lambda writer: writer.close())
@@ -102,16 +97,17 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _guarded(self, name: str, action: Callable[[Writer], None]) -> None:
-        """A service that does not answer must not end a run of weeks. TensorBoard is files, on the disk of the rest."""
+        """Apply `action` to a writer. Drop the writer if it fails: a dead service must not end a run of weeks.
+
+        An error of TensorBoard is raised, because its files are on the same disk as the run's other files.
+        """
         try:
             action(self._writers[name])
-        except Exception as error:  # of any kind: each service's library has its own
+        except Exception as error:  # of any kind: each service's library has its own exceptions
             if name == "tensorboard":
                 raise
             del self._writers[name]
@@ -124,7 +120,7 @@ class Recorder:
         self._last = row
 
     def _extend(self, row: dict[str, Any]) -> None:
-        # Over the line's closing brace: what is there already stays there whatever happens.
+        # Overwrite only the line's closing brace, so that the existing values are never lost.
         self._file.seek(-len(b"}\n"), os.SEEK_END)
         self._file.write(b", " + _line(row)[1:])
         self._file.flush()
@@ -134,11 +130,11 @@ class Recorder:
 def _opened(name: str, folder: Path, settings: Mapping[str, Any], first_step: int) -> Writer:
     try:
         return open_writer(name, folder, settings, first_step=first_step)
-    except Exception as error:  # of any kind: each service's library has its own
+    except Exception as error:  # of any kind: each service's library has its own exceptions
         if name == "tensorboard":
             raise
         raise InputError(
-            f"monitor.writers: {name} cannot start ({type(error).__name__}: {error}); see to it, or leave it out."
+            f"monitor.writers: {name} cannot start ({type(error).__name__}: {error}); fix this, or leave {name} out."
         ) from error
 
 
@@ -147,16 +143,16 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _drop_steps_after(path: Path, step: int) -> dict[str, Any]:
-    """Rewrite the metrics without the steps after `step`; returns the last row that stays."""
+    """Remove the steps after `step` from the metrics file. Return the last row that remains."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
-    if rows and rows[-1]["step"] == step:  # its held-out problems, which come after the checkpoint, are asked again
+    if rows and rows[-1]["step"] == step:  # its evaluation comes after the checkpoint and will run again
         rows[-1] = {name: value for name, value in rows[-1].items() if not name.startswith("eval/")}
     write_bytes_atomically(path, b"".join(_line(row) for row in rows))
     return rows[-1] if rows else {"step": -1}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a kill cut short, or that is being written, is left out."""
+    """Return the rows of a metrics file, without an incomplete last line (cut off by a kill or being written)."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -164,5 +160,5 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise InputError(f"{path}:{number}: not a line of metrics ({error}); mend or remove it.") from None
+                raise InputError(f"{path}:{number}: not a line of metrics ({error}); fix or remove it.") from None
     return rows

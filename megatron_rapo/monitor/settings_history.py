@@ -1,4 +1,4 @@
-"""Which settings a run had at which step: RUN/config.json has the present ones, RUN/settings_history.jsonl all."""
+"""Record a run's settings: the current ones in RUN/config.json, all with their steps in RUN/settings_history.jsonl."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.safe_json import JSONError, parse_json, read_json
 
 Row = dict[str, Any]
-"""A start with other settings than the last: {"first_step": 5, "settings": {section: {field: value}}}."""
+"""A start with changed settings: {"first_step": 5, "settings": {section: {field: value}}}."""
 
 
 def record_settings(folder: Path, config: Config, *, step: int) -> None:
-    """Write both files for a run that starts after `step`; what was written for steps after it is dropped."""
+    """Write both files for a run that starts after `step`. Drop rows of later steps."""
     files, settings = RunFolder(folder), config.model_dump(mode="json")
     rows = [row for row in read_history(folder) if row["first_step"] <= step]
-    if step and not rows and files.settings.exists():  # the run was begun by a version without a history
+    if step and not rows and files.settings.exists():  # an older version, without a history, started the run
         rows = [{"first_step": 1, "settings": _read(files.settings)}]
     if not rows or rows[-1]["settings"] != settings:
         rows.append({"first_step": step + 1, "settings": settings})
@@ -31,7 +31,7 @@ def record_settings(folder: Path, config: Config, *, step: int) -> None:
 
 
 def read_history(folder: Path) -> list[Row]:
-    """Return the lines of a run's history, none where it has no file. Raises InputError."""
+    """Return the rows of a run's history; an empty list if there is no file. Raises InputError."""
     path = RunFolder(folder).settings_history
     if not path.exists():
         return []
@@ -46,7 +46,7 @@ def read_history(folder: Path) -> list[Row]:
 
 
 def changes(history: Sequence[Row]) -> list[Row]:
-    """Return what has changed on the way, in order: {"step": first step with it, "name", "before", "after"}."""
+    """Return all changed settings, in order: {"step": first step with the change, "name", "before", "after"}."""
     found = []
     for before, after in pairwise(history):
         old, new = _flat(before["settings"]), _flat(after["settings"])

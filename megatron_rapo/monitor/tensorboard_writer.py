@@ -1,6 +1,6 @@
-"""TensorBoard event files, written with tensorboard's own classes.
+"""Write TensorBoard event files with tensorboard's own classes.
 
-torch.utils.tensorboard wraps the same writer but cannot say what a scalar means.
+torch.utils.tensorboard wraps the same classes but cannot write a scalar's description.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -28,34 +28,28 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from megatron_rapo.monitor.charts import CHARTS, GROUPS, OPEN_ENDS
 from megatron_rapo.monitor.scalars import HISTOGRAMS, describe
-from megatron_rapo.monitor.writer_interface import Sample
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars
 
 BINS = 30  # of a histogram
 
 
 class EventFile:
-    """One new event file in `folder`; TensorBoard reads all files of a folder as one run."""
+    """A new event file in a folder. TensorBoard shows all files of a folder as one run."""
 
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
-        """TensorBoard forgets what the older files of the folder say of `first_step` and later."""
-        # Not by tensorboard's EventFileWriter: its thread prints a traceback where the disk is full.
+        """Open a new file in `folder`. TensorBoard then ignores `first_step` and later steps in older files."""
+        # tensorboard's EventFileWriter is not used: its thread prints a traceback when the disk is full.
         self._file = _new_file(folder)
         self._records = RecordWriter(self._file)
         self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        # In the first file too: TensorBoard takes a run's second START for its first restart.
+        # The first file needs START too: TensorBoard takes a run's second START for its first restart.
         start = SessionLog(status=SessionLog.START)
         self._add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
         self._add(first_step, [_layout()])
         self._file.flush()
 
-    def write(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
-        """Write scalars under `tag` of their names, histograms under theirs, samples as samples/0, ...; flushed.
+    def write(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
+        """Write scalars under `tag(name)`, histograms under their names and samples as samples/0, ...; then flush.
 
         Raises OSError.
         """
@@ -66,7 +60,7 @@ class EventFile:
         self._file.flush()
 
     def close(self) -> None:
-        with suppress(OSError):  # of what the disk did not take `write` has said so
+        with suppress(OSError):  # `write` has raised already if the disk did not accept the data
             self._file.close()
 
     def _add(self, step: int, values: Sequence[Summary.Value]) -> None:
@@ -77,7 +71,7 @@ class EventFile:
 
 
 def _new_file(folder: Path) -> BinaryIO:
-    """Open a new file, named as TensorBoard expects it and after those that are there."""
+    """Open a new file with a name that TensorBoard recognises and that sorts after those of earlier starts."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
     for number in count():
@@ -87,13 +81,13 @@ def _new_file(folder: Path) -> BinaryIO:
 
 
 def tag(name: str) -> str:
-    """Return the tag of a scalar: its name, numbered, because TensorBoard shows groups in alphabetical order."""
+    """Return the tag of a scalar: its name with a group number in front, because TensorBoard sorts groups by name."""
     return f"{GROUPS.index(name.partition('/')[0]) + 1:02}_{name}"
 
 
 def _scalar(name: str, value: float) -> Summary.Value:
     metadata = scalar_metadata(display_name=name, description=describe(name))
-    metadata.data_class = DATA_CLASS_SCALAR  # without it TensorBoard's fast loader drops the description
+    metadata.data_class = DATA_CLASS_SCALAR  # without this, TensorBoard's fast loader drops the description
     return Summary.Value(tag=tag(name), simple_value=value, metadata=metadata)
 
 
@@ -105,7 +99,7 @@ def _text(tag: str, markdown: str) -> Summary.Value:
 
 
 def _histogram(name: str, values: Sequence[float]) -> Summary.Value:
-    """[BINS, 3]: left and right edge, and how many values lie between."""
+    """Return a histogram as [BINS, 3]: left edge, right edge and number of values of each bin."""
     counts, edges = np.histogram(np.asarray(values, np.float64), bins=BINS)
     metadata: SummaryMetadata = histogram_metadata(display_name=name, description=HISTOGRAMS[name])
     metadata.data_class = DATA_CLASS_TENSOR
@@ -114,7 +108,7 @@ def _histogram(name: str, values: Sequence[float]) -> Summary.Value:
 
 
 def _layout() -> Summary.Value:
-    """The charts of its custom-scalars page."""
+    """Return the charts of the custom-scalars page."""
     categories = [
         layout_pb2.Category(
             title=section,
@@ -133,5 +127,5 @@ def _layout() -> Summary.Value:
 
 
 def _pattern(name: str) -> str:
-    """The regular expression of scalars that CHARTS names so."""
+    """Return the regular expression that matches the tags of a name in CHARTS."""
     return f"^{tag(name)}.+$" if name.endswith(OPEN_ENDS) else f"^{tag(name)}$"

@@ -1,4 +1,4 @@
-"""Text that people are shown."""
+"""Prepare text for people to read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 
 def without_controls(text: str, replacement: str = "") -> str:
-    """`text` with every control, format and surrogate character but newlines and tabs replaced.
+    """Return `text` with control, format and surrogate characters replaced, except newlines and tabs.
 
-    What a model wrote must neither steer a terminal, nor reorder a line, nor break UTF-8.
+    Text from a model must not control a terminal, reorder a line or break UTF-8.
     """
     return "".join(
         replacement if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in "\n\t" else c for c in text
@@ -17,13 +17,13 @@ def without_controls(text: str, replacement: str = "") -> str:
 
 
 def text_pieces(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """The text of each token; together they are that of all.
+    """Return the text of each token. Joined, they are the text of all tokens.
 
-    Where several tokens make one character the last of them has it and the others are empty. What is none within
-    _LONGEST_CHARACTER tokens is shown as it is decoded.
+    If several tokens form one character, the last of them gets it and the others are empty. If _LONGEST_CHARACTER
+    tokens form no character, they are decoded as they are.
     """
     pieces: list[str] = []
-    start = read = 0  # what comes before `read` is out; from `start` it is decoded again, for the text may depend on it
+    start = read = 0  # tokens before `read` are done; decoding starts at `start`, because text depends on its context
     for end in range(1, len(token_ids) + 1):
         before, text = decode(token_ids[start:read]), decode(token_ids[start:end])
         if text.endswith(_NO_CHARACTER) and end - read < _LONGEST_CHARACTER and end < len(token_ids):
@@ -35,4 +35,4 @@ def text_pieces(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]
 
 
 _NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
-_LONGEST_CHARACTER = 8  # tokens: UTF-8 has at most four bytes a character, and emoji are often several characters
+_LONGEST_CHARACTER = 8  # tokens; a UTF-8 character has at most four bytes, but an emoji may be several characters

@@ -12,9 +12,9 @@ from megatron_rapo.runtime.user_code import source_of
 
 
 def record_user_code(folder: Path, config: Config, *, step: int, warn: Callable[[str], None]) -> None:
-    """Copy the sources that a run uses after `step`; `warn` of those that differ from the last ones.
+    """Copy the user's source files that a run uses after `step`. Call `warn` if one differs from the last copy.
 
-    What was kept for later steps is dropped, as `record_settings` does.
+    Removes copies of later steps.
     """
     sources = RunFolder(folder).user_code
     present = sources / step_name(step + 1)
@@ -30,6 +30,6 @@ def record_user_code(folder: Path, config: Config, *, step: int, warn: Callable[
         if kept and kept[-1].read_bytes() == content:
             continue
         if kept:
-            warn(f"WARNING: {setting}={reference}: {source} is not what the run used before, {kept[-1]}")
+            warn(f"WARNING: {setting}={reference}: {source} differs from what the run used before, {kept[-1]}")
         present.mkdir(parents=True, exist_ok=True)
         (present / f"{setting}.py").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Weights & Biases. What is not said here it takes from its own variables (WANDB_PROJECT, WANDB_MODE=offline, ...)."""
+"""Write to Weights & Biases. Its own variables (WANDB_PROJECT, WANDB_MODE=offline, ...) apply."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import wandb
 
-from megatron_rapo.monitor.writer_interface import Sample, kept_id
+from megatron_rapo.monitor.writer_interface import Histograms, Sample, Scalars, kept_id
 from megatron_rapo.runtime.run_folder import RunFolder
 
 
 class WandbWriter:
-    """One run there. A resumed run goes on as the same one; steps that were lost between are there twice."""
+    """Writes one run at Weights & Biases. A resumed run continues it, and repeated steps appear twice."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self._run = wandb.init(
@@ -27,17 +27,11 @@ class WandbWriter:
             dir=str(folder),
             config=dict(settings),
         )
-        # Its own step counter refuses to go back, as a run does that is resumed from an earlier checkpoint.
+        # Its own step counter cannot go back, but a run resumed from an earlier checkpoint does.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def write(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
+    def write(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
         content: dict[str, Any] = {"step": step, **scalars}
         content |= {
             name: wandb.Histogram(np_histogram=np.histogram(values, bins=30))

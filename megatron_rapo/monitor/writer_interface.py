@@ -1,4 +1,4 @@
-"""The interface of writers, which show a run elsewhere, and what they have in common."""
+"""The interface of writers, which send a run's numbers to other tools, and their common parts."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from megatron_rapo.monitor.text import without_controls
 from megatron_rapo.runtime.atomic_write import write_text_atomically
 
+Scalars: TypeAlias = Mapping[str, float]
+"""Values by name; scalars.py declares the names."""
+Histograms: TypeAlias = Mapping[str, Sequence[float]]
+"""Values of distributions by name; scalars.py declares the names."""
+
 SAMPLE_WIDTH = 100
-"""Characters of a line of a sample: what shows it as literal text wraps no lines."""
+"""Longest line of a sample, characters. Viewers do not wrap lines of literal text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One completion, to be read by people."""
+    """One completion, for people to read."""
 
     prompt: str
     completion: str
@@ -25,37 +30,34 @@ class Sample:
     reward: float
 
     def markdown(self) -> str:
-        """The sample with every part of it as literal text, whatever markup the model wrote."""
+        """Return the sample as Markdown, with each part as literal text, so that the model's markup has no effect."""
         parts = {"prompt": self.prompt, "completion": self.completion, "answer": self.answer}
         blocks = [f"**reward {self.reward:g}**", *(f"**{name}**\n\n{_literal(text)}" for name, text in parts.items())]
         return "\n\n".join(blocks)
 
 
 class Writer(Protocol):
-    """Takes what a step has; steps only go up."""
+    """Receives the numbers and samples of each step. Steps never go down."""
 
-    def write(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        samples: Sequence[Sample],
-        histograms: Mapping[str, Sequence[float]],
-    ) -> None:
-        """Show `scalars`, `samples` and the distributions of `histograms`' values (names of scalars.py) at `step`."""
+    def write(self, step: int, scalars: Scalars, samples: Sequence[Sample], histograms: Histograms) -> None:
+        """Show the numbers and samples of `step`."""
 
     def close(self) -> None:
-        """Nothing comes any more."""
+        """Finish. No more calls follow."""
 
 
 def kept_id(path: Path, new: str) -> str:
-    """What the file `path` says, or else `new`, from now on: a run that is resumed is the same one there too."""
+    """Return the run id stored in the file `path`. Without one, store and return `new`.
+
+    So a resumed run continues the same run in the other tool.
+    """
     if not path.exists():
         write_text_atomically(path, new + "\n")
     return path.read_text().strip()
 
 
 def _literal(text: str) -> str:
-    """Return `text` as an indented code block, wrapped: nothing in it is markup, and no line of it can end it."""
+    """Return `text` as an indented, wrapped code block. Nothing in it is markup, and no line can end the block."""
     lines = without_controls(text, "\N{REPLACEMENT CHARACTER}").split("\n")
     return "\n".join("    " + part for line in lines for part in _wrapped(line))
 

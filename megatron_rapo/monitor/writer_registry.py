@@ -1,4 +1,4 @@
-"""The writers that `monitor.writers` names: TensorBoard, Weights & Biases, MLflow, and the user's own."""
+"""Open the writers that `monitor.writers` names: TensorBoard, Weights & Biases, MLflow, and the user's own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.user_code import UserCodeError, check_function, load_function
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""Of each writer: the package that it needs, by the name of its import."""
+"""Import name of the package that each writer needs."""
 MakeWriter = Callable[[Path, Mapping[str, Any], int], Writer]
-"""Opens a writer: from the run's folder, its settings and its next step."""
+"""Opens a writer, given the run's folder, its settings and its next step."""
 
 
 def _tensorboard(folder: Path, settings: Mapping[str, Any], first_step: int) -> Writer:
-    from megatron_rapo.monitor.tensorboard_writer import EventFile  # 0.2 s of imports, only where it is wanted
+    from megatron_rapo.monitor.tensorboard_writer import EventFile  # takes 0.2 s, so import it only if needed
 
     return EventFile(RunFolder(folder).tensorboard, first_step=first_step)
 
@@ -44,13 +44,13 @@ assert tuple(WRITERS) == tuple(PACKAGES) == choices.WRITERS, "megatron_rapo/choi
 
 
 def check_writers(names: Sequence[str]) -> None:
-    """Refuse a writer that is not there, and one whose package is not installed. Raises InputError."""
+    """Raise InputError for an unknown writer, or one whose package is not installed."""
     for name in names:
         _maker(name)
         if name not in WRITERS:
             continue
         spec = importlib.util.find_spec(PACKAGES[name])
-        if spec is None or spec.origin is None:  # a folder of that name, which wandb for one leaves, is no package
+        if spec is None or spec.origin is None:  # a mere folder with this name, such as wandb creates, has no origin
             raise InputError(
                 f"monitor.writers={list(names)}: the package {PACKAGES[name]} is not installed; "
                 f"pip install {PACKAGES[name]}, or leave {name} out."
@@ -58,9 +58,9 @@ def check_writers(names: Sequence[str]) -> None:
 
 
 def open_writer(name: str, folder: Path, settings: Mapping[str, Any], *, first_step: int) -> Writer:
-    """Open the writer `name` for the run in `folder` with those settings, whose next step is `first_step`.
+    """Open the writer `name` for the run in `folder`, whose next step is `first_step`.
 
-    Raises InputError for one that is not there.
+    Raises InputError for an unknown writer.
     """
     writer = _maker(name)(folder, settings, first_step)
     if name not in WRITERS:
@@ -69,7 +69,7 @@ def open_writer(name: str, folder: Path, settings: Mapping[str, Any], *, first_s
 
 
 def _maker(name: str) -> MakeWriter:
-    """Return what opens the writer `name`. Raises InputError."""
+    """Return the function or class that opens the writer `name`. Raises InputError."""
     if name in WRITERS:
         return WRITERS[name]
     if not is_reference(name):
@@ -84,7 +84,7 @@ def _maker(name: str) -> MakeWriter:
 
 
 def _check_methods(writer: object, name: str, *first: str) -> None:
-    """Refuse a class or an object without the methods of a Writer. Raises UserCodeError."""
+    """Raise UserCodeError for a class or an object without the methods of a Writer."""
     methods = {"write": ("step", "scalars", "samples", "histograms"), "close": ()}
     for method, parameters in methods.items():
         if not hasattr(writer, method):

@@ -1,4 +1,4 @@
-"""Compute rewards from verdicts: the terms, the user's own functions, their sum. No torch."""
+"""Compute rewards: terms from verdicts, terms from the user's own functions, and their sum. No torch."""
 
 from megatron_rapo.rewards.terms import Rewards, reward_of
 

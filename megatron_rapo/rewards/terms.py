@@ -1,4 +1,4 @@
-"""Compute the reward of completions: named terms, and their sum."""
+"""Compute the reward of a completion as a sum of named terms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from megatron_rapo.rewards.user_functions import RewardFunction, load_functions
 from megatron_rapo.types import Completion, Outcome, Problem, Verdict
 
-if TYPE_CHECKING:  # pydantic has no place in the verifier processes
+if TYPE_CHECKING:  # the verifier processes do not import pydantic
     from megatron_rapo.config import LengthConfig, RewardConfig
 
 Terms = dict[str, float]
@@ -18,20 +18,20 @@ Terms = dict[str, float]
 
 @dataclass(frozen=True)
 class Rewards:
-    """Rewards as configured in the section [reward]."""
+    """Computes reward terms as the section [reward] configures them."""
 
     config: RewardConfig
     functions: tuple[RewardFunction, ...] = ()
 
     @classmethod
     def load(cls, config: RewardConfig) -> Rewards:
-        """With the user's functions. Raises UserCodeError for one that cannot be used."""
+        """Load the user's reward functions. Raises UserCodeError if one cannot be used."""
         return cls(config, load_functions(config.functions))
 
     def terms(self, problem: Problem, completion: Completion, verdict: Verdict) -> Terms:
         """Return the reward terms of `completion` by name: correctness, format, length (if penalised), user functions.
 
-        Raises as a RewardFunction does.
+        Raises the errors of `RewardFunction`.
         """
         terms = verdict_terms(verdict, self.config)
         if self.config.length:
@@ -40,9 +40,10 @@ class Rewards:
 
 
 def verdict_terms(verdict: Verdict, config: RewardConfig) -> Terms:
-    """Return `correctness` (`config.correct` or `.wrong`) for a closed box, else `format` (`.unformatted`).
+    """Return the terms `correctness` and `format`, of which at most one is not 0.
 
-    All outcomes but CORRECT earn `.wrong`; `config.unevaluated` says what UNEVALUATED earns.
+    An answer in the required form earns `config.correct` or `.wrong` as correctness, any other completion
+    `.unformatted` as format. Only CORRECT earns `.correct`, and UNEVALUATED if `config.unevaluated` says so.
     """
     if not verdict.formatted:
         return {"correctness": 0.0, "format": config.unformatted}
@@ -53,13 +54,13 @@ def verdict_terms(verdict: Verdict, config: RewardConfig) -> Terms:
 
 
 def length_term(num_tokens: int, config: LengthConfig) -> float:
-    """Return the negative length penalty for a completion of `num_tokens`."""
+    """Return minus the length penalty of a completion with `num_tokens` tokens."""
     share = (num_tokens - config.free_tokens) / (config.full_tokens - config.free_tokens)
     return -config.penalty * min(1.0, max(0.0, share))
 
 
 def reward_of(terms: Mapping[str, float]) -> float:
-    """Their sum, rounded once: so it is within the range of the rewards to the last bit."""
+    """Return the sum of the terms, rounded once, so that it stays exactly within the range of the rewards."""
     return math.fsum(terms.values())
 
 

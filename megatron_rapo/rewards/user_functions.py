@@ -1,13 +1,13 @@
-"""Reward functions of the user's own: loaded before anything is built, and held to the range that is declared.
+"""Load the user's own reward functions and check their values against the declared range.
 
-A function is called with a problem, a completion of it and the verifier's verdict (types.py) and gives a number:
+A function gets a problem, one of its completions and the verifier's verdict (types.py), and returns a number:
 
     def brevity(problem: Problem, completion: Completion, verdict: Verdict) -> float:
         return -min(1.0, len(completion.token_ids) / 1000)
 
-It runs in the training process: it may import and keep what it likes, what it raises (SystemExit too) ends the run
-with its traceback, and nobody cuts it short. Each completion is shown to it once, on one of the processes, and all
-train on what it said there; so it may draw random numbers or ask a server without the processes falling out of step.
+It runs in the training process without a time limit, and may import modules and keep state. An exception (also
+SystemExit) ends the run with a traceback. It is called once per completion, on one process, and all processes use the
+value. So it may draw random numbers or ask a server, and the processes still agree.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from megatron_rapo.runtime.user_code import UserCodeError, check_function, guarded, load_object
 from megatron_rapo.types import Completion, Problem, Verdict
 
-if TYPE_CHECKING:  # pydantic has no place in the verifier processes
+if TYPE_CHECKING:  # the verifier processes do not import pydantic
     from megatron_rapo.config import FunctionConfig
 
 ENTRY_POINTS = "megatron_rapo.rewards"
-"""Group in which an installed package names its reward functions."""
+"""Entry-point group in which an installed package names its reward functions."""
 PARAMETERS = ("problem", "completion", "verdict")
 
 
@@ -37,32 +37,36 @@ class RewardFunction:
     function: Callable[[Problem, Completion, Verdict], object]
 
     def __call__(self, problem: Problem, completion: Completion, verdict: Verdict) -> float:
-        """What it gives, by its weight. Raises UserCodeError outside its range, RuntimeError from what it raises."""
+        """Return the function's value times its weight.
+
+        Raises UserCodeError for a value that is not a number in the declared range, and RuntimeError if the function
+        raises.
+        """
         who = f"{self.settings.name} ({self.settings.function})"
         try:
             value = self.function(problem, completion, verdict)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit(0) too would end the run, as if it were finished
+        except BaseException as error:  # sys.exit(0) would end the run as if it were finished
             raise RuntimeError(
                 f"reward.functions: {who} failed on problem {problem.id!r}: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(value, Real):
             raise UserCodeError(
-                f"reward.functions: {who} gave {value!r} for problem {problem.id!r}, which is not a number; "
-                "have it return a float."
+                f"reward.functions: {who} returned {value!r} for problem {problem.id!r}, which is not a number; "
+                "return a float."
             )
         lowest, highest = self.settings.range
         if not lowest <= float(value) <= highest:
             raise UserCodeError(
-                f"reward.functions: {who} gave {float(value)} for problem {problem.id!r}, outside its declared range "
-                f"[{lowest}, {highest}]; mend the function, or declare the range that it has."
+                f"reward.functions: {who} returned {float(value)} for problem {problem.id!r}, outside its declared "
+                f"range [{lowest}, {highest}]; fix the function, or declare the range that it really has."
             )
         return self.settings.weight * float(value)
 
 
 def load_functions(settings: Sequence[FunctionConfig]) -> tuple[RewardFunction, ...]:
-    """The functions that `settings` name. Raises UserCodeError."""
+    """Load the functions that `settings` name. Raises UserCodeError."""
     return tuple(
         RewardFunction(settings=each, function=_load(each.function, f"reward.functions.{index}.function"))
         for index, each in enumerate(settings)
@@ -84,7 +88,7 @@ def _entry_point(name: str, field: str) -> Any:
     if name not in found.names:
         known = ", ".join(sorted(found.names)) or "none"
         raise UserCodeError(
-            f"{field}: no installed package has such an entry point in the group {ENTRY_POINTS} (there: {known}); "
+            f"{field}: no installed package has this entry point in the group {ENTRY_POINTS} (found: {known}); "
             "write FILE.py:FUNCTION or MODULE:FUNCTION, or install the package."
         )
     return found[name].load()

@@ -1,1 +1,1 @@
-"""Processes, signals, determinism and atomic files."""
+"""Processes, signals, determinism and atomic writes."""

@@ -1,4 +1,4 @@
-"""Write files and folders that are there whole or not at all, and large files as fast as copying."""
+"""Write files and folders atomically, and large files as fast as copying."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 BLOCK_BYTES = 2**16
-"""What is written at a time, as shutil.copyfile does: small enough for the processor's cache, and Linux takes memory
-for a file in pieces of the writes' size, of which the large ones can be several times as slow."""
+"""Size of one write, as in shutil.copyfile. It fits in the processor's cache. Linux allocates memory for a file in
+pieces of the size of the writes, and allocation of large pieces can be several times as slow."""
 SYNC_BYTES = 2**27
-PARTIAL = ".partial"  # ending of what is being written
+PARTIAL = ".partial"  # suffix of a file or folder that is being written
 _FULL, _READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def blocks(content: memoryview) -> Iterator[memoryview]:
-    """All of it, in order."""
+    """Yield `content` in pieces of BLOCK_BYTES, in order."""
     content = content.cast("B")
     for start in range(0, len(content), BLOCK_BYTES):
         yield content[start : start + BLOCK_BYTES]
 
 
 class NewFile:
-    """A file being written, which goes to the disk meanwhile: every SYNC_BYTES another thread asks for it.
+    """A file that is synced to the disk while it is written: by another thread, about every SYNC_BYTES.
 
-    Every method raises OSError, for what was written earlier too.
+    Each method may raise the OSError of an earlier write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +38,7 @@ class NewFile:
         self._unsynced = 0
 
     def write(self, content: memoryview) -> None:
-        """All of it, however much the system takes at a time."""
+        """Write all of `content`, even if the system accepts only a part at a time."""
         for block in blocks(content):
             self._unsynced += len(block)
             while block:
@@ -56,7 +55,7 @@ class NewFile:
         return self._file.tell()
 
     def finish(self) -> None:
-        """Return when everything is on the disk."""
+        """Wait until everything is on the disk."""
         self._wait()
         os.fsync(self._file.fileno())
 
@@ -67,24 +66,22 @@ class NewFile:
     def __enter__(self) -> NewFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._thread.shutdown()
         self._file.close()
 
 
 def partial_of(path: Path) -> Path:
-    """Return the name under which a file or folder is written until it is whole."""
+    """Return the temporary name under which a file or folder is written."""
     return path.with_name(path.name + PARTIAL)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the body a file name to write to, and rename that file to `path` at its end.
+    """Yield a temporary file name to write to, and rename that file to `path` at the end.
 
-    `path` is the old file or the new one, whole, after a power failure too. A body that raises leaves the old one.
-    Raises OSError.
+    `path` is always the whole old file or the whole new one, also after a power failure. If the body raises, the old
+    one stays. Raises OSError.
     """
     partial = partial_of(path)
     try:
@@ -99,38 +96,38 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a small file by `replacing` it. Raises OSError."""
+    """Write a small file atomically. Raises OSError."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small file, in UTF-8, by `replacing` it. Raises OSError."""
+    """Write a small file in UTF-8 atomically. Raises OSError."""
     write_bytes_atomically(path, text.encode())
 
 
 def sync_file(path: Path) -> None:
-    """Return when the content of `path` is on the disk. Raises OSError."""
+    """Wait until the content of `path` is on the disk. Raises OSError."""
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Return when the names in `folder` are on the disk, as far as its file system does that. Raises OSError."""
+    """Wait until the names in `folder` are on the disk, if its file system supports this. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems without it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system does not support it
             raise
     finally:
         os.close(descriptor)
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
-    """Rename the whole folder `partial` to `folder`; an earlier `folder` is removed only when that is done.
+    """Rename the finished folder `partial` to `folder`, then remove an older `folder`.
 
-    Its content is on the disk before it has its name. Raises OSError.
+    The content is on the disk before the rename. Raises OSError.
     """
     for path in partial.rglob("*"):
         if path.is_file():
@@ -147,30 +144,30 @@ def put_in_place(partial: Path, folder: Path) -> None:
 
 
 def is_of_disk(error: OSError) -> bool:
-    """Return whether it says that a disk does not take what is written."""
+    """Return whether the error means that a disk is full, read-only or faulty."""
     return error.errno in {*_FULL, *_READ_ONLY, errno.EIO}
 
 
 def explained(error: OSError, folder: Path) -> str:
-    """Say why `folder` could not be written, and what to do.
+    """Return the reason why `folder` could not be written, with the fix, for a message.
 
-    Where the error names a path that does not belong to `folder`, say that path: the fault is there.
+    If the error is about a path outside `folder`, name that path.
     """
     failed = _failed_path(error) or folder
-    partial = str(failed).startswith(f"{folder}.")  # written beside it, and then renamed
+    partial = str(failed).startswith(f"{folder}.")  # written beside `folder`, then renamed
     elsewhere = "" if partial or failed.is_relative_to(folder) or folder.is_relative_to(failed) else f"{failed}: "
     if error.errno in _FULL:
-        there = next(path for path in (failed, *failed.absolute().parents) if path.exists())
-        free = shutil.disk_usage(there).free
+        existing = next(path for path in (failed, *failed.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
         return f"{elsewhere}the disk is full ({os.strerror(error.errno)}; {free / 1e9:.2f} GB free); make room on it."
     if elsewhere:
-        return f"{failed} cannot be read or written ({error.strerror}); see to it."
+        return f"{failed} cannot be read or written ({error.strerror}); check this path."
     if error.errno in _READ_ONLY:
         return f"it cannot be written to ({os.strerror(error.errno)}); name a folder that can."
-    return f"{error}; see to the disk."
+    return f"{error}; check the disk."
 
 
 def _failed_path(error: OSError) -> Path | None:
-    """Return the path that an error is about: of a copy onto a full disk the target, which comes second."""
+    """Return the path that an error is about. For a copy onto a full disk this is the target, the second name."""
     name = error.filename2 if error.errno in _FULL and error.filename2 else error.filename
     return Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else None

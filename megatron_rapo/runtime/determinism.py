@@ -1,4 +1,4 @@
-"""Implement run.deterministic: the same run on the same GPUs gives the same bits. On a CPU it always does."""
+"""Implement run.deterministic: the same run on the same GPUs gives the same bits. On CPU this is always so."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ VARIABLES = {
 
 
 def set_variables() -> None:
-    """Set the variables of this process, before it uses a GPU. Raises ConfigError if one has another value."""
+    """Set VARIABLES in this process, before it uses a GPU. Raises ConfigError if one is set to another value."""
     for name, values in VARIABLES.items():
         if os.environ.setdefault(name, values[0]) not in values:
             raise ConfigError(
-                f"run.deterministic=true: needs {name}={' or '.join(values)}, and the environment has "
+                f"run.deterministic=true: needs {name}={' or '.join(values)}, but the environment has "
                 f"{name}={os.environ[name]}; unset it, or set run.deterministic=false."
             )
 
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """If `wanted`, make torch refuse (RuntimeError) operations without a deterministic implementation.
+    """Make torch refuse (RuntimeError) operations without a deterministic implementation, if `wanted`.
 
-    Applies within this context, not to the whole process: vLLM's sampler may use such operations.
+    Applies only within this context, because vLLM's sampler may use such operations.
     """
     memory: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(wanted or before[0])
-    memory.fill_uninitialized_memory = False  # this check would cost a pass over all new memory
+    memory.fill_uninitialized_memory = False  # would cost a pass over all new memory
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Resolve what the trainer of a run computes with on this machine."""
+"""Resolve which layers and number format a run's trainer uses on this machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Backend:
-    """Layers and number format of the trainer. Whoever builds a model resolves them once and hands them down."""
+    """Layers and number format of the trainer. The code that builds a model resolves them once and passes them on."""
 
     layers: str  # "torch" or "transformer_engine"
     dtype: torch.dtype  # of the weights
 
     @classmethod
     def resolve(cls, config: Config) -> Backend:
-        """Return the backend of `config`; model.layers=auto takes Transformer Engine where it works."""
+        """Return the backend of `config`. model.layers=auto means Transformer Engine if available and in bfloat16."""
         layers = config.model.layers
         if layers == "auto":
             usable = config.precision.dtype == "bfloat16" and has_transformer_engine()
@@ -36,7 +36,7 @@ class Backend:
 
 
 def has_transformer_engine() -> bool:
-    """Return whether there is a GPU, and Transformer Engine is installed."""
+    """Return whether there is a GPU and Transformer Engine is installed."""
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 

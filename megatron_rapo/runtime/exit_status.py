@@ -1,4 +1,4 @@
-"""Prevent status 0 for a command that did not finish, even if the user's code calls exit."""
+"""Prevent exit status 0 for a command that did not finish, even if the user's code calls exit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FAILED = 1
 
 @contextmanager
 def only_by_returning() -> Iterator[None]:
-    """Turn sys.exit(...) within this context into an InputError, and os._exit(0) of this process into status 1.
+    """Turn sys.exit(...) within this context into an InputError, and os._exit(0) into exit status 1.
 
-    Reward functions and what they import run in the training process. os._exit ends it at once, and its status 0 would
-    look like success. Forked processes may exit as they like. An exit from C code, such as exit(0) in a library, cannot
-    be detected here.
+    Reward functions and their imports run in the training process. os._exit ends it at once, and status 0 would look
+    like success. Forked processes may exit with any status. An exit from C code, such as exit(0) in a library, is not
+    detected.
     """
     end, process = os._exit, os.getpid()
 

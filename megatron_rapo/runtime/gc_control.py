@@ -1,4 +1,4 @@
-"""Keep Python's garbage collector away from objects that are never garbage."""
+"""Keep Python's garbage collector from scanning objects that are never garbage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def unsearched() -> Iterator[None]:
-    """Disable the garbage collector within this context: for code that makes many objects and drops few."""
+    """Disable the garbage collector within this context, for code that creates many objects and drops few."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -23,8 +23,8 @@ def unsearched() -> Iterator[None]:
 def imports() -> Iterator[None]:
     """Disable the garbage collector during imports, and exclude the imported objects from later collections.
 
-    torch, transformers, Megatron and vLLM make a million objects that all stay. Scanning them again and again takes a
-    quarter of the import time, and vLLM scans them several more times while it builds an engine.
+    torch, transformers, Megatron and vLLM create a million lasting objects. Repeated scans of them take a quarter of
+    the import time, and vLLM scans them several more times while it builds an engine.
     """
     with unsearched():
         try:

@@ -1,4 +1,4 @@
-"""Record the machine of a run in RUN/machine.json, for later readers of its numbers."""
+"""Record the machine of a run in RUN/machine.json, for later readers of the run's numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COPY_MIB, _REPEATS = 64, 5
 
 
 def record_machine(folder: Path, device: torch.device) -> None:
-    """Write machine.json into the folder of a run: versions, devices, copy speed. Collective; takes 0.1 s."""
+    """Write machine.json into the folder of a run: versions, device, copy speed. Collective, takes 0.1 s."""
     dist.barrier()  # all processes copy at the same time, as in resharding
     speed = copy_gb_per_s(device)
     if dist.get_rank() == 0:
@@ -29,9 +29,9 @@ def record_machine(folder: Path, device: torch.device) -> None:
 
 
 def copy_gb_per_s(device: torch.device) -> float:
-    """Measure how fast this process copies large tensors on `device`, in GB/s of copied bytes; the best of a few tries.
+    """Measure how fast this process copies large tensors on `device`: the best of a few tries, GB/s of copied bytes.
 
-    Resharding within a process cannot be faster. The report shows this limit.
+    Resharding within a process cannot be faster. The report shows this as the limit.
     """
     source = torch.ones(_COPY_MIB << 18, dtype=torch.float32, device=device)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Read JSON from untrusted sources: every fault gives one short reason, never a traceback."""
+"""Read JSON from untrusted sources. Each fault gives one short reason instead of a traceback."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from pathlib import Path
 from typing import Any
 
 MAX_INTEGER_DIGITS = 4000
-"""Python converts at most 4,300 digits by default; printing or parsing a longer integer raises."""
+"""Longest integer that is accepted. Python raises an error when it prints or parses one of over 4,300 digits."""
 
 
 class JSONError(ValueError):
-    """Text that is not JSON, or JSON that programs should refuse. The message is the reason."""
+    """The text is not JSON, or is JSON that programs should refuse. The message is the reason."""
 
 
 def parse_json(text: str | bytes, *, parse_float: Callable[[str], Any] = float) -> Any:
-    """Parse one JSON value. `parse_float` converts numbers with a point or an exponent.
+    """Parse one JSON value. `parse_float` converts numbers with a decimal point or an exponent.
 
     Raises JSONError for bad syntax, bytes that are not UTF-8, an integer of over MAX_INTEGER_DIGITS digits, nesting
-    that exceeds Python's recursion limit, and text with half a surrogate pair."""
+    that exceeds Python's recursion limit, and half a surrogate pair.
+    """
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         value = json.loads(text, parse_int=_integer, parse_float=parse_float)
-        if "\\u" in text:  # the only way in for half a surrogate pair, which cannot be written as UTF-8
+        if "\\u" in text:  # only an escape can give half a surrogate pair, which cannot be written as UTF-8
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise JSONError(f"not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})") from None
@@ -39,7 +40,7 @@ def parse_json(text: str | bytes, *, parse_float: Callable[[str], Any] = float) 
 
 
 def read_json(path: Path) -> Any:
-    """Parse a file of one JSON value. Raises JSONError as `parse_json` does, and OSError."""
+    """Parse a file that has one JSON value. Raises OSError, and JSONError as `parse_json` does."""
     return parse_json(path.read_bytes())
 
 

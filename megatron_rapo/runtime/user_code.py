@@ -1,4 +1,4 @@
-"""Load and check code of the user's own, which a setting names as MODULE:NAME or FILE.py:NAME."""
+"""Load and check the user's own code, which a setting names as MODULE:NAME or FILE.py:NAME."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from megatron_rapo.errors import InputError
 
 
 class UserCodeError(InputError):
-    """User code that cannot be used, or that returned what it must not."""
+    """The user's code cannot be used, or returned a value that is not allowed."""
 
 
 def load_object(reference: str, field: str) -> Any:
-    """Return what `reference` names. Raises UserCodeError; `field` ("section.field='value'") opens the message."""
+    """Import and return the object that `reference` names.
+
+    Raises UserCodeError. Its message starts with `field`, such as "section.field='value'".
+    """
     where, _, name = reference.rpartition(":")
 
     def load() -> Any:
@@ -30,28 +33,28 @@ def load_object(reference: str, field: str) -> Any:
 
 
 def load_function(reference: str, field: str, parameters: Sequence[str]) -> Callable[..., Any]:
-    """Return the function that `reference` names, callable with `parameters`. Raises UserCodeError."""
+    """Return the function that `reference` names. Raises UserCodeError if it cannot be called with `parameters`."""
     function = load_object(reference, field)
     check_function(function, field, parameters)
     return function
 
 
 def guarded(call: Callable[[], Any], field: str, failure: str) -> Any:
-    """Return `call()`; whatever the user's code raises, SystemExit too, becomes a UserCodeError."""
+    """Return `call()`. Turn any exception of the user's code (also SystemExit) into a UserCodeError."""
     try:
         return call()
     except (UserCodeError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise UserCodeError(f"{field}: {failure} ({type(error).__name__}: {error}); mend it.") from error
+        raise UserCodeError(f"{field}: {failure} ({type(error).__name__}: {error}); fix it.") from error
 
 
 def check_function(function: object, field: str, parameters: Sequence[str]) -> None:
-    """Refuse what is no plain function of `parameters`. Raises UserCodeError."""
+    """Raise UserCodeError unless `function` is a synchronous function that can be called with `parameters`."""
     if not callable(function):
         raise UserCodeError(f"{field}: is {function!r}, which cannot be called; name a function.")
     if inspect.iscoroutinefunction(function):
-        raise UserCodeError(f"{field}: is asynchronous, and nothing would wait for it; write a plain function.")
+        raise UserCodeError(f"{field}: is asynchronous, but nothing would await it; write a plain function.")
     try:
         inspect.signature(function).bind(*parameters)
     except (TypeError, ValueError) as error:
@@ -61,7 +64,7 @@ def check_function(function: object, field: str, parameters: Sequence[str]) -> N
 
 
 def source_of(reference: str) -> Path | None:
-    """Return the Python file that `reference` is defined in; None where it is not Python or not there."""
+    """Return the Python file of the module in `reference`, or None if there is none (a C extension, no module)."""
     where = reference.rpartition(":")[0]
     if where.endswith(".py"):
         return Path(where)
@@ -76,7 +79,7 @@ def _module_of_file(path: Path, field: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, f"{path} ends in .py"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses and pickle look for it
+    sys.modules[name] = module  # dataclasses and pickle look here
     spec.loader.exec_module(module)
     return module
 
@@ -84,5 +87,5 @@ def _module_of_file(path: Path, field: str) -> ModuleType:
 def _attribute(module: ModuleType, name: str, field: str) -> Any:
     if not hasattr(module, name):
         own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise UserCodeError(f"{field}: there is no {name!r}; functions there: {', '.join(own) or 'none'}.")
+        raise UserCodeError(f"{field}: has no {name!r}; use one of its functions: {', '.join(own) or 'none'}.")
     return getattr(module, name)

@@ -1,7 +1,7 @@
-r"""Find the answer of a completion in the form that `reward.answer` names (docs/rewards.md says what each lets pass).
+r"""Find the answer of a completion in the form that `reward.answer` names (docs/rewards.md describes the forms).
 
-Every form is read in time linear in the text, and regular expressions see at most a few windows of MAX_READ_CHARS of
-it: a model can write 200,000 braces, and this runs in the training process.
+A model can write 200,000 braces, and this runs in the training process. So each form is read in time linear in the
+text, and regular expressions see at most a few windows of MAX_READ_CHARS characters.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from functools import partial
 from megatron_rapo.verifier.boxed import END_OF_TURN, last_boxed
 
 MAX_READ_CHARS = 10_000
-"""Longest answer, and longest reference, that is looked at. What is longer is unparsable, at no cost."""
+"""Longest answer or reference that is read, in characters. A longer one is unparsable, without further work."""
 
 Extract = Callable[[str], str | None]
-"""Return the answer in a completion, or None where it gives none in the form that is asked for."""
+"""A function that returns the answer in a completion, or None if there is none in the required form."""
 
 _BOX = "boxed"
 _OPENED = re.compile(r"\\boxed\s*\{")
 _DIGITS = "0123456789"
 _NUMBER = re.compile(
-    r"(?:(?<![\w)\]}.])[-\u2212](?:\\?\$)?)?"  # a sign, but not that of "7-3"
+    r"(?:(?<![\w)\]}.])[-\u2212](?:\\?\$)?)?"  # a sign, but not the minus of "7-3"
     r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?|(?<![0-9])\.[0-9]+)",
     re.ASCII,
 )
@@ -30,9 +30,9 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def extractor(mode: str) -> Extract:
-    """Return the function that finds answers by `mode`: a value of `reward.answer`. Raises ValueError for any other.
+    """Return the function that finds answers in the form `mode` (a value of `reward.answer`).
 
-    What stands behind the end of the turn is not looked at.
+    Text after the end of the turn is ignored. Raises ValueError for an unknown mode.
     """
     kind, _, name = mode.partition(":")
     if mode in ("boxed", "last_number"):
@@ -49,10 +49,10 @@ def _in_turn(find: Extract, text: str) -> str | None:
     return find(text[: end.start()] if end else text)
 
 
-def is_balanced(content: str) -> bool:
-    r"""Return whether the braces in `content` pair up, so that it stays one group within \boxed{}."""
+def is_balanced(content: str, tokens: re.Pattern[str] = _BRACE) -> bool:
+    r"""Return whether the braces in `content` are balanced, so that it stays one group inside \boxed{}."""
     depth = 0
-    for token in _BRACE.finditer(content):
+    for token in tokens.finditer(content):
         depth += {"{": 1, "}": -1}.get(token.group(), 0)
         if depth < 0:
             return False
@@ -60,7 +60,7 @@ def is_balanced(content: str) -> bool:
 
 
 def _last_box(text: str) -> str | None:
-    """Return what the last box holds; the rest of the text where that is too long to be looked at."""
+    """Return the content of the last box, or the rest of the text if the box is too long to read."""
     place = text.rfind(_BOX)
     if place < 0:
         return None
@@ -77,7 +77,7 @@ def _after(mark: str, text: str) -> str | None:
 
 
 def _tagged(name: str, text: str) -> str | None:
-    """Return what the tag that opens last holds; nothing, where that one is cut off and takes an answer back."""
+    """Return the content of the tag that opens last, or "" if only an earlier tag is closed (it is withdrawn)."""
     opening, closing = f"<{name}>", f"</{name}>"
     before, opened, rest = text.rpartition(opening)
     content, closed, _ = rest.partition(closing)

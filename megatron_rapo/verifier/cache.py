@@ -1,4 +1,4 @@
-"""Outcomes that workers have found, kept for all later batches: models repeat themselves, and problems come again."""
+"""Keep outcomes for later batches: models repeat their answers, and the same problems return."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from megatron_rapo.verifier.worker_process import Job
 
 MAX_ENTRIES = 100_000
 MAX_CHARS = 1_000
-"""Longest answer and reference together that are kept: a full cache takes 0.2 GB at most, and some 20 MB mostly."""
+"""Longest answer and reference together that are cached. A full cache takes about 20 MB, and 0.2 GB at most."""
 
 
 class OutcomeCache:
-    """Outcomes by answer and reference; the one that was asked for longest ago goes first.
+    """Least-recently-used cache of outcomes by answer and reference.
 
-    A TIMEOUT is not kept: it says how busy the machine was, and nothing about the answer.
+    A TIMEOUT is not cached: it says how busy the machine was, and nothing about the answer.
     """
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
@@ -26,14 +26,14 @@ class OutcomeCache:
         return len(self._outcomes)
 
     def get(self, job: Job) -> Outcome | None:
-        """Return what is known about `job`."""
+        """Return the cached outcome of `job`, or None."""
         outcome = self._outcomes.get(job)
         if outcome is not None:
             self._outcomes.move_to_end(job)
         return outcome
 
     def put(self, job: Job, outcome: Outcome) -> None:
-        """Keep the outcome of `job`, unless it is a TIMEOUT or the texts are long."""
+        """Cache the outcome of `job`, unless it is a TIMEOUT or the texts are too long."""
         if outcome is Outcome.TIMEOUT or len(job[0]) + len(job[1]) > MAX_CHARS:
             return
         self._outcomes[job] = outcome

@@ -18,9 +18,9 @@ _COMMA = re.compile(r"[,;]")
 _APPROXIMATELY = re.compile(r"\\(?:approx|simeq|doteq)")
 
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|[0-9a-zA-Z])|'+|\^\s*\{?\\prime\}?|\^\{-1\}")
-_OF_ARGUMENTS = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])\s*\([^()]*\)")
+_CALL = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])\s*\([^()]*\)")
 _WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textit|operatorname)\s*\{[^{}0-9]*\}")
-_NOT_OF_A_NAME = re.compile(
+_NOT_IN_NAMES = re.compile(
     r"[0-9!<>^,;*&%]|\\(?:sum|prod|int|lim|det|frac\s*\{\s*\}|begin|pm|mp|infty|in|cdots)(?![a-zA-Z])"
 )
 _LETTER = re.compile(r"[a-zA-Z]")
@@ -28,21 +28,21 @@ _SYMBOL = re.compile(r"(?:[a-zA-Z]|\\(?!frac|sqrt)[a-zA-Z]+)")
 
 
 def is_name(text: str) -> bool:
-    r"""Return whether `text` names a quantity: x, x_1, f(3), \angle ABC, m+n. A number in it makes it an equation."""
+    r"""Return whether `text` names a quantity, like x, x_1, f(3), \angle ABC or m+n. 2x = 10 is an equation."""
     plain = _WORDS.sub("x", _SUBSCRIPT.sub("", text))
-    plain = _OF_ARGUMENTS.sub(r"\1", plain)
-    return bool(_LETTER.search(plain)) and not _NOT_OF_A_NAME.search(plain) and read(text) is None
+    plain = _CALL.sub(r"\1", plain)
+    return bool(_LETTER.search(plain)) and not _NOT_IN_NAMES.search(plain) and read(text) is None
 
 
 def is_symbol(name: str) -> bool:
-    """Return whether a name is one symbol, or a function's, and no sum or product of them."""
-    plain = _OF_ARGUMENTS.sub(r"\1", _SUBSCRIPT.sub("", name)).strip()
+    """Return whether `name` is a single symbol or function value (x, f(3)), and not a sum or product."""
+    plain = _CALL.sub(r"\1", _SUBSCRIPT.sub("", name)).strip()
     return bool(_SYMBOL.fullmatch(plain) or _WORDS.fullmatch(plain))
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Members that are said to be equal; one where nothing is."""
+    """Members of an equation chain such as a = b = c, with the relations between them; one member if no equation."""
 
     text: str
     members: tuple[str, ...]
@@ -63,21 +63,21 @@ class Chain:
 
     @property
     def is_value(self) -> bool:
-        """Return whether it says one value: alone, or with the symbol that has it."""
+        """Return whether it states one value: by itself, or as symbol = value."""
         return not self.is_chain or is_symbol(self.name)
 
     @cached_property
     def is_statement(self) -> bool:
-        """Return whether it has only numbers, so that it is true or false."""
+        """Return whether it is an equation between numbers only, which is true or false."""
         return self.is_chain and all(read(member) is not None for member in self.members)
 
     def same_members(self, other: Chain) -> bool:
-        """Return whether both say the same of the same numbers, in either direction."""
+        """Return whether both have the same members and relations, in the same or the reverse order."""
         ours, theirs = ([read(member) or member for member in each.members] for each in (self, other))
         return self.relations == other.relations and theirs in (ours, ours[::-1])
 
     def judge(self, reference: Quantity, reference_name: str) -> Outcome:
-        """Return the outcome for a reference that is a number (named, if at all, `reference_name`)."""
+        """Return the outcome against the number `reference`. `reference_name` is its name, or empty."""
         name, members, relations = self.name, list(self.members), list(self.relations)
         if name and reference_name and is_symbol(name) and _plain(name) != _plain(reference_name):
             return Outcome.WRONG
@@ -90,16 +90,16 @@ class Chain:
             return Outcome.WRONG
         if name and re.search(r"[+-]", name) and fraction(values[-1].node) == 0:
             return Outcome.WRONG  # the equation of a line or curve
-        return _of_equal(reference, values, relations)
+        return _judge_values(reference, values, relations)
 
 
 def chain(text: str) -> Chain:
-    """Read a chain; a list of several equations is none."""
+    """Read a chain. A list of several equations is not a chain."""
     members = split(text, _EQUALS)
     if len(members) < 2 or "" in members or len(split(text, _COMMA)) > 1:
         return Chain(text, (text,), ())
     relations = ["~" if found.startswith("\\") else "=" for found in _EQUALS.findall(text)]
-    if len(relations) != len(members) - 1:  # some stand in brackets
+    if len(relations) != len(members) - 1:  # some are inside brackets
         relations = ["~" if _APPROXIMATELY.search(text) else "="] * (len(members) - 1)
     return Chain(text, tuple(members), tuple(relations))
 
@@ -108,8 +108,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s{}]", "", name)
 
 
-def _of_equal(reference: Quantity, values: Sequence[Quantity], relations: Sequence[str]) -> Outcome:
-    """Return the best outcome among a chain's values. Return WRONG if one of its relations is false."""
+def _judge_values(reference: Quantity, values: Sequence[Quantity], relations: Sequence[str]) -> Outcome:
+    """Return the best outcome among a chain's values, or WRONG if one of its relations is false."""
     for left, right, relation in zip(values, values[1:], relations, strict=False):
         if compare(left, right) is Outcome.WRONG and not (relation == "~" and _is_about(left.node, right.node)):
             return Outcome.WRONG
@@ -118,7 +118,7 @@ def _of_equal(reference: Quantity, values: Sequence[Quantity], relations: Sequen
 
 
 def _is_about(value: Node, decimal: Node) -> bool:
-    """Return whether `decimal` is `value` to all the places that it has."""
+    """Return whether `decimal` is `value`, rounded or truncated to the places of `decimal`."""
     places = decimal.places or 0
     difference = Node("sum", (value, Node("negative", (decimal,))))
     exact = fraction(difference)
@@ -128,4 +128,4 @@ def _is_about(value: Node, decimal: Node) -> bool:
             return False
         exact = Fraction(str(number))
     unit = Fraction(1, 10**places)
-    return abs(exact) <= unit / 2 or (places > 1 and abs(exact) < unit)  # rounded or, from two places on, cut off
+    return abs(exact) <= unit / 2 or (places > 1 and abs(exact) < unit)  # rounded, or truncated to at least two places

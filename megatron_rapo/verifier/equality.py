@@ -1,7 +1,7 @@
-"""Compare what math-verify parsed: expressions, equations, inequalities, sets, tuples, matrices.
+"""Compare what math-verify has parsed: expressions, equations, inequalities, sets, tuples, matrices.
 
-Decimals are exact here. The comparison is ours and not math-verify's, whose tolerances take 1/2^98 for 1/2^99 and whose
-comparison of solutions takes any two equations without real ones for the same.
+Decimals are exact here. We do not use math-verify's own comparison: its tolerances take 1/2^98 for 1/2^99, and it
+takes any two equations without real solutions for the same.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
 POINTS = 4
-"""Places at which two expressions must agree; two with more than a few variables in common agree at none by chance."""
+"""Points at which two expressions must have the same value."""
 DIGITS = 30
-"""Significant digits to which they must agree, where their values are not rational."""
+"""Significant digits to which values that are not rational must agree."""
 MAX_ELEMENTS = 50
-"""Elements of a set that are compared in any order."""
+"""Largest set that is compared in any order, elements."""
 
 _FLIPPED = {
     sympy.LessThan: sympy.GreaterThan,
@@ -30,7 +30,7 @@ _FLIPPED = {
 
 
 def same(reference: Any, given: Any) -> bool:
-    """Return whether two parsed answers are the same; both are what `parse` of math-verify gives, decimals exact."""
+    """Return whether two answers are the same. Both are results of math-verify's `parse`, with `exact` decimals."""
     reference, given = _plain(reference), _plain(given)
     if _is_undefined(reference) or _is_undefined(given):
         return False
@@ -59,7 +59,7 @@ def exact(parsed: Any) -> Any:
 
 
 def is_solved(parsed: Any) -> bool:
-    """Return whether inequalities, alone or in a list, have the variable by itself on one side; True for all else."""
+    """Return whether each inequality, alone or in a list, has its variable alone on one side. True for all else."""
     if isinstance(parsed, (sympy.And, sympy.FiniteSet)):
         return all(map(is_solved, parsed.args))
     if not isinstance(parsed, Relational) or isinstance(parsed, sympy.Eq):
@@ -69,10 +69,10 @@ def is_solved(parsed: Any) -> bool:
 
 
 def _plain(parsed: Any) -> Any:
-    """Work out what is left: sums, integrals, determinants, matrix products."""
+    """Evaluate sums, integrals, determinants and matrix products."""
     try:
         return parsed if isinstance(parsed, (Relational, sympy.Set, sympy.Tuple)) else parsed.doit()
-    except Exception:  # SymPy raises whatever comes along
+    except Exception:  # SymPy may raise any kind of exception
         return parsed
 
 
@@ -105,11 +105,13 @@ def _same_collection(reference: Any, given: Any) -> bool:
     if ours is None or theirs is None:
         return _same_set(reference, given)
     ordered = isinstance(reference, (sympy.Tuple, sympy.Interval)) or isinstance(given, (sympy.Tuple, sympy.Interval))
-    return _same_in_order(ours, theirs) if ordered else _same_in_any_order(ours, theirs)
+    if len(ours) != len(theirs):
+        return False
+    return all(map(same, ours, theirs)) if ordered else _same_in_any_order(ours, theirs)
 
 
 def _elements(parsed: Any) -> Sequence[Any] | None:
-    """Return the elements of a tuple, finite set or open interval (a pair looks like one), or of a single value."""
+    """Return the elements of a tuple, finite set, open interval (a pair looks like one) or single value, else None."""
     if isinstance(parsed, sympy.FiniteSet):
         return getattr(parsed, "_unsorted_args", parsed.args)
     if isinstance(parsed, sympy.Tuple):
@@ -119,12 +121,8 @@ def _elements(parsed: Any) -> Sequence[Any] | None:
     return None if isinstance(parsed, sympy.Set) else (parsed,)
 
 
-def _same_in_order(reference: Sequence[Any], given: Sequence[Any]) -> bool:
-    return len(reference) == len(given) and all(map(same, reference, given))
-
-
 def _same_in_any_order(reference: Sequence[Any], given: Sequence[Any]) -> bool:
-    if len(reference) != len(given) or len(given) > MAX_ELEMENTS:
+    if len(given) > MAX_ELEMENTS:
         return False
     left = list(given)
     for element in reference:
@@ -148,12 +146,12 @@ def _contains_relations(parsed: Any) -> bool:
 
 
 def as_set(parsed: Any) -> Any:
-    """Return the real numbers that fulfil relations in one variable: of a list of them, any."""
+    """Return the real numbers that satisfy relations in one variable. In a list, one of them is enough."""
     if isinstance(parsed, sympy.FiniteSet) and all(map(_is_relation, parsed.args)):
         return sympy.Union(*map(as_set, parsed.args))
     if not _is_relation(parsed) or len(parsed.free_symbols) != 1:
         return None
-    # Parsed relations are not evaluated, and a chain is an And of math-verify's own: SymPy makes sets of its own ones.
+    # Parsed relations are not evaluated, and math-verify has its own class for a chain. as_set needs SymPy's classes.
     plain = sympy.And(*(part.func(*part.args) for part in _parts(parsed)))
     return plain.as_set()
 
@@ -178,7 +176,7 @@ def _parts(relation: Any) -> Sequence[Any]:
 
 
 def _same_single(reference: Relational, given: Relational) -> bool:
-    if not reference.free_symbols or not given.free_symbols:  # says nothing of a variable: only the same sides are it
+    if not reference.free_symbols or not given.free_symbols:  # without a variable, the sides must be identical
         return type(reference) is type(given) and set(reference.args) == set(given.args)
     if any(not isinstance(side, sympy.Expr) for side in (*reference.args, *given.args)):
         return type(reference) is type(given) and all(map(same, reference.args, given.args))
@@ -192,7 +190,7 @@ def _same_single(reference: Relational, given: Relational) -> bool:
 
 
 def _constant_ratio(a: sympy.Expr, b: sympy.Expr) -> Any:
-    """Return the number by which `b` is `a`, or by which their numerators are, or None where there is none."""
+    """Return the number r with a = r * b, or with this relation between their numerators, or None if there is none."""
     for x, y in ((a, b), (sympy.fraction(sympy.together(a))[0], sympy.fraction(sympy.together(b))[0])):
         for point in islice(_points(x, y), POINTS):
             top, bottom = _value(x, point), _value(y, point)
@@ -206,7 +204,7 @@ def _constant_ratio(a: sympy.Expr, b: sympy.Expr) -> Any:
 
 
 def same_expression(a: sympy.Expr, b: sympy.Expr) -> bool:
-    """Return whether two expressions have the same value wherever both have one, by their values at fixed places."""
+    """Return whether two expressions are equal, by their values at fixed points where both have one."""
     if isinstance(a, sympy.Symbol) or isinstance(b, sympy.Symbol):
         names = _letters(a), _letters(b)
         if names[0] is not None and names[1] is not None and (len(names[0]) > 1 or len(names[1]) > 1):
@@ -227,7 +225,7 @@ def same_expression(a: sympy.Expr, b: sympy.Expr) -> bool:
 
 
 def _letters(parsed: sympy.Expr) -> str | None:
-    r"""Return the letters of a word, which in \text is one symbol and outside of it a product."""
+    r"""Return the letters of a word in lower case. It is one symbol inside \text, and a product of letters outside."""
     if isinstance(parsed, sympy.Symbol):
         return str(parsed.name.lower())
     if isinstance(parsed, sympy.Mul) and all(arg == sympy.E or isinstance(arg, sympy.Symbol) for arg in parsed.args):
@@ -251,7 +249,7 @@ def _points(a: sympy.Expr, b: sympy.Expr) -> Iterator[dict]:
 
 
 def _value(expression: sympy.Expr, point: dict) -> Any:
-    """Return the value at `point`, exact where it is rational, or None where there is none that is finite."""
+    """Return the value at `point`, exact if it is rational, or None if there is no finite value."""
     value = expression.subs(point).doit() if point else expression.doit()
     if value.is_Rational:
         return value

@@ -1,6 +1,6 @@
-r"""Compare two numbers that are written out, exactly and without a parser: the cheap part of most judging.
+r"""Compare two plainly written numbers exactly, without a parser: this is cheap and judges most answers.
 
-Whole numbers, decimals, a/b and \frac{a}{b} are read as rationals. Everything else is left to the verifier.
+Integers, decimals, a/b and \frac{a}{b} are read as rationals. Everything else is left to the verifier.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from fractions import Fraction
 
 from megatron_rapo.types import Outcome
 
-# At most 50 digits each: a Fraction of them costs microseconds.
+# With at most 50 digits, a Fraction takes microseconds.
 _WHOLE = re.compile(r"-?[0-9]{1,50}", re.ASCII)
 _DECIMAL = re.compile(r"-?[0-9]{1,50}\.[0-9]{1,50}", re.ASCII)
 _SLASH = re.compile(r"(-?)([0-9]{1,50})/([0-9]{1,50})", re.ASCII)
 _FRAC = re.compile(r"(-?)\\[dt]?frac *\{ *(-?[0-9]{1,50}) *\} *\{ *(-?[0-9]{1,50}) *\}", re.ASCII)
 
 _CLOSE, _CLOSE_SHARE = Fraction(1, 10**5), Fraction(1, 10**9)
-"""A decimal may be a rounded value. Where it is so close to the other number (absolutely, or by its share of it), the
-verifier decides whether it counts; that one compares decimals to six places."""
+"""A decimal may be a rounded value. If it is this close to the other number (absolutely or relatively), the verifier
+decides, which compares decimals to six places."""
 
 
 def compare_exact(content: str, answer: str) -> Outcome | None:
-    """Return CORRECT or WRONG for two numbers, or None where one is none or the verifier has to decide.
+    """Return CORRECT or WRONG for two numbers, or None if the verifier has to decide.
 
-    That is so for a fraction that stands for a whole number or that a slash leaves unreduced (84/2): whether such an
-    answer is worked out is not a question of its value. A decimal that is close to the reference is left to the
-    verifier as well.
+    The verifier decides if one text is not a number, if a fraction is an integer or has a slash and is not reduced
+    (84/2; it may count as unfinished arithmetic), and if a decimal is close to the reference but not equal.
     """
     given = _number(content)
     if given is None or _is_left_to_do(content, given):
@@ -53,7 +52,7 @@ def _number(text: str) -> Fraction | None:
 
 
 def _is_left_to_do(text: str, value: Fraction) -> bool:
-    """Return whether `text`, whose value this is, may count as arithmetic that is not worked out."""
+    """Return whether `text`, which has this value, may count as unfinished arithmetic."""
     written = _SLASH.fullmatch(text)
     if written:
         return value.denominator == 1 or int(written[3]) != value.denominator

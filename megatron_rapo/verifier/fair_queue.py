@@ -1,4 +1,4 @@
-"""Answers that wait for a worker, in an order under which no problem's answers use up the time of the others."""
+"""Queue the answers that wait for a worker, so that no problem uses up the time of the others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from megatron_rapo.verifier.worker_process import Job
 
 
 class FairQueue:
-    """Jobs whose references take turns, in the order in which they came; jobs of one reference keep theirs.
+    """Jobs in round-robin order of their reference answers; jobs with the same reference stay in submission order.
 
-    When the time of a batch runs out, the jobs that are left are TIMEOUT. In the order of submission those would be the
-    answers that were finished last, so mostly the longest, and one problem with many slow answers would cost all behind
-    it their verdicts.
+    Jobs that are left when a batch runs out of time become TIMEOUT. In submission order these would be the answers
+    that were finished last, which are mostly the longest. Also, one problem with many slow answers would cost all
+    later problems their verdicts.
     """
 
     def __init__(self) -> None:
@@ -30,15 +30,15 @@ class FairQueue:
             yield from jobs
 
     def append(self, job: Job) -> None:
-        """Add a job behind those of its reference."""
+        """Add a job after the others of its reference."""
         self._by_reference.setdefault(job[1], deque()).append(job)
 
     def push(self, job: Job) -> None:
-        """Put back a job that was taken, before those of its reference."""
+        """Put back a job that was taken, before the others of its reference."""
         self._by_reference.setdefault(job[1], deque()).appendleft(job)
 
     def pop(self) -> Job:
-        """Take the next job."""
+        """Take the next job, and move its reference to the end of the round."""
         reference = next(iter(self._by_reference))
         jobs = self._by_reference.pop(reference)
         job = jobs.popleft()
@@ -47,7 +47,7 @@ class FairQueue:
         return job
 
     def keep(self, wanted: Collection[Job]) -> None:
-        """Drop all jobs but the wanted ones."""
+        """Drop all jobs that are not in `wanted`."""
         kept = [job for job in self if job in wanted]
         self._by_reference = {}
         for job in kept:

@@ -1,4 +1,4 @@
-"""Answers judged while others are still being written: handed in one by one, looked after, waited for at the end."""
+"""Judge a batch of answers while the model still writes others: submit each answer, poll, and wait at the end."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from megatron_rapo.verifier.worker_process import Job, wait_any
 from megatron_rapo.verifier.workers import DIED, Workers
 
 _NO_ANSWER = Verdict(outcome=Outcome.NO_ANSWER, formatted=False)
-_NOT_LOOKED_AT = Verdict(outcome=Outcome.TIMEOUT, formatted=False)
+_OUT_OF_TIME = Verdict(outcome=Outcome.TIMEOUT, formatted=False)
 _TOO_LONG = Verdict(outcome=Outcome.UNPARSABLE, formatted=True)
 
 
 class Judging:
-    """One batch of answers, from `VerifierPool.judging`, which ends the one before.
+    """One batch of answers. Create it with `VerifierPool.judging`, which ends the previous batch.
 
-    Equal answers to equal references are judged once, so they get equal verdicts. What needs no mathematics, or is
-    known from an earlier batch, is judged by `submit` and never waits for a worker; of the rest each worker has one
-    answer at a time, and problems take turns. The pool's `budget_s` is of the time that the calls take: what is judged
-    between them costs nothing of it.
+    Equal answers to equal references are judged once, so they get the same verdict. `submit` itself judges an answer
+    that needs no mathematics or that an earlier batch has judged. The others wait for a worker: each worker has one
+    answer at a time, and problems take turns. The pool's `budget_s` limits the time spent inside the methods of this
+    class. Work that the workers do between the calls does not count.
     """
 
     def __init__(self, workers: Workers, budget_s: float, extract: Extract, cache: OutcomeCache) -> None:
         self._workers, self._left_s, self._extract, self._cache = workers, budget_s, extract, cache
-        self._submitted: list[Job | Verdict] = []  # what is to be judged, or the verdict where nothing is
+        self._submitted: list[Job | Verdict] = []  # a verdict where there is nothing to judge
         self._outcomes: dict[Job, Outcome] = {}
-        self._known: set[Job] = set()  # judged, at work or waiting
+        self._known: set[Job] = set()  # judged, running or waiting
         self._waiting = FairQueue()
-        self._crashed: set[Job] = set()  # have cost a worker
+        self._crashed: set[Job] = set()  # jobs whose worker died
 
     def submit(self, completion: str, answer: str) -> int:
-        """Hand in a completion with its reference answer. Returns its number: 0, 1, ..."""
+        """Add a completion with its reference answer. Returns its number in the batch: 0, 1, ..."""
         with self._within_budget():
-            self._submitted.append(self._looked_at(completion, answer))
+            self._submitted.append(self._job_or_verdict(completion, answer))
         return len(self._submitted) - 1
 
     def poll(self) -> None:
-        """Take what the workers have found and give them what waits; waits for nothing."""
+        """Collect results from the workers and give idle workers their next answers. Does not wait."""
         with self._within_budget():
             self._advance()
 
     def finish(self, chosen: Sequence[int] | None = None) -> list[Verdict]:
-        """Wait for the verdicts on the answers of these numbers, in that order; None: on all. The others are given up.
+        """Wait for verdicts on the answers with the numbers `chosen` (None: all). Return them in that order.
 
-        What is not judged when the budget is used up is TIMEOUT (the start of a pool's first worker is waited for
-        beyond it). Raises RuntimeError when no worker can be started.
+        The other answers are cancelled. Answers that are not judged when the budget is used up are TIMEOUT. The start
+        of a pool's first worker does not count against the budget. Raises RuntimeError when no worker can be started.
         """
         submitted = [self._submitted[number] for number in (range(len(self._submitted)) if chosen is None else chosen)]
         wanted = {job for job in submitted if not isinstance(job, Verdict)}
@@ -66,9 +66,9 @@ class Judging:
             for job in submitted
         ]
 
-    def _looked_at(self, completion: str, answer: str) -> Job | Verdict:
+    def _job_or_verdict(self, completion: str, answer: str) -> Job | Verdict:
         if self._left_s <= 0:
-            return _NOT_LOOKED_AT
+            return _OUT_OF_TIME
         content = self._extract(completion)
         if content is None:
             return _NO_ANSWER
@@ -85,30 +85,30 @@ class Judging:
         return job
 
     def _judge_here(self, job: Job) -> Outcome | None:
-        """Return the outcome where no worker is needed for it."""
+        """Return the outcome if it needs no worker, else None."""
         content, answer = job
-        if not is_balanced(content):  # its part in front would pass for all of it
+        if not is_balanced(content):  # inside \boxed{}, only the part before the extra brace would be read
             return Outcome.UNPARSABLE
         return judge_plainly(content, answer) or self._cache.get(job)
 
     def _wait_for(self, wanted: set[Job], until: float) -> None:
-        if self._lacks(wanted):
+        if self._is_open(wanted):
             until += self._workers.await_first()
         try:
-            while self._lacks(wanted) and time.monotonic() < until:
+            while self._is_open(wanted) and time.monotonic() < until:
                 self._advance()
-                if self._lacks(wanted):
+                if self._is_open(wanted):
                     wait_any(self._workers.present, until)
-        finally:  # out of time, interrupted or not wanted: a late reply must not pass for one of the next batch
+        finally:  # a late reply must not count as a reply to the next batch
             self._workers.release()
 
-    def _lacks(self, wanted: set[Job]) -> bool:
-        """Check whether a job in `wanted` is waiting or running."""
+    def _is_open(self, wanted: set[Job]) -> bool:
+        """Return whether a job in `wanted` is waiting or running."""
         return any(job in wanted for job in chain(self._waiting, (worker.job for worker in self._workers.present)))
 
     def _advance(self) -> None:
         for slot, worker in enumerate(self._workers.present):
-            job = worker.job  # which the poll clears
+            job = worker.job  # `poll` clears it
             reply = self._workers.poll(slot)
             if job is not None and reply == DIED and job not in self._crashed:
                 self._crashed.add(job)

@@ -1,30 +1,32 @@
-r"""Clean the LaTeX of an answer: what changes its look and not its meaning is taken off.
+r"""Clean the LaTeX of an answer: remove everything that changes only its look.
 
-Everything here works on text alone and is linear in its length, or looks at a bounded number of wrappers.
+All functions work on text alone. Each takes time linear in its length, or reads a bounded number of wrappers.
 """
 
 from __future__ import annotations
 
 import re
 
+from megatron_rapo.verifier.answers import is_balanced
 from megatron_rapo.verifier.boxed import last_boxed
 
 MAX_WRAPPERS = 8
-"""Boxes, styles and the like around an answer that are taken off."""
+"""Most boxes, styles and other wrappers that are removed from around an answer."""
 
 _THOUSANDS = re.compile(  # but "1, 234" is a list
     r"(?:[a-zA-Z] *= *)?[-+]?(?:\\?\$)?[-+]?[0-9]{1,3}(?:(?:,?(?:\\[,;:! ] *|~)+|\{,\}|,| )[0-9]{3})+(?:\.[0-9]+)?"
 )
-_NOT_OF_A_NUMBER = re.compile(r"[^0-9.+-]")
+_NOT_IN_NUMBERS = re.compile(r"[^0-9.+-]")
 _DELIMITED = re.compile(r"\$([^$]+)\$|\\[(\[]((?:(?!\\[()\[\]]).)+)\\[)\]]", re.DOTALL)
 _STYLED = re.compile(r"(\\(?:text|mbox|(?:text|math)(?:bf|it|rm|sf|tt)|boldsymbol|bm)\s*)?\{(.*)\}", re.DOTALL)
 _TEXT = re.compile(r"\\(?:text|mbox)\s*\{[^{}]*\}")
+_BRACE = re.compile(r"(?<!\\)[{}]")  # unlike in answers.py, a brace after \\ is escaped too
 _FULL_STOP = re.compile(r"(?<!\\right)(?<!\.)\.\Z")
-_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")  # but not the name of a command
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")  # not the name of a command
 
-# One pass over the text, in which each alternative has its replacement.
+# Patterns with their replacements, applied in one pass over the text.
 _COSMETICS = (
-    (r"\\(?:textcolor|colorbox)\s*(?:\[[^\]{}]*\]\s*)?\{[^{}]*\}", ""),  # the group behind it stays
+    (r"\\(?:textcolor|colorbox)\s*(?:\[[^\]{}]*\]\s*)?\{[^{}]*\}", ""),  # keep the group after it
     (r"\\fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}", ""),
     (r"\\color\s*(?:\[[^\]{}]*\]\s*)?\{[^{}]*\}", ""),
     (
@@ -53,7 +55,7 @@ _COSMETICS = (
 )
 _COSMETIC = re.compile("|".join(f"({pattern})" for pattern, _ in _COSMETICS))
 
-# Opened before and closed behind something that is no blank, as in Pandoc; so "$5 and $7" has no formula.
+# As in Pandoc, no space may follow the opening $ or precede the closing one. So "$5 and $7" has no formula.
 _FORMULA = re.compile(r"(?<!\\)\$(?=[^\s$])((?:[^$\\]|\\.)*?[^\s$\\]|(?:[^$\\]|\\.)*?\\.)\$(?![0-9])", re.DOTALL)
 _WORDS_AND_FORMULA = re.compile(_FORMULA.pattern + r"|([^$\\]+)", re.DOTALL)
 _ONLY_WORDS = re.compile(r"[a-zA-Z\s,.;:'()/-]*")
@@ -68,7 +70,7 @@ _MAX_DIGITS = 40  # of a repeating decimal
 
 
 def without_dollars(text: str) -> str:
-    r"""Return `text` with its $formulas$ bare and the words around them in \text; a $ that closes nothing is money."""
+    r"""Return `text` with $formulas$ unwrapped and words around them in \text. An unpaired $ of money becomes \$."""
     outside = _FORMULA.split(text)[::2]
     if len(outside) > 1 and any(map(str.strip, outside)) and all(map(_ONLY_WORDS.fullmatch, outside)):
         text = _WORDS_AND_FORMULA.sub(_in_text, text)
@@ -82,36 +84,26 @@ def _in_text(match: re.Match[str]) -> str:
 
 
 def cleaned(text: str) -> str:
-    """Return `text` without colours, styles and sizes, with one name for each of its commands."""
+    """Return `text` without colours, styles, sizes and outer wrappers, and with synonymous commands unified."""
     text = _COSMETIC.sub(lambda match: _COSMETICS[(match.lastindex or 1) - 1][1], text)
     return bare(text.strip())
 
 
 def bare(text: str) -> str:
-    """Return the answer without what stands around all of it: boxes, braces, delimiters, a style, a full stop."""
+    """Return `text` without wrappers around all of it: boxes, braces, delimiters, a style, a full stop."""
     for _ in range(MAX_WRAPPERS):
         inner = last_boxed(text)
         if inner is None and (match := _DELIMITED.fullmatch(text)):
             inner = match[match.lastindex or 0]
-        if inner is None and (match := _STYLED.fullmatch(text)) and is_balanced(match[2]):
-            words = match[1] and _WORD.search(_TEXT.sub("", match[2]))  # else they would be products of letters
+        if inner is None and (match := _STYLED.fullmatch(text)) and is_balanced(match[2], _BRACE):
+            words = match[1] and _WORD.search(_TEXT.sub("", match[2]))  # bare words would be products of letters
             inner = text if words else match[2]
         if inner is None:
             inner = _FULL_STOP.sub("", text)
         if inner == text:
             break
         text = inner.strip()
-    return _NOT_OF_A_NUMBER.sub("", text) if _THOUSANDS.fullmatch(text) else text
-
-
-def is_balanced(inside: str) -> bool:
-    """Return whether the braces in `inside` pair up, so that those around it belong to each other."""
-    depth = 0
-    for brace in re.findall(r"(?<!\\)[{}]", inside):
-        depth += 1 if brace == "{" else -1
-        if depth < 0:
-            return False
-    return depth == 0
+    return _NOT_IN_NUMBERS.sub("", text) if _THOUSANDS.fullmatch(text) else text
 
 
 def with_fractions(text: str) -> str:
@@ -136,7 +128,7 @@ def _fraction(match: re.Match[str]) -> str:
 
 
 def split(text: str, separators: re.Pattern[str]) -> list[str]:
-    """Return the parts of `text` between the matches of `separators` that stand in no bracket."""
+    """Split `text` at the matches of `separators` that are outside all brackets."""
     parts, depth, start, position = [], 0, 0, 0
     while position < len(text):
         if depth == 0 and (match := separators.match(text, position)) and match.end() > position:

@@ -1,4 +1,4 @@
-r"""Read and compare lists of numbers: 1, 2 and \{1, 2\} in any order, (1, 2) and [1, 2) in theirs, 1 \pm \sqrt{2}."""
+r"""Read and compare lists of numbers: 1, 2 or \{1, 2\} in any order, (1, 2) or [1, 2) in order, 1 \pm \sqrt{2}."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_rapo.verifier.quantities import Quantity, compare, quantity
 from megatron_rapo.verifier.words import unwrapped
 
 MAX_PARTS = 50
-"""Longer lists are left to math-verify."""
+"""Longest list that is read here. Longer ones are left to math-verify."""
 
 _COMMA = re.compile(r"[,;](?:\\[,;:! ]|\s|~)*")
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
@@ -21,8 +21,8 @@ _CONNECTED = re.compile(
     r"\s*,?\s*\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)(?![a-zA-Z])([^{}a-zA-Z]*)\}\s*"
     r"|(\\(?:text|mbox|textrm|mathrm)\s*\{[^{}]*\})|(?<=[^\\a-zA-Z{]),?\s*\b(?:and|or)\b\s*"
 )
-# Words that say something about the answer beside them. Units and names have none of them.
-_SAYING = re.compile(
+# Words that qualify or comment on an answer. They do not occur in units and names.
+_COMMENT = re.compile(
     r"(?<![\\a-zA-Z])(?:if|is|isn'?t|are|was|were|be|not|no|wrong|incorrect|false|but|otherwise|else|when|where|unless|"
     r"except|maybe|perhaps|either|neither|nor|than|then|because|since|impossible|undefined|never|cannot|can|possibly|"
     r"about|approximately|instead|should|would|could|actually|sorry|wait|hence|thus|so|for|only|and|or)(?![a-zA-Z])",
@@ -44,7 +44,7 @@ _CASES = re.compile(r"\\begin\s*\{(?:d?r?cases|array)\}")
 
 @dataclass(frozen=True)
 class Listing:
-    """Numbers, or lists of them, in the brackets `kind`: "", "{}", "()", "[]", "[)" or "(]"."""
+    """A list of numbers, or of such lists, in the brackets `kind`: "", "{}", "()", "[]", "[)" or "(]"."""
 
     kind: str
     parts: tuple[Quantity | Listing, ...]
@@ -55,17 +55,17 @@ class Listing:
 
 
 def with_commas(text: str) -> str:
-    r"""Return `text` with commas for "and" and "or", also in \text{ or 7}."""
+    r"""Return `text` with commas in place of "and" and "or", also in \text{ or 7}."""
     return _CONNECTED.sub(lambda match: match[2] or f", {match[1] or ''}", text).strip()
 
 
 def is_prose(text: str) -> bool:
-    """Return whether an answer says something about what it holds, or depends on cases, and so is not one thing."""
-    return bool(_SAYING.search(unwrapped(text)) or _CASES.search(text))
+    """Return whether an answer comments on its content or depends on cases, so that it is not one value or list."""
+    return bool(_COMMENT.search(unwrapped(text)) or _CASES.search(text))
 
 
 def has_words(text: str) -> bool:
-    r"""Return whether words stand before or between mathematics: all \text but a unit, or words outside of it."""
+    r"""Return whether words stand before or between formulas: a \text that is not a unit, or several bare words."""
     return bool(_TEXT_INSIDE.search(text)) or len(_BARE_WORD.findall(_NAMED.sub("", text))) > 1
 
 
@@ -76,12 +76,12 @@ def without_introduction(text: str) -> str:
 
 
 def read_list(text: str) -> Listing | None:
-    """Return the list, or None where `text` is none, or has a part that is no number."""
+    """Return the list in `text`, or None if it is not a list or has a part that is neither a number nor a list."""
     kind, inside = _without_brackets(text.strip())
     texts = split(inside, _COMMA)
     if len(texts) > MAX_PARTS:
         return None
-    texts = list(chain.from_iterable(map(_of_plus_minus, texts)))
+    texts = list(chain.from_iterable(map(_both_signs, texts)))
     if len(texts) < 2 and kind != "{}":
         return None
     parts = [_part(each) for each in texts]
@@ -95,7 +95,7 @@ def _part(text: str) -> Quantity | Listing | None:
 
 
 def _without_brackets(text: str) -> tuple[str, str]:
-    """Return the brackets around all of `text` as "()" or the like, and what is in them."""
+    """Return the brackets around all of `text`, such as "()" (empty if there are none), and the text inside."""
     if text.startswith("\\{") and text.endswith("\\}"):
         inside, kind = text[2:-2], "{}"
     elif text[:1] in ("(", "[") and text[-1:] in (")", "]"):
@@ -110,18 +110,20 @@ def _without_brackets(text: str) -> tuple[str, str]:
     return kind, inside
 
 
-def _of_plus_minus(text: str) -> Iterable[str]:
+def _both_signs(text: str) -> Iterable[str]:
+    r"""Return the two values of `text` if it has exactly one \pm or \mp, else `text` alone."""
     if len(_PLUS_MINUS.findall(text)) != 1:
         return (text,)
     return (_PLUS_MINUS.sub("+", text), _PLUS_MINUS.sub("-", text))
 
 
 def compare_lists(reference: Listing, given: Listing) -> Outcome:
-    """Return CORRECT where all parts are, UNEVALUATED where one has arithmetic left to do, else WRONG.
+    """Return WRONG if a part is wrong, else UNEVALUATED if one leaves arithmetic unfinished, else CORRECT.
 
-    A list without brackets, or in braces, is in any order; against a tuple its order counts.
+    A list without brackets or in braces may have any order, unless the other list is a tuple or interval.
     """
-    if len(reference.parts) != len(given.parts) or not _may_be_same(reference.kind, given.kind):
+    kinds = {reference.kind, given.kind}
+    if len(reference.parts) != len(given.parts) or not (len(kinds) == 1 or kinds <= {"", "{}", "()"}):
         return Outcome.WRONG
     if reference.is_ordered or given.is_ordered:
         return _worst(map(_compare_parts, reference.parts, given.parts))
@@ -136,11 +138,6 @@ def compare_lists(reference: Listing, given: Listing) -> Outcome:
         del left[found[0]]
         outcomes.append(found[1])
     return _worst(outcomes)
-
-
-def _may_be_same(reference: str, given: str) -> bool:
-    loose = ("", "{}", "()")
-    return reference == given or (reference in loose and given in loose)
 
 
 def _compare_parts(reference: Quantity | Listing, given: Quantity | Listing) -> Outcome:

@@ -1,7 +1,7 @@
 r"""Read a number written in LaTeX, exactly.
 
-`read` makes a tree of what is written, without working anything out: 2+3 stays a sum. `fraction` is the exact value of
-a tree that has a rational one.
+`read` returns a tree of what is written and evaluates nothing: 2+3 stays a sum. `fraction` returns the exact value of
+a tree if it is rational.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isqrt
+from math import comb, factorial, isqrt, prod
 
 MAX_BITS = 20_000
-"""Powers and factorials longer than this are not worked out here, bits."""
+"""Longest power that is evaluated here, bits."""
 MAX_DEPTH = 60
-"""Brackets in brackets that are read."""
+"""Deepest nesting of brackets that is read."""
 
 _SPACE = re.compile(r"(?:\s|\\[,;:!> ]|~|\\q?quad(?![a-zA-Z])|\{\})*")
 _NUMBER = re.compile(
@@ -25,7 +25,6 @@ _EXPONENT = re.compile(r"[eE]([+-]?[0-9]{1,4})(?![0-9])")
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.)")
 _WORD = re.compile(r"[a-zA-Z]+")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))|\\degree(?![a-zA-Z])")
-_INTEGER_POWER = re.compile(r"[0-9]+")
 
 TRIGONOMETRIC = dict.fromkeys(("sin", "cos", "tan", "cot", "sec", "csc"), "trigonometry")
 INVERSE = dict.fromkeys(("arcsin", "arccos", "arctan"), "inverse trigonometry")
@@ -35,7 +34,7 @@ _TIMES, _OVER = ("cdot", "times", "ast"), ("div",)
 
 @dataclass(frozen=True)
 class Node:
-    """A number as it is written. `kind` says what `parts` are."""
+    """A number as it is written: an operation `kind` on `parts`, or a leaf."""
 
     kind: str  # number, constant, sum, product, quotient, power, root, factorial, binomial, absolute, or of FUNCTIONS
     parts: tuple[Node, ...] = ()
@@ -45,11 +44,11 @@ class Node:
 
 
 class NotANumber(Exception):
-    """The text is not a number that can be read here."""
+    """The text is not a number that this module can read."""
 
 
 def read(text: str) -> Node | None:
-    """Return the tree of a number, or None where `text` is none (or has a variable, a relation, words or a list)."""
+    """Return the tree of a number, or None if `text` is not one number (a variable, relation, word, list, ...)."""
     reader = _Reader(text)
     try:
         node = reader.sum()
@@ -59,7 +58,7 @@ def read(text: str) -> Node | None:
 
 
 class _Reader:
-    """Reads from left to right; `position` stands before what comes next, never before a space."""
+    """Parser that reads from left to right. `position` is where the next token starts, never at a space."""
 
     def __init__(self, text: str) -> None:
         self.text, self.position, self.depth = text, 0, 0
@@ -107,7 +106,7 @@ class _Reader:
         return sign
 
     def _product(self) -> Node:
-        """Parse factors, with or without a sign between them; 2\\frac{1}{2} is a mixed number."""
+        """Parse factors, with or without an operator between them. 2\\frac{1}{2} is a mixed number."""
         left, mixed_before = self._power(), None
         while True:
             command, symbol = self._command(), self._next()
@@ -124,7 +123,7 @@ class _Reader:
                 if mixed_before is None and is_whole(left) and _is_fraction(right):
                     left = mixed_before = Node("number", value=(left.value or 0) + exact(right))
                 elif self.text[start] in "0123456789":
-                    raise NotANumber  # "3 4" is no product
+                    raise NotANumber  # "3 4" is not a product
                 else:
                     left = _product(left, right)
             else:
@@ -145,7 +144,7 @@ class _Reader:
                 return base
 
     def _argument(self) -> Node:
-        """Parse a group in braces, or one token: a digit, a letter or a command."""
+        """Parse a group in braces or a single token (a digit, a letter or a command)."""
         if self._next() == "{":
             self._skip(1)
             node = self.sum()
@@ -170,7 +169,7 @@ class _Reader:
         if match := self._take(_NUMBER):
             return self._number(match.group())
         if symbol == "\\":
-            return self._of_command()
+            return self._from_command()
         match = _WORD.match(self.text, self.position)
         if match and match.group() in ("e", "i", "pi", "sqrt"):
             self._skip(match.end() - match.start())
@@ -185,12 +184,12 @@ class _Reader:
         places = len(digits.partition(".")[2]) if "." in digits.rstrip(".") else None
         value = Fraction(digits.rstrip("."))
         exponent = _EXPONENT.match(self.text, self.position)
-        if exponent and self.text[self.position - 1] in ".0123456789":  # 5e-05, as programs print it
+        if exponent and self.text[self.position - 1] in ".0123456789":  # 5e-05, as printed by programs
             self._skip(exponent.end() - self.position)
             value *= Fraction(10) ** int(exponent[1])
         return Node("number", value=value, places=places)
 
-    def _of_command(self) -> Node:
+    def _from_command(self) -> Node:
         name = self._command()
         self._skip(len(name) + 1)
         if name == "frac":
@@ -229,7 +228,7 @@ class _Reader:
             self._skip(1)
             exponent = self._argument()
         argument = self._power()
-        # \sin 2\pi takes all of the product; \sin(x) y does not, and is not read.
+        # The argument in \sin 2\pi is the whole product. \sin(x) y is not read.
         while self._next() == "\\" and self._command() in ("pi", "frac", "sqrt"):
             argument = _product(argument, self._power())
         node = Node(FUNCTIONS[name], (argument,) if base is None else (argument, base), name=name)
@@ -256,11 +255,12 @@ def is_whole(node: Node) -> bool:
 
 
 def _is_fraction(node: Node) -> bool:
-    """Return whether it is the fraction of a mixed number: of two whole numbers, and below 1."""
+    """Return whether `node` can be the fraction of a mixed number: integers above and below, value between 0 and 1."""
     return node.kind == "quotient" and all(map(is_whole, node.parts)) and 0 < (fraction(node) or 0) < 1
 
 
 def exact(node: Node) -> Fraction:
+    """Return the exact value of `node`. Raises NotANumber if it is not rational."""
     value = fraction(node)
     if value is None:
         raise NotANumber
@@ -268,7 +268,7 @@ def exact(node: Node) -> Fraction:
 
 
 def fraction(node: Node) -> Fraction | None:
-    """Return the exact value of a number with only rational parts, else None (also where it is too long)."""
+    """Return the exact value of a number with only rational parts, else None (also if it would be too long)."""
     if node.kind == "number":
         return node.value
     values = []
@@ -292,7 +292,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def _root(value: Fraction, degree: Fraction) -> Fraction | None:
-    """Return the rational root of a rational number, or None where it has none."""
+    """Return the rational root of a rational number, or None if it has none."""
     if degree.denominator != 1 or not 2 <= degree <= 64 or (value < 0 and degree % 2 == 0):
         return None
     top, bottom = (_whole_root(abs(part), int(degree)) for part in (value.numerator, value.denominator))
@@ -309,32 +309,19 @@ def _whole_root(value: int, degree: int) -> int | None:
 
 
 def _factorial(value: Fraction) -> Fraction | None:
-    if value.denominator != 1 or not 0 <= value <= 1000:
-        return None
-    result = 1
-    for factor in range(2, int(value) + 1):
-        result *= factor
-    return Fraction(result)
+    return Fraction(factorial(int(value))) if value.denominator == 1 and 0 <= value <= 1000 else None
 
 
 def _binomial(n: Fraction, k: Fraction) -> Fraction | None:
     if n.denominator != 1 or k.denominator != 1 or not 0 <= k <= n <= 1000:
         return None
-    top, bottom, rest = _factorial(n), _factorial(k), _factorial(n - k)
-    return top / (bottom * rest) if top and bottom and rest else None
-
-
-def _times(*factors: Fraction) -> Fraction:
-    product = Fraction(1)
-    for factor in factors:
-        product *= factor
-    return product
+    return Fraction(comb(int(n), int(k)))
 
 
 _EXACT: dict[str, Callable[..., Fraction | None]] = {
     "negative": lambda value: -value,
     "sum": lambda *terms: sum(terms, Fraction(0)),
-    "product": _times,
+    "product": lambda *factors: prod(factors, start=Fraction(1)),
     "quotient": lambda top, bottom: top / bottom,
     "division": lambda top, bottom: top / bottom,
     "power": _power,
@@ -342,5 +329,5 @@ _EXACT: dict[str, Callable[..., Fraction | None]] = {
     "factorial": _factorial,
     "binomial": _binomial,
     "absolute": abs,
-    "degrees": lambda value: value,  # outside of a function, a unit
+    "degrees": lambda value: value,  # outside of a function the sign is only a unit
 }

@@ -1,10 +1,9 @@
-"""Judging many completions in processes that can be killed: the trainer waits for no answer for ever."""
+"""Judge many completions in processes that can be killed, so that the trainer never waits forever for an answer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import TracebackType
 
 from megatron_rapo.types import Verdict
 from megatron_rapo.verifier.answers import extractor
@@ -13,17 +12,19 @@ from megatron_rapo.verifier.judging import Judging
 from megatron_rapo.verifier.workers import Workers
 
 WORKER_MEMORY_BYTES = 2**30
-"""Address space of one worker: far above honest work (0.25 GiB), below what hurts the node."""
+"""Limit on the address space of one worker. Normal work needs 0.25 GiB."""
 
 
 class VerifierPool:
-    """`workers` processes with a deadline of `timeout_s` seconds for each answer, and of `budget_s` for each batch.
+    """A pool of `workers` verifier processes.
 
-    Starting is asynchronous: the constructor returns at once, and the start-up of a worker counts
-    against no answer. A worker that is late is killed, and its answer is TIMEOUT. An answer whose worker
-    dies is tried once more (something else may have killed it); the second time it is UNPARSABLE. Lost
-    workers are replaced. `answer` is the form in which completions give their answers (`reward.answer`). What workers
-    have found is kept for later batches (cache.py). Not thread-safe.
+    Each answer has a deadline of `timeout_s` seconds, each batch a budget of `budget_s` seconds (see `Judging`).
+    `answer` is the form in which completions give their answers (`reward.answer`).
+
+    The constructor returns at once while the workers start; their start counts against no answer. A late worker is
+    killed, and its answer is TIMEOUT. If a worker dies, its answer is tried once more, because something else may have
+    killed the worker; the second time it is UNPARSABLE. Lost workers are replaced. The pool keeps outcomes for later
+    batches (cache.py). Not thread-safe.
     """
 
     def __init__(
@@ -64,15 +65,13 @@ class VerifierPool:
         return Judging(self._workers, self._budget_s, self._extract, self._cache)
 
     def close(self) -> None:
-        """Kill and reap the workers; a second call does nothing."""
+        """Kill and reap the workers. A second call does nothing."""
         self._workers.close()
 
     def __enter__(self) -> VerifierPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @property

@@ -1,4 +1,4 @@
-r"""Compare a number with the reference number: by exact value, by unit, and by whether it is worked out."""
+r"""Compare a number with the reference number: by exact value, by unit, and by unfinished arithmetic."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from megatron_rapo.verifier.numerals import Node, fraction, read
 from megatron_rapo.verifier.unfinished_arithmetic import work_left
 
 DIGITS = 60
-"""Significant digits to which values that are not rational are compared."""
+"""Significant digits to which irrational values are compared."""
 APPROXIMATE_PLACES = 6
-"""A decimal with as many places and significant digits may stand for a value that no decimal can give."""
+"""Least places and significant digits of a decimal that may stand for a value that no decimal equals."""
 
 _UNIT = re.compile(
     r"(?:\\(?:text|mbox|mathrm|textrm|textbf|textit|mathbf|operatorname)\s*\{([^{}]*)\}"
@@ -32,7 +32,7 @@ _ALL_TEXT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{(\s*[-+$0-9][^{}]*)\}")
 _JOINS = re.compile(r"(?:/|\\cdot|\\times|\\,|\\ |\s|\\;|~)+\Z")
 _MAX_UNITS = 4
 
-# Words that say something about a number instead of what it counts.
+# Words that comment on a number instead of naming a unit.
 _NOT_UNITS = re.compile(
     r"(?<![a-zA-Z])(?:or|and|if|is|isn|are|aren|was|were|be|not|no|wrong|incorrect|false|but|otherwise|else|when|where|"
     r"unless|except|maybe|perhaps|either|neither|nor|than|then|because|since|impossible|undefined|never|cannot|can|"
@@ -70,15 +70,15 @@ _POWERS = {"square": "2", "squared": "2", "sq": "2", "cubic": "3", "cubed": "3",
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number and what it counts."""
+    """A number with its units."""
 
     node: Node
-    units: tuple[str, ...]  # those that are known (_SAME_UNIT), with their powers
+    units: tuple[str, ...]  # only known ones (_SAME_UNIT), with their powers
     percent: bool
 
 
 def quantity(text: str) -> Quantity | None:
-    r"""Read a number with what may stand beside it: \$, a unit, %. None where `text` is something else."""
+    r"""Read a number that may have a currency sign, units and a percent sign. Return None for any other text."""
     units: list[str] = []
     if match := _ALL_TEXT.fullmatch(text.strip()):
         text = match[1]
@@ -106,7 +106,7 @@ def _known(words: list[str], power: str | None) -> list[str]:
 
 
 def compare(reference: Quantity, given: Quantity) -> Outcome:
-    """Return CORRECT, WRONG, or UNEVALUATED for the right value with arithmetic left to do."""
+    """Return CORRECT, WRONG, or UNEVALUATED if the value is right but leaves arithmetic unfinished."""
     if reference.units and given.units and reference.units != given.units:
         return Outcome.WRONG
     if not _equal_with_percent(reference, given):
@@ -119,12 +119,12 @@ def compare(reference: Quantity, given: Quantity) -> Outcome:
 
 
 def _is_decimal(node: Node) -> bool:
-    """Return whether it may be rounded from a value without an end."""
+    """Return whether `node` has a decimal that may be rounded from a value with infinitely many digits."""
     return any(map(_is_decimal, node.parts)) or (node.places or 0) >= APPROXIMATE_PLACES
 
 
 def _equal_with_percent(reference: Quantity, given: Quantity) -> bool:
-    """Check equality with or without a percent sign. For 9 %, accept both 9 and 0.09; only the question tells which."""
+    """Check equality with or without a percent sign: 9 % equals both 9 and 0.09, because only the question decides."""
     if equal(reference.node, given.node):
         return True
     if reference.percent == given.percent:
@@ -137,25 +137,24 @@ def _equal_with_percent(reference: Quantity, given: Quantity) -> bool:
 def equal(reference: Node, given: Node) -> bool:
     """Return whether two numbers have the same value: rational ones exactly, others to `DIGITS` significant digits.
 
-    A decimal is the number that it says. One of six places or more may also be rounded or cut off from a value without
-    an end (0.333333 for 1/3).
+    A decimal is exactly the number written. With at least APPROXIMATE_PLACES places it may also be rounded or
+    truncated from a value with infinitely many digits (0.333333 for 1/3).
     """
     values = fraction(reference), fraction(given)
     if values[0] is not None and values[1] is not None:
-        return values[0] == values[1] or _rounded(reference, values[1]) or _rounded(given, values[0])
-    if None not in (values[0], values[1]):
-        return False
+        return values[0] == values[1] or _is_rounded(reference, values[1]) or _is_rounded(given, values[0])
     a, b = expression(reference), expression(given)
     if same_value(a, b):
         return True
     pairs = ((reference, b), (given, a))
-    return any(_is_decimal(decimal) and _rounded(decimal, _decimal(value)) for decimal, value in pairs)
+    return any(_is_decimal(decimal) and _is_rounded(decimal, _decimal(value)) for decimal, value in pairs)
 
 
-def _rounded(decimal: Node, value: Fraction | None) -> bool:
+def _is_rounded(decimal: Node, value: Fraction | None) -> bool:
+    """Return whether `decimal` is `value`, which no decimal equals, rounded or truncated to enough places."""
     if decimal.kind == "negative":
-        return _rounded(decimal.parts[0], None if value is None else -value)
-    if value is None or decimal.value is None or (decimal.places or 0) < APPROXIMATE_PLACES or _ends(value):
+        return _is_rounded(decimal.parts[0], None if value is None else -value)
+    if value is None or decimal.value is None or (decimal.places or 0) < APPROXIMATE_PLACES or _is_finite(value):
         return False
     scaled = abs(decimal.value) * 10**decimal.places if decimal.places else Fraction(0)
     if scaled < 10 ** (APPROXIMATE_PLACES - 1) or (decimal.value < 0) != (value < 0):
@@ -164,8 +163,8 @@ def _rounded(decimal: Node, value: Fraction | None) -> bool:
     return scaled in (int(exact), int(exact + Fraction(1, 2)))
 
 
-def _ends(value: Fraction) -> bool:
-    """Return whether some decimal is exactly `value`."""
+def _is_finite(value: Fraction) -> bool:
+    """Return whether a decimal with finitely many digits equals `value`."""
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
@@ -174,7 +173,7 @@ def _ends(value: Fraction) -> bool:
 
 
 def _decimal(value: sympy.Expr) -> Fraction | None:
-    """Return a real number to `DIGITS` digits, never one that a decimal of few places would be."""
+    """Return a real value to `DIGITS` digits, plus a tiny offset so that no short decimal equals it. Else None."""
     number = value.evalf(DIGITS)
     if not number.is_Float or abs(number) > 10**DIGITS:
         return None
@@ -195,6 +194,7 @@ def same_value(a: sympy.Expr, b: sympy.Expr) -> bool:
 
 
 def expression(node: Node) -> sympy.Expr:
+    """Return `node` as a SymPy expression."""
     value = fraction(node)
     if value is not None:
         return sympy.Rational(value.numerator, value.denominator)

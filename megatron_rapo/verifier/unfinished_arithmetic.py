@@ -1,4 +1,4 @@
-"""Say what arithmetic a number, as it is written, leaves to do."""
+"""Find the arithmetic that a number, as it is written, leaves unfinished."""
 
 from __future__ import annotations
 
@@ -8,32 +8,44 @@ from megatron_rapo.verifier.numerals import Node, exact, fraction, is_whole
 
 
 def work_left(node: Node) -> frozenset[str]:
-    r"""Return the names of the operations that are left to do; none for a number in a final form.
+    r"""Return the names of the operations that are still to be done: none for a number in a final form.
 
-    Final are 12, -3.5, 7/2 (in any terms, but not 14/2), 2\frac{1}{2}, 5\times10^{-5}, 3\sqrt{2}, \sqrt{8} (but not
-    \sqrt{16}), \frac{1+\sqrt{5}}{2}, 3\pi, e^2, 2+3i: what stands there cannot be put together further, but for roots.
+    These are final: 12, -3.5, 7/2 (also unreduced as 14/4, but not 14/2), 2\frac{1}{2}, 5\times10^{-5}, 3\sqrt{2},
+    \sqrt{8} (but not \sqrt{16}), \frac{1+\sqrt{5}}{2}, 3\pi, e^2, 2+3i. No two parts can be combined, except in roots.
     """
     left: set[str] = set()
     for part in node.parts:
         left |= work_left(part)
-    if node.kind in _LEFT:
-        left |= _LEFT[node.kind](node)
-    elif node.kind not in ("number", "constant", "degrees"):
-        left.add(node.kind)
+    is_unfinished = _UNFINISHED.get(node.kind)
+    if node.kind not in _FINAL and (is_unfinished is None or is_unfinished(node)):
+        left.add(_operation(node))
     return frozenset(left)
 
 
-def _of_negative(node: Node) -> set[str]:
-    return {"sign"} if node.parts[0].kind in ("negative", "number") else set()
+def _operation(node: Node) -> str:
+    """Return the name of the operation at the top of `node`. A fractional power of a rational number is a root."""
+    if node.kind == "negative":
+        return "sign"
+    return "root" if node.kind == "power" and _is_fractional_power(node) else node.kind
 
 
-def _of_sum(node: Node) -> set[str]:
-    """Return {"sum"} if terms can still be added: they differ by a rational factor, like 2 and 3 or pi and 2 pi."""
+def _is_fractional_power(node: Node) -> bool:
+    base, exponent = node.parts
+    return fraction(base) is not None and fraction(exponent) is not None and not is_whole(exponent)
+
+
+def _negative_unfinished(node: Node) -> bool:
+    return node.parts[0].kind in ("negative", "number")
+
+
+def _sum_unfinished(node: Node) -> bool:
+    """Return whether two terms can still be added: they differ by a rational factor, like 2 and 3 or pi and 2 pi."""
     keys = [_irrational_part(term) for term in node.parts]
-    return {"sum"} if len(set(keys)) < len(keys) else set()
+    return len(set(keys)) < len(keys)
 
 
 def _irrational_part(node: Node) -> tuple[str, ...]:
+    """Return the irrational factors of a term, as text; empty for a rational term."""
     if fraction(node) is not None:
         return ()
     if node.kind == "negative":
@@ -45,53 +57,51 @@ def _irrational_part(node: Node) -> tuple[str, ...]:
     return (repr(node),)
 
 
-def _of_product(node: Node) -> set[str]:
-    """Return {"product"} if factors can still be multiplied. Accept one rational coefficient, and a x 10^n."""
+def _product_unfinished(node: Node) -> bool:
+    """Return whether factors can still be multiplied. One rational coefficient is final, and so is a x 10^n."""
     rational = [part for part in node.parts if fraction(part) is not None]
     if len(rational) == 2 == len(node.parts) and _is_power_of_ten(rational[1]) and 1 <= abs(exact(rational[0])) < 10:
-        return set()
+        return False
     roots = sum(part.kind == "root" and fraction(part) is None for part in node.parts)
-    i = Node("constant", name="i")
-    return {"product"} if len(rational) > 1 or roots > 1 or node.parts.count(i) > 1 else set()
+    return len(rational) > 1 or roots > 1 or node.parts.count(Node("constant", name="i")) > 1
 
 
 def _is_power_of_ten(node: Node) -> bool:
     return node.kind == "power" and node.parts[0].value == 10 and is_whole(node.parts[1])
 
 
-def _of_quotient(node: Node) -> set[str]:
-    """Return {"quotient"} if the division can go on. A fraction of integers is final unless its value is an integer."""
-    values = [fraction(part) for part in node.parts]
-    if None in values:
-        same = _irrational_part(node.parts[0]) == _irrational_part(node.parts[1])
-        return {"quotient"} if same or _has_i(node.parts[1]) else set()
+def _quotient_unfinished(node: Node) -> bool:
+    """Return whether the division can still be done. A fraction of integers is final unless it equals an integer."""
+    top, bottom = node.parts
+    if fraction(top) is None or fraction(bottom) is None:
+        return _irrational_part(top) == _irrational_part(bottom) or _has_i(bottom)
     value = fraction(node)
-    whole = all(is_whole(part) for part in node.parts)
-    return set() if whole and value is not None and value.denominator != 1 else {"quotient"}
+    return not (is_whole(top) and is_whole(bottom) and value is not None and value.denominator != 1)
 
 
 def _has_i(node: Node) -> bool:
     return (node.kind, node.name) == ("constant", "i") or any(map(_has_i, node.parts))
 
 
-def _of_power(node: Node) -> set[str]:
-    base, exponent = node.parts
-    if _is_power_of_ten(node) or (base.kind == "constant" and base.name != "i"):
-        return set()
-    if fraction(base) is not None and fraction(exponent) is not None and not is_whole(exponent):
-        return {"root"} if fraction(node) is not None else set()
-    return {"power"}
+def _power_unfinished(node: Node) -> bool:
+    """Return whether the power can be evaluated. Powers of ten, e and pi are final."""
+    base = node.parts[0]
+    if _is_fractional_power(node):
+        return _root_unfinished(node)
+    return not _is_power_of_ten(node) and (base.kind != "constant" or base.name == "i")
 
 
-def _of_root(node: Node) -> set[str]:
-    return {"root"} if fraction(node) is not None else set()
+def _root_unfinished(node: Node) -> bool:
+    return fraction(node) is not None
 
 
-_LEFT: dict[str, Callable[[Node], set[str]]] = {
-    "negative": _of_negative,
-    "sum": _of_sum,
-    "product": _of_product,
-    "quotient": _of_quotient,
-    "power": _of_power,
-    "root": _of_root,
+_FINAL = ("number", "constant", "degrees")
+_UNFINISHED: dict[str, Callable[[Node], bool]] = {
+    "negative": _negative_unfinished,
+    "sum": _sum_unfinished,
+    "product": _product_unfinished,
+    "quotient": _quotient_unfinished,
+    "power": _power_unfinished,
+    "root": _root_unfinished,
 }
+"""Says for each kind of node whether it is unfinished. Kinds that are neither here nor in _FINAL always are."""

@@ -1,10 +1,11 @@
 """Judge one answer in this process, without a deadline.
 
-Numbers, lists of numbers and words are read and compared by our own code (quantities.py, lists.py, words.py), exactly
-and within a millisecond. Everything else is parsed by math-verify, with its own time-outs off, and compared by
-equality.py. math-verify 0.9 guards itself with SIGALRM, whose Python handler cannot run while one C call (a power of
-large integers, say) goes on, and which only works in a main thread. The deadline is therefore the pool's, which kills
-the process (pool.py).
+Our own code (quantities.py, lists.py, words.py) reads and compares numbers, lists of numbers and words: exactly, and
+within a millisecond. math-verify parses everything else, and equality.py compares it.
+
+math-verify's own time-outs are off. Version 0.9 uses SIGALRM, which works only in a main thread, and whose Python
+handler cannot run during one C call (such as a power of large integers). The pool has a deadline instead and kills the
+process (pool.py).
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from megatron_rapo.verifier.quantities import Quantity, compare, quantity
 from megatron_rapo.verifier.words import as_words, judge_words, with_sets
 
 MAX_ANSWER_CHARS = 1000
-"""Longer answers are not parsed: references are far shorter, and rambling would cost a deadline each."""
+"""Longest answer that is parsed, in characters. References are far shorter, and long text could cost a deadline."""
 MAX_PLAIN_CHARS = 60
-"""Longer numbers are compared by a worker."""
+"""Longest number that is compared without a worker, in characters."""
 
-# Only LaTeX in the box: the plain-expression extractor would pick a number out of any prose there.
+# Only LaTeX in the box: the plain-expression extractor would pick a number out of prose.
 _EXTRACTION = [LatexExtractionConfig(boxed_match_priority=0)]
 
 _PLAIN_NUMBER = re.compile(r"(?:[-+0-9./{} ]|\\[dtc]?frac(?![a-zA-Z]))+", re.ASCII)
@@ -50,15 +51,15 @@ _SET_BUILDER = re.compile(
 )
 _WORK = re.compile(r"[*/+^!|]|\\(?!infty|pi|mathrm|text|mbox|circ|%|\$|[ ,;:!])[a-zA-Z]|(?<=.)-")
 
-# It warns that its time-outs are off (they are, see above) and at each answer that it cannot parse.
+# It warns that its time-outs are off (on purpose, see above) and about each answer that it cannot parse.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 
 def judge(completion: str, answer: str) -> Verdict:
     r"""Return the verdict on the last \boxed{...} of `completion` against the reference `answer`.
 
-    `answer` is the bare answer ("42", "\\frac{1}{2}", "\\text{(C)}") or a solution that ends in it (`final_answer`).
-    No limit on time or memory: completions of a model go through `VerifierPool`.
+    `answer` is the bare answer ("42", "\\frac{1}{2}", "\\text{(C)}") or a solution that ends with it (`final_answer`).
+    Time and memory are not limited. Judge completions of a model with `VerifierPool`.
     """
     content = last_boxed(completion)
     if content is None:
@@ -67,16 +68,16 @@ def judge(completion: str, answer: str) -> Verdict:
 
 
 def judge_boxed(content: str, answer: str) -> Outcome:
-    """Judge the content of a box like `judge`: CORRECT, WRONG, UNEVALUATED or UNPARSABLE."""
+    """Judge the content of a box as `judge` does: CORRECT, WRONG, UNEVALUATED or UNPARSABLE."""
     plain = judge_plainly(content, answer)
     return judge_parsed(content, answer) if plain is None else plain
 
 
 def judge_plainly(content: str, answer: str) -> Outcome | None:
-    """Return the outcome where no mathematics is needed for it, else None. Linear in the lengths, microseconds mostly.
+    """Return the outcome if no parser is needed, else None. Takes microseconds mostly, and linear time.
 
-    Equal texts are CORRECT; two whole numbers, decimals or fractions are compared as such (a parser takes a thousand
-    times as long to say the same); an empty box is WRONG; what is too long is UNPARSABLE.
+    Equal texts are CORRECT. Two integers, decimals or fractions are compared by value; a parser would take a thousand
+    times as long. An empty box is WRONG. An answer that is too long is UNPARSABLE.
     """
     given, reference = content.strip(), _reference(answer)
     if len(given) > MAX_ANSWER_CHARS:
@@ -99,10 +100,10 @@ def judge_plainly(content: str, answer: str) -> Outcome | None:
 
 
 def judge_parsed(content: str, answer: str) -> Outcome:
-    """Return the outcome by mathematics; a reference that is none is only met by its own text."""
+    """Return the outcome with the help of a parser. A reference that cannot be parsed matches only its own text."""
     try:
         return _judge(_prepared(content.strip()), _prepared(_reference(answer)))
-    except Exception:  # SymPy raises whatever comes along, RecursionError and MemoryError too
+    except Exception:  # SymPy may raise any kind of exception, also RecursionError and MemoryError
         return Outcome.WRONG
 
 
@@ -131,7 +132,7 @@ def _prepared(text: str) -> str:
 
 
 def reads_as_prose(answer: str) -> bool:
-    """Return whether a reference is a text in words and mathematics, which only its own text can meet."""
+    """Return whether a reference mixes words and formulas, so that it matches only its own text."""
     text = _prepared(_reference(answer))
     if as_words(text) is not None or judge_words("", text) is not None or quantity(chain(text).value) is not None:
         return False
@@ -144,7 +145,7 @@ def _reference(answer: str) -> str:
 
 
 def _set_of(parts: Chain) -> str:
-    r"""Return what is left without "x =" or "x \in" before it, and without "{x |" around it."""
+    r"""Return the value or set without "x =" or "x \in" before it, and without "\{x \mid ...\}" around it."""
     text = parts.value if parts.is_value else parts.text
     match = _MEMBER.match(text)
     text = text[match.end() :].strip() if match else text
@@ -153,7 +154,7 @@ def _set_of(parts: Chain) -> str:
 
 
 def _judge_number(reference: Quantity, ours: Chain, theirs: Chain) -> Outcome:
-    """Judge against one number. The answer must be a number, a name and a number, or a chain of equal numbers."""
+    """Judge against one number. The answer must be a number, name = number, or a chain of equal numbers."""
     if theirs.is_chain:
         return theirs.judge(reference, ours.name)
     given = quantity(theirs.value)
@@ -169,8 +170,7 @@ def _judge_number(reference: Quantity, ours: Chain, theirs: Chain) -> Outcome:
     parsed = _parse(text)
     if not parsed:
         return Outcome.UNPARSABLE
-    right = any(same(a, b) for a in _parse(ours.value) for b in parsed)
-    if not right:
+    if not any(same(a, b) for a in _parse(ours.value) for b in parsed):
         return Outcome.WRONG
     return Outcome.UNEVALUATED if _WORK.search(text) else Outcome.CORRECT
 
@@ -186,7 +186,7 @@ def _judge_expression(ours: Chain, theirs: Chain) -> Outcome:
     if not parsed:
         return Outcome.UNPARSABLE
     if theirs.is_chain != ours.is_chain and ours.text == reference and theirs.text == given:
-        return Outcome.WRONG  # no equation for one of its sides
+        return Outcome.WRONG  # an equation does not match one of its sides
     expected = _parse(reference)
     if not any(same(a, b) for a in expected for b in parsed):
         return Outcome.WRONG
@@ -194,7 +194,7 @@ def _judge_expression(ours: Chain, theirs: Chain) -> Outcome:
 
 
 def _is_one_value(ours: Chain, theirs: Chain) -> bool:
-    """Return whether the value may have a name (y = 2x for 2x): two equations must be the same."""
+    """Return whether to compare values without a name (y = 2x matches 2x). If both are equations, compare all."""
     if ours.is_chain and theirs.is_chain:
         return False
     named = [each for each in (ours, theirs) if each.is_chain]
@@ -202,10 +202,10 @@ def _is_one_value(ours: Chain, theirs: Chain) -> bool:
 
 
 def _parse(text: str) -> list[Any]:
-    """Return the SymPy expression of `text` in a list, decimals exact; an empty list where there is none."""
+    """Return a list with the SymPy expression of `text` (decimals exact), or an empty list if it does not parse."""
     if not text or len(text) > MAX_ANSWER_CHARS:
         return []
-    # first_match: of a box that does not parse, no part is tried in its place.
+    # first_match: if the box does not parse, do not try a part of it.
     found = parse(
         rf"\boxed{{{text}}}",
         _EXTRACTION,

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 MAX_WORKERS = 16
-"""Most of one training process by itself: each takes 72 MiB and half a second of a core to start."""
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or microseconds of CPU in so many
+"""Most workers of one training process. Starting one takes 72 MiB and half a second of a core."""
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # allowed microseconds of CPU (or "max") and their period in microseconds
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:
-    """Return the cores that this process may use: its affinity, less where a container's CPU quota is below it."""
+    """Return how many cores this process may use: its CPU affinity, or a container's CPU quota if that is lower."""
     cores = len(os.sched_getaffinity(0))
     try:
         allowed, period = quota.read_text().split()
@@ -21,8 +21,8 @@ def usable_cores(quota: Path = _QUOTA) -> int:
 
 
 def workers_for(processes_on_node: int, cores: int) -> int:
-    """Return how many workers each training process gets: its share of the node's cores less one for itself.
+    """Return the number of workers per training process: its share of the node's cores, minus one for itself.
 
-    At least 1, at most MAX_WORKERS.
+    At least 1 and at most MAX_WORKERS.
     """
     return min(MAX_WORKERS, max(1, cores // processes_on_node - 1))

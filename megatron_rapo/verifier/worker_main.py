@@ -1,7 +1,7 @@
-"""The verifier process: reads `[content, answer]` lines of JSON from stdin, writes `[outcome, seconds]` for each.
+"""Run a verifier process: read JSON lines `[content, answer]` from stdin and write `[outcome, seconds]` for each.
 
-Started by process.py. It says "ready" once everything slow is imported, and ends with its stdin, that
-is, with the process that started it.
+worker_process.py starts it. It writes "ready" when all slow imports are done. It ends when its stdin closes, that is,
+when the process that started it ends.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ READY = "ready"
 
 
 def main(timeout_s: float, memory_bytes: int) -> None:
-    """Answer until stdin ends; `memory_bytes` bounds the address space.
+    """Answer until stdin ends, within `memory_bytes` of address space.
 
-    Ends also after an answer that took half of it: what SymPy keeps of that must not make another answer fail.
+    Also ends after an answer at which memory use exceeds half of the limit. SymPy keeps some of that memory, and this
+    must not make a later answer fail.
     """
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not pass for a reply
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of a library must not be mistaken for a reply
     _limit(resource.RLIMIT_AS, memory_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    judge_parsed(r"\frac{1}{2}", "1")  # builds the parser's tables, about 0.5 s, before any deadline runs
+    judge_parsed(r"\frac{1}{2}", "1")  # build the parser's tables (about 0.5 s) before any deadline starts
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     print(json.dumps(READY), file=replies)
     for line in sys.stdin:
-        # The parent kills a late worker. Should the parent be dead by then, nobody reads stdin and the
-        # kernel's own alarm ends this process, even inside a C call.
+        # The parent kills a late worker. If the parent is dead, the kernel's alarm ends this process instead, even
+        # inside a C call.
         signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 10)
         started = time.monotonic()
         outcome = judge_parsed(*json.loads(line))

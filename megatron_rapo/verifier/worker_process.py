@@ -1,4 +1,4 @@
-"""The trainer's side of one verifier process: start, send, receive, kill; no call waits for an answer."""
+"""Control one verifier process from the trainer: start, send, receive, kill. No call waits for an answer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from megatron_rapo.verifier.worker_main import READY
 
 START_TIMEOUT_S = 300.0
-"""Longest start of a worker, seconds; the imports are slow where many start from a network disk."""
+"""Deadline for the start of a worker, seconds. Imports are slow when many workers start from a network disk."""
 
 Job = tuple[str, str]
-"""Content of an answer's box, and the reference answer."""
+"""The answer of a completion, and the reference answer."""
 
-# Neither fork (the trainer has threads that hold locks) nor multiprocessing's spawn (which imports the
-# trainer's __main__ again). The child finds modules where its parent does.
+# We use neither fork (the trainer has threads that hold locks) nor multiprocessing's spawn (it imports the trainer's
+# __main__ again). The child gets its parent's module search path.
 _BOOTSTRAP = """
 import json, sys
 search_path, *limits = json.loads(sys.argv[1])
@@ -31,20 +31,20 @@ main(*limits)
 
 
 class WorkerDied(Exception):
-    """The process ended by itself, or something killed it."""
+    """The process has ended by itself or was killed."""
 
 
 class WorkerLate(Exception):
-    """The deadline passed."""
+    """The process has missed its deadline."""
 
 
 class WorkerProcess:
     """One verifier process.
 
     Attributes:
-        ready: it has finished its imports.
-        job: the answer that it judges; None when idle or starting.
-        deadline: `time.monotonic()` by which it must be ready or have answered; infinity when idle.
+        ready: whether it has finished its imports.
+        job: the job that it is working on; None when idle or starting.
+        deadline: the `time.monotonic()` by which it must be ready or have answered; infinity when idle.
     """
 
     def __init__(self, timeout_s: float, memory_bytes: int) -> None:
@@ -53,11 +53,13 @@ class WorkerProcess:
             [sys.executable, "-W", "ignore", "-c", _BOOTSTRAP, json.dumps([search_path, timeout_s, memory_bytes])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,  # read only where the start fails; the worker closes it when ready
+            stderr=subprocess.PIPE,  # read only if the start fails; the worker closes it when ready
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the trainer, which then closes the pool
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # SymPy orders terms by hash; verdicts must repeat
+            start_new_session=True,  # Ctrl-C goes to the trainer alone, which then closes the pool
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # SymPy orders terms by hash; verdicts must be reproducible
         )
+        pipes = self._process.stdin, self._process.stdout, self._process.stderr
+        self._stdin, self._stdout, self._stderr = cast(tuple[IO[bytes], IO[bytes], IO[bytes]], pipes)
         for stream in (self._stdin, self._stdout, self._stderr):
             os.set_blocking(stream.fileno(), False)
         self._unsent = b""
@@ -73,26 +75,26 @@ class WorkerProcess:
 
     @property
     def idle(self) -> bool:
-        """Ready for the next answer."""
+        """Return whether the worker is ready for the next job."""
         return self.ready and self.job is None
 
     def assign(self, job: Job) -> None:
-        """Send an idle worker its next answer; its deadline runs from now."""
-        assert self.idle, "only an idle worker takes an answer"
+        """Give the worker, which must be idle, its next job. The deadline starts now."""
+        assert self.idle, "only an idle worker takes a job"
         self._unsent = json.dumps(job).encode() + b"\n"
         self.job = job
         self.deadline = time.monotonic() + self.timeout_s
 
     def poll(self) -> str | None:
-        """Move what the pipes take and give; the outcome of the job, once it is there.
+        """Send and receive as much as the pipes allow. Return the job's outcome once it has arrived, else None.
 
-        Raises WorkerDied and WorkerLate, after which there is only `kill`. What took longer than the deadline is late
-        however seldom this is called.
+        Raises WorkerDied or WorkerLate; then only `kill` may follow. The worker measures the time of each answer, so
+        an answer that took too long is late however rarely `poll` is called.
         """
         try:
             if self._unsent:
                 self._unsent = self._unsent[self._stdin.write(self._unsent) or 0 :]
-            received = self._stdout.read(65536)  # None: nothing there; empty: closed
+            received = self._stdout.read(65536)  # None: nothing to read; empty: closed
         except BrokenPipeError:
             raise WorkerDied from None
         if received == b"":
@@ -116,36 +118,24 @@ class WorkerProcess:
         return cast(str, outcome)
 
     def kill(self) -> str:
-        """End the process at once (SIGKILL) and give back what it last wrote to stderr."""
+        """End the process at once (SIGKILL). Return what it wrote to stderr."""
         self.job = None
         self._process.kill()
         self._process.wait()
-        said = self._stderr.read(65536) or b""
+        stderr = self._stderr.read(65536) or b""
         for stream in (self._stdin, self._stdout, self._stderr):
             stream.close()
-        return said.decode(errors="replace").strip()
+        return stderr.decode(errors="replace").strip()
 
     def register(self, selector: selectors.BaseSelector) -> None:
-        """Wake `selector` when `poll` has something to do."""
+        """Make `selector` wake up when `poll` has something to do."""
         selector.register(self._stdout, selectors.EVENT_READ)
         if self._unsent:
             selector.register(self._stdin, selectors.EVENT_WRITE)
 
-    @property
-    def _stdin(self) -> IO[bytes]:
-        return cast(Any, self._process.stdin)
-
-    @property
-    def _stdout(self) -> IO[bytes]:
-        return cast(Any, self._process.stdout)
-
-    @property
-    def _stderr(self) -> IO[bytes]:
-        return cast(Any, self._process.stderr)
-
 
 def wait_any(workers: Sequence[WorkerProcess], until: float) -> None:
-    """Sleep until one of `workers` has something to say, a deadline passes or `time.monotonic()` is `until`."""
+    """Sleep until a worker can be read or written, a deadline passes, or `time.monotonic()` reaches `until`."""
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             worker.register(selector)

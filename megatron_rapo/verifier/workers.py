@@ -1,4 +1,4 @@
-"""A number of verifier processes that is kept: who is late is killed, who is lost is replaced."""
+"""Keep a fixed number of verifier processes running: kill late ones and replace lost ones."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from megatron_rapo.types import Outcome
 from megatron_rapo.verifier.worker_process import WorkerDied, WorkerLate, WorkerProcess, wait_any
 
 MAX_FAILED_STARTS = 3
-"""Workers lost in a row before any was ready; then verification cannot work at all."""
+"""After this many failed starts without a successful one, verification cannot work and the run ends."""
 
 DIED = "died"
-"""What a worker's end is beside the outcomes that it replies with."""
+"""Result of `Workers.poll` for a worker that died; the other results are values of Outcome."""
 
 
 class Workers:
     """`count` processes with a deadline of `timeout_s` seconds for each answer.
 
     Attributes:
-        present: those that there are; none after `close`.
+        present: the current processes; empty after `close`.
     """
 
     def __init__(self, count: int, timeout_s: float, memory_bytes: int) -> None:
         self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
-        self._failed_starts = 0
-        self._was_ready = False  # any of them, at any time
+        self._failed_starts = 0  # since a worker was last seen ready
+        self._was_ready = False  # whether any worker was ready at any time
         self.present = [self._start() for _ in range(count)]
 
     def await_first(self) -> float:
-        """Wait until one of them has been ready; the seconds that it took, 0 but for the first time."""
+        """Wait until a worker has been ready once. Return the seconds waited; about 0 after the first time."""
         started = time.monotonic()
         while not self._was_ready:
             wait_any(self.present, math.inf)
@@ -38,9 +38,10 @@ class Workers:
         return time.monotonic() - started
 
     def poll(self, slot: int) -> str | None:
-        """Return the job's outcome from the worker in `slot` once there is one, or that it died. Replace lost workers.
+        """Poll the worker in `slot`. Return its job's outcome, DIED, or None if there is no result yet.
 
-        The result means nothing for a worker without a job. Raises RuntimeError when no worker can be started.
+        Replaces a worker that died or is late. Ignore the result for a worker without a job. Raises RuntimeError when
+        no worker can be started.
         """
         worker = self.present[slot]
         try:
@@ -63,7 +64,7 @@ class Workers:
                 self._replace(slot)
 
     def close(self) -> None:
-        """Kill and reap them; a second call does nothing."""
+        """Kill and reap the workers. A second call does nothing."""
         while self.present:
             self.present.pop().kill()
 
@@ -71,15 +72,15 @@ class Workers:
         return WorkerProcess(self._timeout_s, self._memory_bytes)
 
     def _replace(self, slot: int) -> None:
-        """Kill the worker in `slot`, dead or alive, and start another."""
+        """Kill the worker in `slot` (it may be dead already) and start another."""
         lost = self.present[slot]
-        said = lost.kill()
+        stderr = lost.kill()
         self._failed_starts += not lost.ready
         if self._failed_starts == MAX_FAILED_STARTS:
             del self.present[slot]
             self.close()
             raise RuntimeError(
-                f"{MAX_FAILED_STARTS} verifier processes in a row died or hung while starting; mend what the last "
-                f"one said:\n{said or '(nothing)'}"
+                f"{MAX_FAILED_STARTS} verifier processes in a row died or hung while starting; fix what the last one "
+                f"wrote to stderr:\n{stderr or '(nothing)'}"
             )
         self.present[slot] = self._start()

@@ -10,7 +10,7 @@ CHARACTERS = "\n" + "".join(map(chr, range(ord(" "), ord("~") + 1)))
 
 @pytest.fixture
 def make_tokenizer():
-    """A tokenizer with one token for each character and special token; `bos` and `eos` are what it adds."""
+    """Make a tokenizer with a token per character and special token. It adds `bos` and `eos` if given."""
 
     def make(*, bos=False, eos=False, chat_template=None, eos_token="<eos>"):
         vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *CHARACTERS])}
@@ -34,7 +34,7 @@ def make_tokenizer():
 
 @pytest.fixture
 def write_jsonl(tmp_path):
-    """Write rows (objects, or lines as they are) to a file and give its path."""
+    """Write rows (objects, or lines as they are) to a file, and return its path."""
 
     def write(*rows, name="train.jsonl"):
         path = tmp_path / name

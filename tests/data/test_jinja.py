@@ -1,4 +1,4 @@
-"""Templates that fail or never end: one line each, within the limits. A child starts for each, so there are few."""
+"""Templates that fail or never end give a one-line error within the limits. Each test starts a process."""
 
 from datetime import datetime
 
@@ -54,12 +54,12 @@ def test_the_day_is_always_the_same():
 )
 def test_a_template_that_fails_is_one_line(source, reason):
     message = refused(source)
-    assert message.startswith(f"data.template=chat: {reason}") and message.endswith("; mend the template.")
+    assert message.startswith(f"data.template=chat: {reason}") and message.endswith("; fix the template.")
     assert message.isprintable()
 
 
 @pytest.mark.parametrize("source", [LOOP, "{{ 10 ** (10 ** 9) }}"], ids=["looping", "in one long operation"])
 def test_a_template_that_never_ends_is_ended(source):
     assert refused(source, seconds=1.0) == (
-        "data.template=chat: 2 prompts were not there after 1 s; take out what loops in the template."
+        "data.template=chat: 2 prompts were not rendered within 1 s; remove slow or endless loops from the template."
     )

@@ -1,4 +1,4 @@
-"""Prompts that processes share are those that each would make by itself."""
+"""Shared prompts equal those that each process would build alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where shared files are."""
+    """Return the folder of shared files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / f"megatron_rapo-{os.getuid()}"
 
@@ -58,7 +58,7 @@ def test_what_is_wrong_is_said_to_everyone_and_leaves_nothing(folder: Path, mode
         load_prompts(path.with_name("none.jsonl"), model, template_of("plain"), 8, shared=True)
     with pytest.raises(DataError, match=r"/none: no such folder; "):
         load_prompts(path, model.with_name("none"), template_of("plain"), 8, shared=True)
-    with pytest.raises(DataError, match=r"^data\.max_prompt_tokens=2: each of the 30 prompts is longer, the shortest "):
+    with pytest.raises(DataError, match=r"^data\.max_prompt_tokens=2: all 30 prompts are longer, and the shortest "):
         load_prompts(write_jsonl(*ROWS), model, template_of("plain"), 2, shared=True)
     assert not folder.exists() or list(folder.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Processes of their own ask for a file: each says when it begins to make it, and holds it until it is told to end."""
+"""Child processes ask for a file. Each reports when it starts to write it, and holds it until it is told to end."""
 
 from __future__ import annotations
 
@@ -115,11 +115,11 @@ def test_what_killed_processes_left_is_removed_and_not_used(folder: Path) -> Non
 def test_a_folder_of_somebody_else(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(InputError, match=rf"^TMPDIR={tmp_path}: {folder} can be written by others; remove it, or set "):
+    with pytest.raises(InputError, match=rf"^TMPDIR={tmp_path}: other users can access {folder}; remove it, or set "):
         node_file("a", lambda file: None)
     folder.rmdir()
     folder.symlink_to(tmp_path)
-    with pytest.raises(InputError, match="can be written by others"):
+    with pytest.raises(InputError, match="other users can access"):
         node_file("a", lambda file: None)
 
 

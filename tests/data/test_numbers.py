@@ -40,7 +40,7 @@ def test_what_is_not_finite_or_too_long(written):
 
 
 def test_the_repr_of_a_float():
-    """As an author would write it stays: there e is Euler's number."""
+    """The form that an author would write is unchanged: there, e is Euler's number."""
     given = ["5e-05", "-1.25e-07", "2e-10", "2e-5", "e-05", "3e+05", "x5e-05", "007"]
     assert [without_exponent(text) for text in given] == ["0.00005", "-0.000000125", *given[2:]]
 

@@ -15,7 +15,7 @@ def test_every_epoch_is_a_new_permutation():
 
 
 def test_the_order_is_fixed_for_ever():
-    """A run resumes under another release of NumPy, too."""
+    """A run must also resume with another release of NumPy."""
     order = EpochOrder(num_items=8, seed=0)
     assert [order.take(8), order.take(8)] == [[6, 3, 5, 0, 7, 2, 1, 4], [3, 1, 0, 4, 5, 6, 7, 2]]
 
@@ -35,7 +35,7 @@ def test_pieces_of_an_epoch_make_the_same_stream(size):
 
 
 def test_a_step_across_the_end_of_an_epoch_has_no_problem_twice():
-    """Of 20 problems, 8 a step; by the permutations alone, 128 of these 200 seeds had one twice."""
+    """There are 20 problems, 8 per step. With the permutations alone, 128 of these 200 seeds repeat a problem."""
     crossing = 0
     for seed in range(200):
         order = EpochOrder(20, seed)
@@ -62,7 +62,7 @@ def test_what_is_put_off_is_the_next():
 
 
 def test_what_is_put_off_for_long_is_not_lost():
-    """Over two epochs it is owed twice, and no step gets it twice."""
+    """Over two epochs it is postponed twice, and no step gets it twice."""
     order, drawn = EpochOrder(4, seed=1), []
     for _ in range(4):
         drawn += order.take(2, without={0, 3})
@@ -74,7 +74,7 @@ def test_what_is_put_off_for_long_is_not_lost():
 def test_more_than_there_are_is_a_mistake():
     order = EpochOrder(10, seed=5)
     for n, without in ((11, ()), (8, (1, 2, 3)), (1, range(10))):
-        with pytest.raises(ValueError, match=rf"^n={n}: there are 10 items, and {len(without)} of them may not be "):
+        with pytest.raises(ValueError, match=rf"^n={n}: there are 10 items, of which {len(without)} "):
             order.take(n, without=without)
     assert len(order.take(7, without=(1, 2, 3, 3))) == 7
 
@@ -110,8 +110,11 @@ def test_the_state_of_an_older_checkpoint_loads():
 def test_the_state_of_another_order_is_refused():
     state = EpochOrder(10, seed=5).state_dict()
     for other, message in (
-        (EpochOrder(11, seed=5), "num_items=11: the saved data order has num_items=10 and would go on elsewhere; "),
-        (EpochOrder(10, seed=6), "seed=6: the saved data order has seed=5 and would go on elsewhere; "),
+        (
+            EpochOrder(11, seed=5),
+            "num_items=11: the saved data order has num_items=10 and would continue differently; ",
+        ),
+        (EpochOrder(10, seed=6), "seed=6: the saved data order has seed=5 and would continue differently; "),
     ):
         with pytest.raises(InputError) as raised:
             other.load_state_dict(state)

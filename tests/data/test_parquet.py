@@ -27,7 +27,7 @@ def refusal(path):
 
 
 def test_images_and_sound_are_neither_fetched_nor_opened_nor_read(write, tmp_path):
-    """As the datasets library writes them; the paths are those of a web page and of a file that is no image."""
+    """The file is as the datasets library writes it. One path is a web page, the other a file that is not an image."""
     secret = tmp_path / "secret"
     secret.write_text("x")
     paths = ["http://127.0.0.1:9/picture.png", str(secret)]

@@ -1,4 +1,4 @@
-"""From rows to the prepared file and its manifest; the parts have tests of their own."""
+"""Tests from rows to the prepared file and its manifest. The parts have separate tests."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ KNOWN = [
 
 @pytest.fixture
 def files(tmp_path, write_jsonl, monkeypatch):
-    """A data set and a file that it should have nothing in common with, in the current folder."""
+    """Write a data set, and a file to compare it with, in the current folder."""
     monkeypatch.chdir(tmp_path)
     write_jsonl(*ROWS, name="raw.jsonl")
     write_jsonl(*KNOWN, name="known.jsonl")
@@ -159,7 +159,7 @@ def test_nothing_is_replaced_unless_asked(files, write_jsonl):
 
 @contextmanager
 def files_limited_to(size):
-    """Of this process, in bytes; a write beyond is an error, as on a full disk."""
+    """Limit the size of this process's files, in bytes. A write beyond it fails, as on a full disk."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -196,7 +196,7 @@ def test_a_file_of_other_length_is_not_the_data_set(files, write_jsonl):
     }
     write_jsonl(*ROWS, name="test.jsonl")
     assert refusal(request("other.parquet", **here)) == (
-        "test.jsonl: has 8 rows, and aime25 30; take the original file, or give the path of this one as SOURCE."
+        "test.jsonl: has 8 rows, but aime25 has 30; use the original file, or pass the path of this file as SOURCE."
     )
 
 
@@ -210,7 +210,7 @@ def test_a_file_of_other_length_is_not_the_data_set(files, write_jsonl):
         ({"output": "out.jsonl"}, "OUTPUT=out.jsonl: prepared files are Parquet; name one that ends in .parquet."),
         (
             {"output": "raw.jsonl/a.parquet"},
-            "OUTPUT=raw.jsonl/a.parquet: [Errno 17] File exists: 'raw.jsonl'; see to the ",
+            "OUTPUT=raw.jsonl/a.parquet: [Errno 17] File exists: 'raw.jsonl'; check the ",
         ),
         (
             {"fields": {"text": "q"}},
@@ -220,7 +220,7 @@ def test_a_file_of_other_length_is_not_the_data_set(files, write_jsonl):
             {"fields": {"level": "grade"}},
             "raw.jsonl:1: no column 'grade'; pass --field level=COLUMN with one of question, ",
         ),
-        ({"overlap": 0.0}, "--overlap 0.0: not a share of n-grams; pass one above 0 and up to 1."),
+        ({"overlap": 0.0}, "--overlap 0.0: not a share; pass a number above 0 and at most 1."),
         (
             {"drop": ("contaminated",), "against": ()},
             "--drop contaminated: nothing to compare with; pass --against FILE.",

@@ -59,7 +59,7 @@ def test_answers_are_what_the_file_says(write_jsonl):
 
 
 def test_numbers_keep_the_digits_that_they_are_written_with(write_jsonl):
-    """As floats, those below 1e-4 got an exponent, which no answer in decimals is ever equal to."""
+    """As floats, numbers below 1e-4 would get an exponent, and no decimal answer would equal them."""
     numbers = ["0.00005", "1e-3", "5.0", "1.10", "0.1000000000000000055511151231257827", "1e23"]
     rows = [f'{{"problem": "p", "answer": {number}, "weight": {number}}}' for number in numbers]
     problems = load_problems(write_jsonl(*rows))
@@ -164,7 +164,7 @@ def test_files_of_another_format(tmp_path, capfd):
 
 
 def test_reads_without_a_network_a_cache_or_a_word(tmp_path):
-    """In a process of its own: the library reads its environment when it is imported."""
+    """Runs in a separate process, because the library reads its variables on import."""
     home = tmp_path / "home"
     home.mkdir()
     path = tmp_path / "train.jsonl"

@@ -42,7 +42,7 @@ def test_nothing_left_is_an_error(make_tokenizer):
     with pytest.raises(DataError) as raised:
         build_prompts(problems_of("abcd", "abc"), make_tokenizer(), template_of("plain"), 3)
     assert str(raised.value) == (
-        "data.max_prompt_tokens=3: each of the 2 prompts is longer, the shortest has 4 tokens; "
+        "data.max_prompt_tokens=3: all 2 prompts are longer, and the shortest has 4 tokens; "
         "set data.max_prompt_tokens >= 4."
     )
     with pytest.raises(DataError, match=r"^no problems to build prompts from; "):
@@ -77,7 +77,7 @@ def test_what_the_tokenizer_file_says_of_cutting_and_padding_does_not_count(make
 
 
 def test_prompts_are_a_sequence_over_pieces(make_tokenizer):
-    """More than two pieces, of which problems are left out."""
+    """There are more than two pieces, and some of their problems are left out."""
     problems = problems_of(*("a" * (1 + n % 3) for n in range(2 * ROWS + 5)))
     found = build_prompts(iter(problems), make_tokenizer(), template_of("plain"), 3)
     prompts = found.prompts

@@ -33,7 +33,7 @@ def test_usual_columns_and_what_is_not_said():
 
 
 def test_simplerl_zoo_and_simplerl_zero():
-    """The columns that both files have, and those of the other subsets, where some are inside a struct."""
+    """Both files have these columns. In the other subsets, some columns are inside a struct."""
     rows = placed(
         {"question": "p", "gt_answer": "1", "answer": "no", "subject": "Algebra", "level": 5, "target": "no"},
         {
@@ -91,7 +91,7 @@ def test_a_column_that_was_asked_for_must_be_there():
 
 def test_values_of_another_kind():
     assert refusal({"problem": ["p"], "answer": "2"}) == (
-        "a.jsonl:1: 'problem' is a list, not text; pass --field problem=COLUMN of another."
+        "a.jsonl:1: 'problem' is a list, not text; pass --field problem=COLUMN with another column."
     )
     assert refusal({"problem": "p", "answer": {"a": 1}}).startswith(
         "a.jsonl:1: 'answer' is a JSON object, not text or "
@@ -100,4 +100,6 @@ def test_values_of_another_kind():
 
 def test_an_id_is_there_once():
     rows = {"problem": "p", "answer": "2", "id": "x"}, {"problem": "q", "answer": "3", "id": "x"}
-    assert refusal(*rows) == "a.jsonl:2: the id 's/x' is that of a.jsonl:1 too; pass --field id=COLUMN of another."
+    assert refusal(*rows) == (
+        "a.jsonl:2: the id 's/x' is also that of a.jsonl:1; pass --field id=COLUMN with another column."
+    )

@@ -1,4 +1,4 @@
-"""JSON and CSV, and what all formats share; test_problems.py has JSONL and Parquet."""
+"""Tests for JSON, CSV and what all formats share. test_problems.py tests JSONL and Parquet."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_csv_values_are_text_as_it_is_written(write):
             "a.json",
             '[{"a": 1},\n {"a": }]',
             "",
-            "not valid JSON (Expecting value, line 2, column 8); mend it, or name a file ",
+            "not valid JSON (Expecting value, line 2, column 8); fix it, or rename a file ",
         ),
         ("a.json", '{"a": [1]}', "", "a JSON object, not a list of JSON objects; write one."),
         ("a.json", "[{}, 3]", ":row 1", "3, not a JSON object; write a list of objects."),
@@ -54,7 +54,7 @@ def test_csv_values_are_text_as_it_is_written(write):
             ":3",
             "3 values under 2 columns; put a value with a comma in it between double ",
         ),
-        ("a.csv", 'a,b\n1,"2', ":2", "not valid CSV (unexpected end of data); mend that line."),
+        ("a.csv", 'a,b\n1,"2', ":2", "not valid CSV (unexpected end of data); fix that line."),
         ("a.csv", "a,a,b\n1,2,3\n", ":1", "two columns are called 'a'; rename one."),
         (
             "a.txt",
@@ -99,9 +99,9 @@ def test_what_a_message_shows_is_short(write):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (f"[{'9' * 5000}]", "has an integer of 5,000 digits, and 4,000 is the limit; mend it, or "),
-        (r'[{"a": "1+1\ud800"}]', r"has half a surrogate pair (\ud800), which is not a character; mend it"),
-        ("[" * 100_000, "is nested too deeply; mend it, or name a file of one object a line .jsonl."),
+        (f"[{'9' * 5000}]", "has an integer of 5,000 digits, and 4,000 is the limit; fix it, or "),
+        (r'[{"a": "1+1\ud800"}]', r"has half a surrogate pair (\ud800), which is not a character; fix it"),
+        ("[" * 100_000, "is nested too deeply; fix it, or rename a file of one object per line to .jsonl."),
     ],
 )
 def test_json_that_no_program_should_take(write, text, reason):
@@ -112,4 +112,4 @@ def test_json_that_no_program_should_take(write, text, reason):
 def test_a_file_that_cannot_be_read(tmp_path):
     path = tmp_path / "a.jsonl"
     path.symlink_to("/proc/self/mem")
-    assert refusal(path) == f"{path}: cannot be read (Input/output error); see to its permissions."
+    assert refusal(path) == f"{path}: cannot be read (Input/output error); check its permissions."

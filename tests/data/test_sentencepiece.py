@@ -1,4 +1,4 @@
-"""A folder with a bare SentencePiece model: what `sentencepiece` itself says is what the tokenizer gives."""
+"""For a folder with a bare SentencePiece model, the tokenizer gives the same results as `sentencepiece`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS = {
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As Llama 2's: byte fallback, digits apart, a space put first, text left as it is."""
+    """Train a model like that of Llama 2: byte fallback, split digits, a space in front, no normalisation."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 50),

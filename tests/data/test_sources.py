@@ -66,7 +66,7 @@ def test_a_folder_without_it(tmp_path):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """What the hub's client asks for: one file, on the branch main."""
+    """A fake hub that answers the client's requests for one file on the branch main."""
 
     def do_HEAD(self):
         there = self.path == "/datasets/math-ai/aime25/resolve/main/test.jsonl"
@@ -88,7 +88,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 def download(revision, home, **environment):
-    """By a process of its own: the library reads its environment when it is imported."""
+    """Download in a separate process, because the library reads its variables on import."""
     script = (
         "from megatron_rapo.data.sources import DataError, download_original\n"
         f"try:\n    path, commit = download_original('aime25', {revision!r})\n    print(commit, path.read_text())\n"
@@ -121,6 +121,8 @@ def test_the_hub(tmp_path):
 def test_without_a_network_it_says_what_to_download_and_where_to_put_it(tmp_path):
     said = download("main", tmp_path, HF_HUB_OFFLINE="1")
     url = "https://huggingface.co/datasets/math-ai/aime25/resolve/main/test.jsonl"
-    assert said.startswith(f"aime25: {url} cannot be had (LocalEntryNotFoundError: ")
+    assert said.startswith(f"aime25: {url} cannot be downloaded (LocalEntryNotFoundError: ")
     folder = "data/original/aime25"
-    assert said.endswith(f"; download it where there is a network, put it into {folder} and pass --from {folder}.\n")
+    assert said.endswith(
+        f"; download it on a machine with network access, put it into {folder} and pass --from {folder}.\n"
+    )

@@ -7,7 +7,7 @@ from megatron_rapo.data import DataError, Stops, find_stops
 
 @pytest.fixture
 def find(tmp_path, make_tokenizer):
-    """find(file=content, ...): the stops of a model folder with these files."""
+    """Return find(file=content, ...), which returns the stops of a model folder with these files."""
 
     def find(*, strings=(), token_ids=(), **files):
         for name, content in files.items():
@@ -25,7 +25,7 @@ def test_the_models_own_end_of_sequence_tokens(find):
 
 
 def test_a_string_that_is_a_special_token_stops_by_its_id_too(find):
-    """Decoding leaves the token out, so it would not be seen in the text; spelled in characters it would."""
+    """Decoding omits the token, so the string alone would not be found in the text."""
     found = find(strings=("<|im_end|>", "<|endoftext|>", "Q:", "Q"), token_ids=(50,))
     assert found == Stops(
         token_ids=(2, 4, 50),  # "<|endoftext|>" is no token here, and would be read as <unk>; "Q" is seen in the text
@@ -38,7 +38,7 @@ def test_a_token_that_the_model_does_not_have(find, tmp_path):
     with pytest.raises(DataError) as raised:
         find(token_ids=(3, 101))
     assert str(raised.value) == (
-        f"rollout.stop_token_ids=[3, 101]: 101 is no token of {tmp_path}, which has 101 (ids 0 to 100); take it out."
+        f"rollout.stop_token_ids=[3, 101]: 101 is no token of {tmp_path}, which has 101 (ids 0 to 100); remove it."
     )
 
 

@@ -63,10 +63,12 @@ def test_chat_needs_a_chat_template(make_tokenizer):
         "data.template=chat: the tokenizer of the model has no chat template; "
         "set data.template=qwen-boxed or plain, or use an instruction-tuned model."
     )
-    assert refused("chat") == "data.template=chat: it is the tokenizer's own, and there is none; name the model."
+    assert (
+        refused("chat") == "data.template=chat: it is part of the tokenizer, and there is no tokenizer; name the model."
+    )
     assert refused("chat", make_tokenizer(chat_template={"tool_use": "a", "rag": "b"})).endswith(
-        "has several chat templates and none is the default; copy the right one to a file, and name that as "
-        "data.template."
+        "has several chat templates and none is the default; copy one of them to a file, and set data.template to "
+        "that file."
     )
 
 
@@ -78,7 +80,7 @@ def test_a_template_of_ones_own_around_the_problem(tmp_path, make_tokenizer):
 
 
 def test_a_template_of_ones_own_in_jinja(tmp_path, make_tokenizer):
-    """It has what a chat template has, and the parts by their names; the last newline of the file is no part of it."""
+    """It gets the variables of a chat template and the parts by name. The file's last newline is not part of it."""
     path = tmp_path / "mine.jinja"
     path.write_text(
         "{{ bos_token }}{{ system }}|{{ problem }}|{{ instruction }}|{{ messages[-1].content }}|"
@@ -88,7 +90,7 @@ def test_a_template_of_ones_own_in_jinja(tmp_path, make_tokenizer):
         f"<bos>S|{PROBLEM}|I|{PROBLEM}\nI|True"
     )
     assert refused(path) == (
-        f"data.template={path}: it may use the tokenizer's special tokens, and there is none; name the model."
+        f"data.template={path}: it may use the tokenizer's special tokens, and there is no tokenizer; name the model."
     )
 
 
@@ -129,10 +131,10 @@ def test_a_template_of_ones_own_by_a_function(tmp_path, make_tokenizer, monkeypa
     [
         ("text", "returned str; return a megatron_rapo.data.Template."),
         ("number", "has 3 where a text belongs; write a string."),
-        ("unstopped", "stop is no tuple of strings that are not empty (('',)); write one."),
+        ("unstopped", "stop is not a tuple of non-empty strings (('',)); write one."),
         ("both", "has both chat and jinja, and only one can be rendered; leave one out."),
         ("of_problem", "cannot be called with (): missing a required argument: 'problem'; give it these parameters."),
-        ("nowhere", "there is no 'nowhere'; functions there: dialogue, own_jinja, "),
+        ("nowhere", "has no 'nowhere'; use one of its functions: dialogue, own_jinja, "),
     ],
 )
 def test_a_function_that_returns_no_template(tmp_path, name, said):
@@ -154,7 +156,7 @@ def test_what_does_not_show_in_the_prompt_is_refused(tmp_path, make_tokenizer, s
     path.write_text(source)
     fix = ", or leave the setting out" if settings else ""
     assert refused(path, make_tokenizer(), **settings) == (
-        f"data.template={path}: {what} does not show in the prompt; have the template use it{fix}."
+        f"data.template={path}: {what} does not appear in the prompt; use it in the template{fix}."
     )
 
 

@@ -27,7 +27,7 @@ SCALARS = {
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -71,7 +71,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: py
 
 
 def drawn(stream: Terminal, start: str = "step 3/30") -> list[str]:
-    """The lines of the display as it was drawn last."""
+    """Return the lines of the display's last drawing."""
     return (start + without_escapes(stream.getvalue()).split(start)[-1]).splitlines()
 
 
@@ -96,7 +96,7 @@ def test_the_latest_steps_are_a_table() -> None:
 
 @pytest.mark.parametrize(("width", "columns"), [(20, 1), (30, 2), (40, 3), (60, 5), (120, 8)])
 def test_the_display_fits_the_width_and_cuts_nothing(width: int, columns: int) -> None:
-    """What the table has no column for is below it."""
+    """Numbers without a column in the table are shown below it."""
     stream = Terminal()
     with Console(30, stream=stream, width=width) as shown:
         shown.step(3, SCALARS)

@@ -1,4 +1,4 @@
-"""Where the seconds of a whole run go."""
+"""Tests of the seconds by phase over a whole run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_rapo.monitor import Monitor, monitor, timing
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that stands at its only element, in a process that was started 4 s before."""
+    """Replace the clock by one that shows its only element. The process was started 4 s before."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(monitor, "process_age_s", lambda: now[0] - 96.0)
@@ -51,7 +51,7 @@ def test_seconds_of_a_run_are_those_of_all_its_processes(clock: list[float]) -> 
 
 
 def test_the_age_of_a_process() -> None:
-    """It sleeps 0.5 s before it looks, and this one sees when it was started and when it ended."""
+    """The child sleeps 0.5 s before it measures. This process sees when the child starts and ends."""
     script = f"import sys, time; time.sleep(0.5); from {timing.__name__} import process_age_s; print(process_age_s())"
     started = time.monotonic()
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -196,7 +196,7 @@ def test_tensorboard_shows_distributions(tmp_path: Path) -> None:
 
 
 def test_tensorboard_groups_the_curves(tmp_path: Path) -> None:
-    """Its custom-scalars page: every chart finds scalars, and none that is not declared."""
+    """On the custom-scalars page, each chart has scalars, and all of them are declared."""
     with Recorder(tmp_path, writers=["tensorboard"]) as recorder:
         recorder.log(1, {"reward/mean": 0.5})
     [event] = events(tmp_path).Tensors("custom_scalars__config__")

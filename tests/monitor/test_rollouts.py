@@ -1,4 +1,4 @@
-"""Completions written down token by token: what is in the files, and which of them a resumed run keeps."""
+"""Completions recorded token by token: the content of the files, and which files a resumed run keeps."""
 
 from __future__ import annotations
 

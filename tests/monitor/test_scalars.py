@@ -20,7 +20,7 @@ def test_every_scalar_has_a_group_and_a_sentence() -> None:
 
 
 def test_what_is_split_says_whose_it_is() -> None:
-    """Every number of the estimators has its two splits, with its own meaning and which completions it is of."""
+    """Each number of the estimators has two splits. Their texts add which completions they cover."""
     whole = {name: SCALARS[name] for name in SCALARS if name.startswith("estimator/") and name.count("/") == 1}
     expected = {f"{name}/{split}": f"{meaning} {SPLITS[split]}" for name, meaning in whole.items() for split in SPLITS}
     assert len(whole) == 9 and expected == {name: SCALARS[name] for name in SCALARS if name.count("/") == 2}
@@ -33,7 +33,7 @@ def test_what_is_split_says_whose_it_is() -> None:
 def test_names_that_depend_on_the_run_are_known_by_their_group() -> None:
     assert describe("seconds/rollout") == "Duration of the phase in this step, seconds."
     assert describe("seconds/step") == SCALARS["seconds/step"]
-    assert describe("reward/term/length") == "Mean of one term of the reward; reward/mean is the sum of them."
+    assert describe("reward/term/length") == "Mean of one term of the reward; reward/mean is the sum of all terms."
     assert describe("eval/pass@4").startswith("Held-out problems: chance that one of k samples is right")
     assert describe("eval/own") == "Measured on held-out problems."
 

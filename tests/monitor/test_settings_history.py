@@ -1,4 +1,4 @@
-"""Settings of a run from step to step: kept, and what was for lost steps dropped."""
+"""The settings of a run by step: kept, and dropped for lost steps."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ TINY = Path(__file__).parents[2] / "examples/tiny/model"
 
 
 def of_bytes() -> Tokenizer:
-    """One token a byte, as byte-level tokenizers fall back to."""
+    """Return one token per byte, as byte-level tokenizers fall back to."""
     tokenizer = Tokenizer(models.WordLevel({f"<0x{byte:02X}>": byte for byte in range(256)}, unk_token="<0x00>"))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
@@ -32,7 +32,7 @@ def test_a_character_of_several_tokens_is_with_the_last() -> None:
 
 
 def test_what_is_no_character_is_shown_all_the_same() -> None:
-    """As one piece for so many tokens at most: a model that writes nothing else must not take forever."""
+    """A piece has a limited number of tokens, so a model that writes nothing else does not take forever."""
     lost = "\N{REPLACEMENT CHARACTER}"
     assert pieces(b"\xff" * 10) == ["", "", "", "", "", "", "", lost * 8, "", lost * 2]
     assert pieces(b"a\xc3") == ["a", lost]

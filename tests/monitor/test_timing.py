@@ -7,7 +7,7 @@ from megatron_rapo.monitor import PhaseTimer, timing
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that stands at its only element."""
+    """Replace the clock by one that shows its only element."""
     now = [100.0]
     monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
     return now

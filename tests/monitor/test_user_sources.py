@@ -1,4 +1,4 @@
-"""Sources of users' code in the run folder: kept, compared, and dropped for lost steps."""
+"""Copies of the user's source files in the run folder: kept, compared, and dropped for lost steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_sources_are_kept_and_changes_are_told(tmp_path: Path) -> None:
     assert start("one", 0) == start("one", 2) == first and not said
     assert start("two", 4) == first | {f"step-000005/{name}": "two" for name in names}
     assert said[0] == (
-        f"WARNING: algorithm.divergence={source}:d: {source} is not what the run used before, "
+        f"WARNING: algorithm.divergence={source}:d: {source} differs from what the run used before, "
         f"{folder}/user_code/step-000001/algorithm.divergence.py"
     )
     assert len(said) == 2

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow for real where they are installed, and what is said where they are not."""
+"""Tests with the real Weights & Biases and MLflow if installed, and of the message if not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HISTOGRAMS = {"histogram/reward": [0.0, 0.0, 1.0], "histogram/log_rho": []}
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_named_with_the_fix(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also where there is a folder of its name, as wandb leaves one wherever it is used."""
+    """Also if there is a folder with the package's name, as wandb creates in the current folder."""
     monkeypatch.setitem(writer_registry.PACKAGES, name, f"{name}_that_nobody_has")
     (tmp_path / f"{name}_that_nobody_has").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -104,7 +104,7 @@ def test_a_writer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
         ("Unclosed", ": has no method 'close'; give it write and close."),
         ("Narrow", ": write: cannot be called with (self, step, scalars, samples, histograms): too many positional "),
         ("late", ": cannot be called with (folder, settings, first_step): too many positional arguments; give it "),
-        ("missing", ": there is no 'missing'; functions there: make, nothing, late."),
+        ("missing", ": has no 'missing'; use one of its functions: make, nothing, late."),
     ],
 )
 def test_a_writer_of_ones_own_that_is_none(tmp_path: Path, name: str, said: str) -> None:
@@ -123,7 +123,7 @@ def test_a_function_that_makes_no_writer(tmp_path: Path) -> None:
 
 
 class Unreachable:
-    """A writer whose service is away from the second step on."""
+    """A writer whose service does not answer from the second step on."""
 
     def __init__(self, error: Exception) -> None:
         self.steps, self.error = [], error
@@ -150,7 +150,7 @@ def test_a_service_that_fails_is_left_out_and_the_run_goes_on(tmp_path: Path) ->
 
 
 def test_a_service_that_cannot_start_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything expensive: nobody has paid yet. Also where the package is there and is broken."""
+    """This comes before anything expensive. It also covers a package that is installed but broken."""
     (tmp_path / "wandb.py").write_text("raise RuntimeError('no api key')")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
@@ -158,7 +158,7 @@ def test_a_service_that_cannot_start_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError) as refused:
         Recorder(tmp_path / "run", writers=["wandb"])
     assert str(refused.value) == (
-        "monitor.writers: wandb cannot start (RuntimeError: no api key); see to it, or leave it out."
+        "monitor.writers: wandb cannot start (RuntimeError: no api key); fix this, or leave wandb out."
     )
 
 
@@ -171,7 +171,7 @@ def test_a_disk_that_fails_tensorboard_ends_the_run(tmp_path: Path) -> None:
 
 
 def log_three_steps(folder: Path, name: str) -> None:
-    """Two, then a resume after the first."""
+    """Log two steps, then resume after the first."""
     settings = {"run": {"folder": str(folder), "steps": 3}, "evaluation": None}
     with Recorder(folder, writers=[name], settings=settings) as recorder:
         recorder.log(1, SCALARS, [SAMPLE], HISTOGRAMS)
@@ -209,7 +209,7 @@ def test_wandb_has_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def wandb_rows(folder: Path) -> list[tuple[int, float]]:
-    """(step, reward) of every row in the files that it has yet to send."""
+    """Return (step, reward) of each row in the files that wandb has yet to send."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     rows: list[tuple[int, float]] = []
@@ -223,7 +223,7 @@ def wandb_rows(folder: Path) -> list[tuple[int, float]]:
 
 
 def log_records(content: bytes) -> Iterator[bytes]:
-    """Of LevelDB's log format after a header of 7 bytes: blocks of 32 KiB of (crc, length, type), then the bytes."""
+    """Yield records of LevelDB's log format: 7 bytes, then blocks of 32 KiB of (crc, length, type) and bytes."""
     place, parts = 7, b""
     while place + 7 <= len(content):
         if 32768 - place % 32768 < 7:

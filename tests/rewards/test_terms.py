@@ -70,7 +70,7 @@ def high(problem, completion, verdict):
 
 
 def test_terms_add_up_within_the_declared_range():
-    """To the last bit: thirds and tenths do not add up by themselves."""
+    """This holds to the last bit, although a plain sum of thirds and tenths is not exact."""
     config = settings(length={"free_tokens": 1, "full_tokens": 4, "penalty": 0.2}, functions=FUNCTIONS)
     assert config.range == pytest.approx((-0.3 - 0.2 - 0.07 + 0.1, 1.0 + 0.01 + 0.7))
     assert config.middle == pytest.approx((-0.47 + 1.71) / 2)

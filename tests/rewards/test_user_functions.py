@@ -1,4 +1,4 @@
-"""Functions of users' own: how they are found, what is refused before a run and during one."""
+"""The user's reward functions: how they are found, and what is refused before and during a run."""
 
 import sys
 from pathlib import Path
@@ -86,8 +86,8 @@ def test_of_an_entry_point(file, monkeypatch):
     with pytest.raises(UserCodeError) as refused:
         rewards("better")
     assert str(refused.value) == (
-        "reward.functions.0.function='better': no installed package has such an entry point in the group "
-        "megatron_rapo.rewards (there: good); write FILE.py:FUNCTION or MODULE:FUNCTION, or install the package."
+        "reward.functions.0.function='better': no installed package has this entry point in the group "
+        "megatron_rapo.rewards (found: good); write FILE.py:FUNCTION or MODULE:FUNCTION, or install the package."
     )
 
 
@@ -95,18 +95,18 @@ def test_of_an_entry_point(file, monkeypatch):
     ("reference", "said"),
     [
         ("{folder}/none.py:f", "no such file {folder}/none.py (from {here}); check the path."),
-        ("{folder}/mine.py:nine", "there is no 'nine'; functions there: bonus, two, later."),
-        ("{folder}/mine.py:", "there is no ''; functions there: bonus, two, later."),
+        ("{folder}/mine.py:nine", "has no 'nine'; use one of its functions: bonus, two, later."),
+        ("{folder}/mine.py:", "has no ''; use one of its functions: bonus, two, later."),
         ("{folder}/mine.py:constant", "is 3, which cannot be called; name a function."),
         (
             "{folder}/mine.py:two",
             "cannot be called with (problem, completion, verdict): too many positional arguments; give it these "
             "parameters.",
         ),
-        ("{folder}/mine.py:later", "is asynchronous, and nothing would wait for it; write a plain function."),
-        ("{folder}/torn.py:f", "does not load (ZeroDivisionError: division by zero); mend it."),
-        ("{folder}/ends.py:f", "does not load (SystemExit: 0); mend it."),
-        ("no_such_module:f", "does not load (ModuleNotFoundError: No module named 'no_such_module'); mend it."),
+        ("{folder}/mine.py:later", "is asynchronous, but nothing would await it; write a plain function."),
+        ("{folder}/torn.py:f", "does not load (ZeroDivisionError: division by zero); fix it."),
+        ("{folder}/ends.py:f", "does not load (SystemExit: 0); fix it."),
+        ("no_such_module:f", "does not load (ModuleNotFoundError: No module named 'no_such_module'); fix it."),
     ],
 )
 def test_what_does_not_load_is_refused(file, reference, said):
@@ -124,16 +124,16 @@ def test_what_does_not_load_is_refused(file, reference, said):
     [
         (
             "1.5",
-            "gave 1.5 for problem 'train-3', outside its declared range [0.0, 1.0]; mend the function, or declare the "
-            "range that it has.",
+            "returned 1.5 for problem 'train-3', outside its declared range [0.0, 1.0]; fix the function, or declare "
+            "the range that it really has.",
         ),
         (
             "float('nan')",
-            "gave nan for problem 'train-3', outside its declared range [0.0, 1.0]; mend the function, or declare the "
-            "range that it has.",
+            "returned nan for problem 'train-3', outside its declared range [0.0, 1.0]; fix the function, or declare "
+            "the range that it really has.",
         ),
-        ("'0.5'", "gave '0.5' for problem 'train-3', which is not a number; have it return a float."),
-        ("None", "gave None for problem 'train-3', which is not a number; have it return a float."),
+        ("'0.5'", "returned '0.5' for problem 'train-3', which is not a number; return a float."),
+        ("None", "returned None for problem 'train-3', which is not a number; return a float."),
     ],
 )
 def test_what_it_must_not_give_is_refused(tmp_path, expression, said):
@@ -163,7 +163,7 @@ def test_what_it_raises_is_told_with_the_problem(tmp_path):
 
 
 def test_one_that_ends_the_program_has_failed(tmp_path):
-    """As if the run were finished, with status 0."""
+    """Otherwise the run would look finished, with status 0."""
     path = tmp_path / "mine.py"
     path.write_text("import sys\ndef f(problem, completion, verdict): sys.exit(0)\n")
     loaded = rewards(f"{path}:f")

@@ -1,4 +1,4 @@
-"""What is said of verdicts before anything is trained on the completions."""
+"""Tests of the summary and the warnings that a run prints before it trains on completions."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ PROMPT = Prompt(problem=Problem(id="a", text="?", answer="4"), text="?", token_i
 
 
 def judged(truncated=0, **verdicts):
-    """100 completions, those that are not given wrong."""
+    """Return counts of 100 completions. Those not named are wrong."""
     counts = {outcome.value: 0 for outcome in Outcome} | verdicts
     counts["wrong"] += 100 - sum(counts.values())
     return Judged(verdicts=counts, truncated=truncated, limit="rollout.max_completion_tokens=512")
 
 
 def group(*outcomes, truncated=0):
-    """A completion with each of these outcomes, the first so many of them cut off."""
+    """Return a group with a completion of each outcome, of which the first `truncated` are cut off."""
     completions = tuple(
         Completion(token_ids=np.zeros(1, np.int32), logprobs=np.zeros(1, np.float32), text="", truncated=i < truncated)
         for i in range(len(outcomes))
@@ -67,7 +67,7 @@ def test_a_warning_says_how_many_and_names_the_settings(load):
     assert "data.template=abel" in found["no_answer"] and "reward.answer" in found["no_answer"]
     assert found["truncated"] == (
         "98.0% of the completions were cut off by rollout.max_completion_tokens=512, mostly before their answer. Raise "
-        "it, or see to it that the model stops (rollout.stop)."
+        "this limit, or make the model stop (rollout.stop)."
     )
     late = warnings(judged(correct=1, timeout=50), load())["timeout"]
     assert "reward.timeout_s=5.0, reward.budget_s=120.0 or reward.workers=auto" in late
@@ -79,7 +79,7 @@ def test_every_verdict_that_can_be_too_many_has_a_remedy(load):
 
 
 def look(load, *steps):
-    """What is said of these steps, each (groups, how many with signal), after the first line."""
+    """Return the messages about these steps, each (groups, number of groups with signal)."""
     said = []
     watch = SignalWatch(load("batch.completions_per_prompt=2"), said.append)
     for step, (groups, with_signal) in enumerate(steps, start=1):
@@ -103,20 +103,23 @@ def test_what_is_off_is_told_once_and_when_it_begins(load):
 @pytest.mark.parametrize(
     ("groups", "right", "remedy"),
     [
-        ([group(W, W), group(W, W)], "0.0%", "easier problems, after what other warnings name is mended, or raise "),
-        ([group(R, R), group(R, R)], "100.0%", "harder problems."),
+        (
+            [group(W, W), group(W, W)],
+            "0.0%",
+            "Fix the causes of other warnings first. Then choose easier problems, or raise "
+            "batch.completions_per_prompt=2.",
+        ),
+        ([group(R, R), group(R, R)], "100.0%", "Choose harder problems."),
     ],
 )
 def test_rewards_that_are_all_equal(load, groups, right, remedy):
     _, said = look(load, (groups, 0))
     assert said.startswith(f"WARNING: no group of step 1 has different rewards ({right} of the completions are right)")
-    assert f"all advantages are 0, and only the penalty and the entropy bonus train. Choose {remedy}" in said
+    assert f"all advantages are 0, and only the penalty and the entropy bonus train. {remedy}" in said
 
 
 def test_masked_completions_are_named_where_no_group_has_signal(load):
     said = []
     watch = SignalWatch(load("algorithm.overlong=mask"), said.append)
     watch.look(2, [group(R, W, truncated=1)], 0)
-    assert (
-        "(50.0% of the completions are right; those that were cut off are masked, algorithm.overlong=mask)" in said[-1]
-    )
+    assert "(50.0% of the completions are right; those cut off are masked, algorithm.overlong=mask)" in said[-1]

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, and files written in blocks."""
+"""Atomic writes of folders, and files written in blocks."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_it_goes_to_the_disk_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_the_disk_did_not_take_is_said_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system says it once, to whoever waits for the disk."""
+    """The system reports the error once, to the call that waits for the disk."""
 
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -141,7 +141,7 @@ def test_a_full_disk() -> None:
 
 
 def test_a_fault_is_explained_where_it_is(tmp_path: Path) -> None:
-    """Within the folder it is the folder's; elsewhere the path is named, of a copy to a full disk the copy's."""
+    """Outside the folder the message names the path; for a copy to a full disk, the path of the copy."""
     folder, model = tmp_path / "run", tmp_path / "model/tokenizer.json"
 
     def said(number: int, *names: object) -> str:
@@ -155,6 +155,6 @@ def test_a_fault_is_explained_where_it_is(tmp_path: Path) -> None:
     assert re.fullmatch(f"{tmp_path / 'other'}: {full}", said(errno.ENOSPC, tmp_path / "other"))
     for path in (folder, folder / "a/b", tmp_path / "run.partial/a", tmp_path):
         assert said(errno.EACCES, path) == "it cannot be written to (Permission denied); name a folder that can."
-    assert said(errno.EACCES, model) == f"{model} cannot be read or written (Permission denied); see to it."
-    assert said(errno.EISDIR, model) == f"{model} cannot be read or written (Is a directory); see to it."
-    assert said(errno.EIO) == "[Errno 5] Input/output error; see to the disk."
+    assert said(errno.EACCES, model) == f"{model} cannot be read or written (Permission denied); check this path."
+    assert said(errno.EISDIR, model) == f"{model} cannot be read or written (Is a directory); check this path."
+    assert said(errno.EIO) == "[Errno 5] Input/output error; check the disk."

@@ -36,13 +36,13 @@ def test_a_choice_that_is_not_is_refused(monkeypatch: pytest.MonkeyPatch, name: 
     with pytest.raises(ConfigError) as raised:
         set_variables()
     assert str(raised.value) == (
-        f"run.deterministic=true: needs {name}={' or '.join(VARIABLES[name])}, and the environment has {name}={value}; "
+        f"run.deterministic=true: needs {name}={' or '.join(VARIABLES[name])}, but the environment has {name}={value}; "
         "unset it, or set run.deterministic=false."
     )
 
 
 def no_deterministic_kernel() -> None:
-    """Of the few functions that torch has none for on a CPU either."""
+    """Call one of the few functions without a deterministic implementation, even on a CPU."""
     torch.zeros(1, 4, 4).put_(torch.tensor([0]), torch.tensor([1.0]), accumulate=False)
 
 

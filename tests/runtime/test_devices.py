@@ -1,4 +1,4 @@
-"""What the trainer computes with, by the settings and by what the machine has."""
+"""The trainer's layers and number format, by the settings and the machine."""
 
 from __future__ import annotations
 

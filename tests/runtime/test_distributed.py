@@ -1,4 +1,4 @@
-"""Errors of collectives that mean a lost process."""
+"""Which errors of collectives mean a lost process."""
 
 from __future__ import annotations
 

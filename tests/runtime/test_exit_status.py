@@ -1,4 +1,4 @@
-"""Code of the user's own that ends the process: never with status 0 before the end."""
+"""If the user's code ends the process before the end, the exit status is never 0."""
 
 from __future__ import annotations
 

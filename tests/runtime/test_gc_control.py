@@ -1,4 +1,4 @@
-"""Imports without searches for garbage: what they make is not searched later either."""
+"""Imports run without garbage collection, and later collections do not scan the imported objects."""
 
 from __future__ import annotations
 

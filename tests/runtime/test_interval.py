@@ -1,4 +1,4 @@
-"""What is done every so many steps."""
+"""Tests of what is due every N steps."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    """A process environment of its own, empty."""
+    """Replace the process environment by an empty one."""
     with mock.patch.dict(os.environ, clear=True):
         yield os.environ  # type: ignore[misc]
 
@@ -52,7 +52,7 @@ def test_srun(environment: dict[str, str]) -> None:
 
 
 def test_torchrun_under_srun(environment: dict[str, str]) -> None:
-    """srun starts one torchrun a node, which starts the processes: its word counts."""
+    """srun starts a torchrun per node, which starts the processes. So torchrun's variables count."""
     environment.update(SRUN | TORCHRUN)
     adopt_srun()
     assert world_size() == 8
@@ -60,7 +60,7 @@ def test_torchrun_under_srun(environment: dict[str, str]) -> None:
 
 
 def test_a_shell_in_an_allocation(environment: dict[str, str]) -> None:
-    """salloc says how many tasks there may be, and has started none."""
+    """salloc says how many tasks there may be, but has started none."""
     environment.update({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "17", "SLURM_PROCID": "0"})  # sbatch's script has this too
     adopt_srun()
     assert world_size() == 1
@@ -122,7 +122,7 @@ def test_srun_without_a_place(environment: dict[str, str]) -> None:
     environment.update({name: value for name, value in (SRUN | MASTER).items() if name != "SLURM_LOCALID"})
     with pytest.raises(ConfigError) as refused:
         adopt_srun()
-    assert str(refused.value) == "SLURM_LOCALID: not set, as srun does it; start the run with torchrun or srun."
+    assert str(refused.value) == "SLURM_LOCALID: not set, although srun sets it; start the run with torchrun or srun."
 
 
 @pytest.mark.parametrize("missing", ["WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
@@ -132,7 +132,7 @@ def test_a_rank_without_the_rest(environment: dict[str, str], missing: str) -> N
     with pytest.raises(ConfigError) as refused:
         world_size()
     assert str(refused.value) == (
-        f"RANK=3: is set, and {missing} not; unset it to run one process, or start the run with torchrun or srun."
+        f"RANK=3: is set, but {missing} not; unset it to run one process, or start the run with torchrun or srun."
     )
 
 

@@ -1,4 +1,4 @@
-"""The names in a run's folder: runs of earlier versions have them, and so do scripts of users."""
+"""The names in a run's folder are fixed, because older runs and users' scripts have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON from anywhere: read as it is, or refused with one reason."""
+"""JSON from untrusted sources is read, or refused with one reason."""
 
 import pytest
 

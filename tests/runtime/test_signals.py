@@ -1,4 +1,4 @@
-"""A process that is told to end: once, twice at once, and again later."""
+"""A process gets a stop signal: once, twice at once, and again later."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import sys
 from megatron_rapo.runtime import signals
 
 class Telling(signals.Signals):
-    def _received(self, number):
-        super()._received(number)
+    def _handle(self, number):
+        super()._handle(number)
         print(number.name, flush=True)
 
 signals.SAME_REQUEST_S = 3600.0  # however late a signal is looked at
@@ -31,7 +31,7 @@ sys.stdin.readline()
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1])
 def test_told_twice_at_once_it_goes_on_until_told_again(second: signal.Signals) -> None:
-    """srun and Slurm's daemon both pass on that a job is to end."""
+    """srun and Slurm's daemon both forward the signal to a job."""
     process = subprocess.Popen([sys.executable, "-c", _PROCESS], stdin=-1, stdout=-1, stderr=-1, text=True)
     try:
         assert process.stdin is not None and process.stdout is not None

@@ -1,4 +1,4 @@
-"""User code by file and by module, and refusals. tests/rewards/test_user_functions.py has more refusals."""
+"""The user's code by file and by module, and refusals. tests/rewards/test_user_functions.py has more refusals."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_what_it_raises_is_the_inputs_fault():
     with pytest.raises(UserCodeError) as refused:
         guarded(lambda: [][1], "section.field='m:f'", "failed on a trial call")
     assert str(refused.value) == (
-        "section.field='m:f': failed on a trial call (IndexError: list index out of range); mend it."
+        "section.field='m:f': failed on a trial call (IndexError: list index out of range); fix it."
     )
     with pytest.raises(KeyboardInterrupt):
         guarded(lambda: (_ for _ in ()).throw(KeyboardInterrupt), "f", "failed")

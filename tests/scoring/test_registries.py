@@ -134,7 +134,7 @@ def test_a_divergence_that_cannot_be_called(write):
         "positional arguments; give it these parameters."
     )
     assert refused(divergence=f"{path}:four").endswith(":four': is 4, which cannot be called; name a function.")
-    assert refused(divergence=f"{path}:e").endswith(":e': there is no 'e'; functions there: d.")
+    assert refused(divergence=f"{path}:e").endswith(":e': has no 'e'; use one of its functions: d.")
 
 
 # --- advantages ---
@@ -169,7 +169,7 @@ def test_the_audit_takes_an_advantage_of_ones_own(write):
         ("deviations_PG.float()", "the result has shape [2, 4] and torch.float32, from inputs of shape [2, 4]; "),
         ("deviations_PG.tolist()", "the result is list; return a tensor."),
         ("deviations_PG / deviations_PG.std(-1, keepdim=True)", "the result is not finite ([1.5, -0.5, -0.5, -0.5, "),
-        ("1 / 0", "failed on a trial call (ZeroDivisionError: division by zero); mend it."),
+        ("1 / 0", "failed on a trial call (ZeroDivisionError: division by zero); fix it."),
     ],
 )
 def test_an_advantage_that_returns_what_it_must_not(write, returned, said):

@@ -1,4 +1,4 @@
-"""Judge thousands of hostile completions and say what came of it; ends with 1 where one did what it must not.
+"""Judge thousands of hostile completions and report the results. The exit status is 1 if one broke a limit.
 
 python -m tests.verifier.fuzz [--count 10000] [--seed 0] [--workers 2] [--timeout-s 1] > result.json
 """
@@ -30,9 +30,9 @@ GROWTH_MIB = 64  # of the process that judges, whatever it is given
 
 
 class Watch(threading.Thread):
-    """Looks at the workers twenty times a second: their memory, and how long one has outlived its deadline.
+    """Checks twenty times a second how much memory the workers have, and how long one has outlived its deadline.
 
-    `stalled_s` is how long the machine kept this process itself from looking.
+    `stalled_s` is how long the machine kept this process from checking.
     """
 
     def __init__(self, pool: VerifierPool) -> None:
@@ -52,7 +52,7 @@ class Watch(threading.Thread):
 
 
 def memory_mib(pid: str, name: str) -> float:
-    """Of a process, or 0 where there is none any more."""
+    """Return the memory of a process, MiB, or 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -61,7 +61,7 @@ def memory_mib(pid: str, name: str) -> float:
 
 
 def reading_s(item: Hostile) -> float:
-    """How long the trainer's own process needs for one completion, which nobody cuts short."""
+    """Measure how long the trainer's own process, which has no deadline, takes for one completion."""
     begun = time.monotonic()
     content = extractor("boxed")(item.completion)
     if content is not None and len(content) <= MAX_READ_CHARS:
@@ -75,7 +75,7 @@ def batches(items: Iterator[Hostile]) -> Iterator[list[Hostile]]:
 
 
 def fuzz(count: int, seed: int, workers: int, timeout_s: float) -> dict[str, Any]:
-    """Every batch is followed by honest answers, which must get their verdicts."""
+    """Judge hostile batches. After each, honest answers must get their right verdicts."""
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     honest = [Outcome.CORRECT, Outcome.WRONG]
     failures: list[str] = []
@@ -124,7 +124,7 @@ def fuzz(count: int, seed: int, workers: int, timeout_s: float) -> dict[str, Any
 
 
 def budget(workers: int, budget_s: float) -> dict[str, float]:
-    """How long two thousand answers that never end, and a gigabyte of braces, hold the trainer up."""
+    """Measure how long two thousand endless answers, and a gigabyte of braces, delay the trainer."""
     hangs = [(rf"\boxed{{{n}^{{9^{{9^{{9}}}}}}}}", "42") for n in range(2, 2002)]
     braces = [("{}" * (MEGABYTE // 2), "42")] * 1024
     held_up_s = {}

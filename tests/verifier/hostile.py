@@ -1,7 +1,6 @@
-r"""Completions that want to hang, crash, fill or take over whoever judges them; the same ones for the same seed.
+r"""Generate completions that try to hang, crash, fill or take over the judging process, the same for each seed.
 
-Every one of them has a closed \boxed{...} unless its kind is about text around boxes, and none is the answer to its
-reference, up to accidents.
+Each has a closed \boxed{...}, unless its kind is about text around boxes. None is the right answer, except by accident.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Hostile(NamedTuple):
 
 
 def hostile(seed: int, count: int, canary: Path) -> Iterator[Hostile]:
-    """`count` of them, of all kinds in turn; code that gets to run makes the file `canary`."""
+    """Yield `count` completions, of all kinds in turn. If their code runs, it creates the file `canary`."""
     rng = random.Random(seed)
     for kind, make in itertools.islice(itertools.cycle(KINDS.items()), count):
         yield Hostile(kind, make(rng).replace(CANARY, str(canary)), rng.choice(REFERENCES))
@@ -42,7 +41,7 @@ def nested_braces(rng: random.Random) -> str:
 
 
 def deep_expression(rng: random.Random) -> str:
-    """Short enough to be parsed, and nested as deep as that allows."""
+    """Return a deeply nested expression that is short enough to be parsed."""
     depth = rng.randint(20, 90)
     before, after = rng.choice(((r"\sqrt{", "}"), (r"\frac{1}{1+", "}"), ("x^{", "}"), (r"\sin(", ")"), ("-(", ")")))
     return boxed(before * depth + "2" + after * depth)
@@ -122,7 +121,7 @@ def latex_bomb(rng: random.Random) -> str:
 
 
 def algebra(rng: random.Random) -> str:
-    """What makes SymPy simplify, solve and compare."""
+    """Return an expression that makes SymPy simplify, solve and compare."""
     letters, power = "abcdxyz", rng.randint(9, 60)
     terms = "+".join(f"{rng.randint(1, 99)}{rng.choice(letters)}^{{{rng.randint(1, power)}}}" for _ in range(12))
     forms = (
@@ -139,7 +138,7 @@ def algebra(rng: random.Random) -> str:
 
 
 def mutated(rng: random.Random) -> str:
-    """Honest answers with a few characters changed, doubled, or taken out."""
+    """Return an honest answer with a few characters changed, doubled or removed."""
     honest = [r"\left( 3, \frac{\pi}{2} \right)", r"x \in [-2, 7] \cup \{9\}", r"\begin{pmatrix} -1 \\ 3 \end{pmatrix}"]
     text = list(rng.choice([*honest, r"6 - 5i", r"\$32,\!348.50", r"y = 2x + \sqrt{51}", r"11\frac{5}{9}\text{ cm}^2"]))
     for _ in range(rng.randint(1, 6)):

@@ -97,7 +97,7 @@ UNITS = [
 
 
 class Counted:
-    """A pattern that counts the characters it is shown."""
+    """A pattern that counts the characters that it reads."""
 
     def __init__(self, pattern):
         self.pattern, self.chars = pattern, 0
@@ -109,7 +109,7 @@ class Counted:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_patterns_see_no_more_of_a_longer_text(unit, monkeypatch):
-    """They take turns in Python for every match, and a completion may be one match a character."""
+    """Each match costs a turn of a Python loop, and a completion may have a match per character."""
     number, brace = Counted(answers._NUMBER), Counted(answers._BRACE)
     boxes = []
     monkeypatch.setattr(answers, "_NUMBER", number)

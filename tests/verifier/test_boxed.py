@@ -36,7 +36,7 @@ def test_last_boxed(text, content):
 
 @pytest.mark.parametrize("unit", [r"\boxed{", r"\boxed ", "\\", "{", "}{", r"\boxed{}", "boxed", r"\b", "\\{", " "])
 def test_is_linear_in_whatever_is_repeated(unit):
-    """Were it not, a megabyte would take minutes, and sixteen times as long as a quarter of it."""
+    """With quadratic time, a megabyte would take minutes, and sixteen times as long as a quarter of it."""
     quarter, whole = (unit * (size // len(unit)) + r"\boxed{5}" for size in (2**18, 2**20))
     assert last_boxed(whole) in ("5", None)
     assert cpu_s(last_boxed, whole) < 8 * cpu_s(last_boxed, quarter) + 0.1

@@ -49,7 +49,7 @@ DIFFERENCES = tuple(Fraction(1, over) for over in (1, 7, 1000, 10**4, 10**5, 10*
 
 
 def written(value, rng):
-    """A number in one of the ways in which people write it."""
+    """Return a number in one of the forms that people write."""
     n, d, m = value.numerator, value.denominator, rng.randint(1, 5)
     sign = "-" if value < 0 else ""
     forms = [rf"\frac{{{n * m}}}{{{d * m}}}", rf"{sign}\dfrac{{{abs(n) * m}}}{{{d * m}}}", f"{n}/{d}"]
@@ -61,7 +61,7 @@ def written(value, rng):
 
 
 def test_it_says_what_the_verifier_says():
-    """As far as it says anything; 600 random pairs, half of them equal."""
+    """Where `compare_exact` decides, the verifier agrees. There are 600 random pairs, half of them equal."""
     rng, judged = random.Random(0), []
     while len(judged) < 600:
         value = Fraction(rng.randint(-300, 300), rng.choice(DENOMINATORS))

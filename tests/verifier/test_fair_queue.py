@@ -9,7 +9,7 @@ def queue_of(*jobs):
 
 
 def test_references_take_turns():
-    """The problem with many answers came first, and has every second turn while others wait."""
+    """The problem with many answers came first. It takes turns with the problems that wait."""
     queue = queue_of(*((f"slow {i}", "a") for i in range(4)), ("x", "b"), ("y", "b"), ("z", "c"))
     assert len(queue) == 7
     taken = [queue.pop() for _ in range(7)]

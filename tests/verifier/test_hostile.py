@@ -1,4 +1,4 @@
-"""A small sample of what `python -m tests.verifier.fuzz` does with thousands."""
+"""A small sample of the completions of `python -m tests.verifier.fuzz`."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ TIMEOUT = Verdict(outcome=Outcome.TIMEOUT, formatted=True)
 
 
 def gone(pid):
-    """No such process, or one that only waits to be reaped."""
+    """Return whether the process has ended, or only waits to be reaped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -178,7 +178,8 @@ def test_a_worker_that_cannot_start_is_reported(monkeypatch):
     with VerifierPool(1, 30.0) as pool, pytest.raises(RuntimeError) as raised:
         pool.judge_all([RIGHT])
     assert str(raised.value) == (
-        "3 verifier processes in a row died or hung while starting; mend what the last one said:\nno algebra here"
+        "3 verifier processes in a row died or hung while starting; fix what the last one wrote to stderr:\n"
+        "no algebra here"
     )
 
 
@@ -195,7 +196,7 @@ def test_sizes_are_checked(workers, timeout_s, budget_s):
 
 
 def test_a_batch_of_hangs_takes_no_longer_than_the_budget():
-    """In turn they would take 5 minutes. What needs no worker is judged all the same, and so is the next batch."""
+    """One after the other they would take 5 minutes. Answers without a worker and the next batch are still judged."""
     hangs = [(rf"\boxed{{{n}^{{9^{{9^{{9}}}}}}}}", "2") for n in range(2, 102)]
     with VerifierPool(1, 3.0, budget_s=1.0) as pool:
         assert pool.judge_all([RIGHT]) == [CORRECT]
@@ -247,7 +248,7 @@ def test_what_a_worker_has_found_is_known_in_later_batches(monkeypatch):
 
 
 def test_fractions_need_no_worker(monkeypatch):
-    """20,000 of them were more than the budget."""
+    """With workers, 20,000 of them would exceed the budget."""
     items = [(rf"\boxed{{\frac{{{n}}}{{8}}}}", str((n + n % 4 // 2) / 8)) for n in range(1, 1000, 2)]
     with VerifierPool(1, 30.0) as pool:
         monkeypatch.setattr("megatron_rapo.verifier.judging.wait_any", lambda *_: pytest.fail("it waited"))
@@ -256,7 +257,7 @@ def test_fractions_need_no_worker(monkeypatch):
 
 
 def test_a_problem_of_slow_answers_does_not_use_up_the_time_of_others():
-    """Its answers came first, and those of the other problems wait for one of them at most."""
+    """Its answers came first. Those of other problems wait for at most one of them."""
     hangs = [(rf"\boxed{{{n}^{{9^{{9^{{9}}}}}}}}", "2") for n in range(2, 12)]
     with VerifierPool(1, 1.0) as pool:
         judging = pool.judging()
@@ -302,7 +303,7 @@ def test_long_texts_are_unparsable_and_not_read(unit, monkeypatch):
 
 
 def test_verdicts_are_those_of_a_batch_that_is_there_at_once(pool):
-    """Handed in over a while, with workers that are polled now and then, some more than once."""
+    """Answers are submitted over a while, some more than once, with polls between them."""
     contents = [*(rf"\boxed{{x={n}}}" for n in range(1, 13)), "2", r"\boxed{?}", r"\boxed{7}", r"\boxed{x=4}"]
     items = [(content, str(n % 5)) for n, content in enumerate(contents)]
     judging = pool.judging()
@@ -352,7 +353,7 @@ def test_a_batch_that_was_left_unfinished_leaves_nothing_behind():
 
 
 def test_the_budget_is_of_the_time_that_the_batch_holds_up():
-    """Between the calls more time passes than the budget; then what never ends is waited for, until the budget ends."""
+    """Time between the calls is longer than the budget, but `finish` still waits until the budget ends."""
     with VerifierPool(1, HANG_S, budget_s=3.0) as pool:
         assert pool.judge_all([RIGHT]) == [CORRECT]
         judging = pool.judging()
@@ -366,7 +367,7 @@ def test_the_budget_is_of_the_time_that_the_batch_holds_up():
 
 
 def test_an_answer_that_took_too_long_is_late_however_seldom_it_is_looked_after():
-    """2^(10^8) takes half a second; nobody looks until its worker has replied that it is wrong."""
+    """2^(10^8) takes half a second. The pool is not polled until the worker has replied that it is wrong."""
     with VerifierPool(1, 0.01) as pool:
         pool._workers.await_first()
         judging = pool.judging()

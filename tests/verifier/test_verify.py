@@ -134,6 +134,6 @@ def test_is_quiet(caplog, capfd):
     [("42", "042"), ("-3", "-03"), ("0", "-0"), ("7", "-7"), ("100", "1000"), ("9" * 18, "9" * 17 + "8"), ("00", "0")],
 )
 def test_whole_numbers_get_the_parsers_verdict(given, reference):
-    """They never reach it."""
+    """Integers never reach the parser."""
     right = verify(_parse(reference), _parse(given), timeout_seconds=None)
     assert outcome_of(given, reference) is (Outcome.CORRECT if right else Outcome.WRONG)

@@ -1,4 +1,4 @@
-r"""Answers by kind: what is given, the reference, and the outcome."""
+r"""Answers by kind: (given answer, reference, outcome)."""
 
 import pytest
 
