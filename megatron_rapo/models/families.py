@@ -109,7 +109,13 @@ QWEN3 = Family(
 LLAMA = Family(
     architecture="LlamaForCausalLM",
     layer=(ATTENTION_NORM, QKV, ATTENTION_OUTPUT, MLP_NORM, GATE_UP, DOWN),
-    settings=(NO_SLIDING_WINDOW, SILU, NO_ATTENTION_BIAS, NO_MLP_BIAS),
+    settings=(
+        NO_SLIDING_WINDOW,
+        Setting("sliding_window", None, (None,)),  # vLLM uses a window that transformers and Megatron ignore
+        SILU,
+        NO_ATTENTION_BIAS,
+        NO_MLP_BIAS,
+    ),
 )
 MISTRAL = Family(
     architecture="MistralForCausalLM",

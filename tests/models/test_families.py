@@ -77,6 +77,21 @@ def test_a_mistral_that_leaves_the_window_to_the_default_is_refused(mistral: Pat
         read_shape(edit(mistral, {}, without="sliding_window"))
 
 
+@pytest.mark.parametrize("window", [4096, 0, False])
+def test_a_llama_with_a_sliding_window_is_refused(tmp_path: Path, window: Any) -> None:
+    """vLLM would use it, transformers and Megatron would not. A file without the key, or with null, is read."""
+    llama = save_tiny_model(tmp_path / "llama", tied=False, family="llama")
+    assert "sliding_window" not in json.loads((llama / "config.json").read_text())
+    for changes in ({}, {"sliding_window": None}):
+        assert read_shape(edit(llama, changes)).architecture == "LlamaForCausalLM"
+    with pytest.raises(ConfigError) as refused:
+        read_shape(edit(llama, {"sliding_window": window, "use_sliding_window": False}))
+    assert str(refused.value) == (
+        f"model.path={llama}: sliding_window={window} is not implemented and would be trained wrongly; use a model "
+        "with sliding_window in [None]."
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
