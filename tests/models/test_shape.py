@@ -110,9 +110,9 @@ def test_no_config(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"architectures": ', "not valid JSON (Expecting value, line 1, column 19); mend the file, or copy"),
-        (b"\xff\xff", "not UTF-8 (byte 0); mend the file, or copy the model's own again."),
-        (b"[1, 2]", "not a JSON object; mend the file, or copy the model's own again."),
+        (b'{"architectures": ', "not valid JSON (Expecting value, line 1, column 19); correct the file, or copy"),
+        (b"\xff\xff", "not UTF-8 (byte 0); correct the file, or copy the model's own again."),
+        (b"[1, 2]", "not a JSON object; correct the file, or copy the model's own again."),
     ],
 )
 def test_broken_config(tmp_path, content, said):
@@ -213,6 +213,6 @@ def test_a_config_of_gigabytes(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(2**40)  # sparse
     assert refusal(read_shape, tmp_path) == (
-        f"{tmp_path / 'config.json'}: has 1,099,511,627,776 bytes, and 67,108,864 is the limit; mend the file, or copy "
-        "the model's own again."
+        f"{tmp_path / 'config.json'}: has 1,099,511,627,776 bytes, and 67,108,864 is the limit; correct the file, or "
+        "copy the model's own again."
     )
