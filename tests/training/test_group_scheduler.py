@@ -197,5 +197,5 @@ def test_no_step_trains_on_tokens_of_unknown_weights(load) -> None:
             rollouts.next(2)
     rollouts, sampler = begin(load, "batch.spare_prompts=2")
     roll_out(rollouts, sampler, 1)
-    with pytest.raises(AssertionError, match=r"sampled from weights \[0\], not from some of \[3, 4\]"):
+    with pytest.raises(AssertionError, match=r"sampled from weights \[0\], not from \[3, 4\]"):
         roll_out(rollouts, sampler, 5)
