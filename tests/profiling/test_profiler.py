@@ -48,7 +48,7 @@ def test_a_chosen_step_is_written_and_no_other(tmp_path: Path) -> None:
         assert not profiler.has_trace
     folder = tmp_path / "profile/step-000002"
     assert list((tmp_path / "profile").iterdir()) == [folder]
-    assert said == [f"step 2 is profiled in {folder}: rank-*.txt says what took longest"]
+    assert said == [f"profile of step 2: {folder}; rank-*.txt lists what took longest"]
     found = ranges(folder / "rank-1.json.gz")
     [(start, end)], [rollout] = found["train"], found["rollout"]
     assert rollout[1] <= start

@@ -107,7 +107,7 @@ def test_the_audit_holds_a_divergence_to_its_claim(write):
         ),
         (
             "Penalty(logp_T, logp_T, logp_T > 0)",
-            "value_T carries a gradient, and it is only reported; detach it.",
+            "value_T has a gradient, and it is only reported; detach it.",
         ),
         (
             "Penalty(ref_logp_T, ref_logp_T, logp_T > 0)",
