@@ -59,7 +59,7 @@ def test_settings_that_may_be_left_out_or_changed(edited, changes, field, expect
 
 
 def test_cost_of_a_sequence():
-    """Qwen2.5-7B: 6.525e9 weights of linears in its layers and 0.545e9 of its output layer."""
+    """Qwen2.5-7B has 6.525e9 weights in the linears of its layers and 0.545e9 in its output layer."""
     shape = QWEN2_5["7B"]
     assert shape.sequence_cost(0) == 0.0
     assert shape.sequence_cost(1000) == pytest.approx(1000 + 28 * 3584 * 1000**2 / 7.070e9, rel=1e-5)

@@ -1,4 +1,4 @@
-"""What is done where engine and trainer differ. tests/reshard/test_engine_parity.py has them differ."""
+"""Check the reaction if engine and trainer differ. tests/reshard/test_engine_parity.py makes real ones differ."""
 
 from __future__ import annotations
 
