@@ -52,10 +52,7 @@ assert tuple(ADVANTAGES) == choices.ADVANTAGES, "megatron_rapo/choices.py lists 
 
 
 def group_advantages(
-    rewards_PG: Tensor,
-    kind: str | Advantage,
-    trained_PG: Tensor | None = None,
-    baseline_PG: Tensor | None = None,
+    rewards_PG: Tensor, kind: str | Advantage, trained_PG: Tensor | None = None, baseline_PG: Tensor | None = None
 ) -> Tensor:
     """Return the advantages [P, G], float64, of `kind` (a name in ADVANTAGES, or a function like those).
 
