@@ -57,7 +57,7 @@ SMALL = CONFIG | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_laye
 
 
 def run_side(side: str, folder: Path) -> None:
-    """In a process of its own: seconds and MiB on stdout."""
+    """Run one side in this process, and print seconds and MiB."""
     torch.set_num_threads(1)
     model, megatron, target = folder / "model", folder / "megatron", folder / "target"
     start = time.perf_counter()
@@ -85,7 +85,7 @@ def run_side(side: str, folder: Path) -> None:
 
 
 def measure(folder: Path, repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Every side's turns, the first apart, which warms the page cache for all."""
+    """Return the turns of every side, without the first one, which warms the page cache."""
     hf_to_megatron(
         folder / "model",
         folder / "megatron",
@@ -110,7 +110,7 @@ def measure(folder: Path, repeats: int) -> dict[str, list[dict[str, float]]]:
 
 
 def same_file(a: Path, b: Path) -> bool:
-    """Tensors bit by bit; the order in the file is of no account."""
+    """Return whether two files have the same tensors, bit by bit, in any order."""
     return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 
 
@@ -123,7 +123,7 @@ def tensors(path: Path) -> Iterator[Tensor]:
 
 
 def summary(taken: Mapping[str, Sequence[Mapping[str, float]]], nbytes: int, largest: int) -> dict[str, Any]:
-    """The fastest turns, which were disturbed least, their ratios and projections; medians beside them."""
+    """Return the fastest turns (with the least disturbance), their ratios and projections, and medians."""
     fastest = {side: min(turn["s"] for turn in turns) for side, turns in taken.items()}
     sides = {}
     for side, turns in taken.items():
@@ -154,7 +154,7 @@ def targets_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown."""
+    """Format the figures as Markdown."""
     rows = [
         "| | s | median, s | GB/s | of a copy's speed | peak memory, MiB | projected: 7B | 72B |",
         "|---|---|---|---|---|---|---|---|",

@@ -33,7 +33,7 @@ EPS = 1e-5
 
 
 def megatron_glu(gate_and_up: Tensor) -> Tensor:
-    """As Megatron's MLP computes it where nothing fuses it (megatron-core 0.16.1)."""
+    """Compute SwiGLU as Megatron's MLP does without fusion (megatron-core 0.16.1)."""
     gate, up = torch.chunk(gate_and_up, 2, dim=-1)
     return F.silu(gate) * (up + 0.0)
 
@@ -44,7 +44,7 @@ def forward_backward(layer: Callable[[Tensor], Tensor], inputs: Tensor, grad: Te
 
 
 def sides(model: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Side]]]:
-    """What is compared, by the name of the operation."""
+    """Yield the compared sides by the name of the operation."""
     hidden, features = model["hidden_size"], model["intermediate_size"]
     megatron = TransformerConfig(num_layers=1, hidden_size=hidden, num_attention_heads=1)
     wide = torch.randn(TOKENS, 1, 2 * features, requires_grad=True)
@@ -67,7 +67,7 @@ def sides(model: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Side]]]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown: milliseconds."""
+    """Format the figures as Markdown, in milliseconds."""
     rows = ["| | | before, ms | ours, ms | ratio |", "|---|---|---|---|---|"]
     for case in result["cases"]:
         own, ours = case["sides"]["own"], case["sides"]["ours"]

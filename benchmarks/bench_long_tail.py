@@ -67,7 +67,7 @@ def settings(model: Path, *, steps: int, spare_prompts: int, carried_steps: int)
 
 
 def measure(rollouts: GroupScheduler, load: Callable[[int], None], steps: int) -> dict[str, float]:
-    """Means over `steps` rollouts of a policy, but for the first, which nothing is carried into."""
+    """Return means over `steps` rollouts of a policy, without the first one, which has no carried groups."""
     rows = []
     for step in range(1, steps + 1):
         load(step - 1)
@@ -86,7 +86,7 @@ def measure(rollouts: GroupScheduler, load: Callable[[int], None], steps: int) -
 
 
 def loader(engine: Engine, model: Path) -> Callable[[int], None]:
-    """Puts the model's weights, always the same, into the engine as those of a version."""
+    """Return a function that loads the model's weights (always the same) into the engine as a given version."""
     shards, reader = engine_shards(read_shape(model), tensor=1, rank=0), WeightReader(model)
 
     def load(version: int) -> None:
@@ -122,7 +122,7 @@ def run(folder: Path, steps: int, spare_prompts: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """In Markdown."""
+    """Format the figures as Markdown."""
     lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for name, row in result["policies"].items():
         lines.append(f"| {name} | {' | '.join(_shown(row[column]) for column in COLUMNS)} |")

@@ -114,14 +114,14 @@ def ours(inputs: Inputs, quantity: Quantity) -> Tensor:
 
 
 def trl(inputs: Inputs, quantity: Quantity) -> Tensor:
-    """What its GRPO trainer does with a model's logits."""
+    """Compute the loss as TRL's GRPO trainer does, from all logits."""
     utils = importlib.import_module("trl.trainer.utils")
     logits_TV = inputs.hidden_TD @ inputs.weight_VD.T
     return loss_of(inputs, utils.selective_log_softmax_and_entropy(logits_TV, inputs.targets_T))
 
 
 def liger(inputs: Inputs, quantity: Quantity) -> Tensor:
-    """Its GRPO loss has no entropy. On-policy its value is that of the advantages, its gradient that of the others."""
+    """Compute Liger's GRPO loss, without entropy. On-policy its gradient is that of the others."""
     grpo = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearGRPOLoss(
         beta=0.0,
         compiled=False,
@@ -200,7 +200,7 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def measure(case: Case, name: str) -> Measurement:
-    """On a CPU to be called in a fresh process, whose peak is then this side's."""
+    """Measure one side. On a CPU call this in a new process, so that its peak memory is this side's."""
     torch.set_num_threads(case.threads)
     on_gpu = case.device != "cpu"
     # Before the clock starts: imports, threads, a GPU's kernels and workspaces, which depend on sizes.
@@ -234,7 +234,7 @@ def result_of(inputs: Inputs, loss: Tensor) -> dict[str, float]:
 
 
 def measure_apart(case: Case, name: str) -> Measurement:
-    """In a process of its own, which on a GPU is not needed: there the allocator tells one peak from another."""
+    """Measure one side in a new process. A GPU does not need that: its allocator can reset the peak."""
     if case.device != "cpu":
         return measure(case, name)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
@@ -242,7 +242,7 @@ def measure_apart(case: Case, name: str) -> Measurement:
 
 
 def why_not(case: Case, name: str) -> str | None:
-    """The reason why this side cannot be measured."""
+    """Return why this side cannot be measured, or None."""
     side = SIDES[name]
     if side.package and importlib.util.find_spec(side.package) is None:
         return f"{side.package} is not installed"
@@ -281,7 +281,7 @@ def measure_sides(case: Case, names: Sequence[str], repeats: int) -> dict[str, A
 
 
 def summary(name: str, measured: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
-    """Of each figure the median, the spread and the ratios; the largest error of the result against the naive one."""
+    """Return median, spread and ratios of each figure, and the largest error against the naive result."""
     naive_name = f"naive-{SIDES[name].quantity}"
     compared = [other for other in dict.fromkeys((BASE, naive_name)) if other in measured]
     figures: dict[str, Any] = {}
@@ -301,7 +301,7 @@ def summary(name: str, measured: Mapping[str, Sequence[Measurement]]) -> dict[st
 
 
 def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is asked of our sides, and whether they do it."""
+    """Return the targets of our sides, and whether they are met."""
     size = {key: case[key] for key in ("tokens", "vocab_size", "hidden_size", "threads")}
     figures = {"wall_s": TIME_TARGETS}
     if tuple(size.values())[:3] in (SIZES[0], GPU_SIZES[0]):
@@ -317,7 +317,7 @@ def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown: medians, and in brackets their ratios to BASE."""
+    """Format the figures as Markdown: medians, and in brackets their ratios to BASE."""
     tables = []
     for case in result["cases"]:
         rows = [

@@ -120,7 +120,7 @@ CASES = {
 
 
 def lengths(count: int, median: int, longest: int, seed: int = 0) -> list[int]:
-    """Log-normal; the longest is among them, as it is in any rollout that has a limit."""
+    """Draw log-normal lengths, and add the longest one: a rollout with a limit usually reaches it."""
     drawn = np.random.default_rng(seed).lognormal(np.log(median), SIGMA, count - 1)
     return [longest, *np.clip(drawn, 16, longest).astype(int).tolist()]
 
@@ -154,13 +154,13 @@ def useful_padded(sequences: Sequence[int], tokens_per_microbatch: int) -> float
 
 
 def in_order(sequences: Sequence[int], tokens_per_microbatch: int) -> list[list[int]]:
-    """Indices by micro-batch."""
+    """Group indices into micro-batches, in order."""
     count, indices = tokens_per_microbatch // max(sequences), range(len(sequences))
     return [list(indices[i : i + count]) for i in indices[::count]]
 
 
 def longest_first(sequences: Sequence[int], tokens_per_microbatch: int) -> list[list[int]]:
-    """Indices by micro-batch."""
+    """Group indices into micro-batches, the longest first."""
     rows: list[list[int]] = [[]]
     for index in sorted(range(len(sequences)), key=lambda i: -sequences[i]):
         if rows[-1] and (len(rows[-1]) + 1) * sequences[rows[-1][0]] > tokens_per_microbatch:
@@ -188,7 +188,7 @@ def configuration(model: Path, folder: Path, tokens_per_microbatch: int, paralle
 
 
 def rollout(sizes: Sequence[int], vocab_size: int, prompt: int = 1) -> list[TrainingSequence]:
-    """Sequences of `sizes` tokens, all of them random."""
+    """Return sequences of `sizes` random tokens."""
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, vocab_size, (-(-len(sizes) // GROUP), prompt))
     return [
@@ -205,7 +205,7 @@ def rollout(sizes: Sequence[int], vocab_size: int, prompt: int = 1) -> list[Trai
 
 
 def packed(config: Config, shape: ModelShape, sequences: Sequence[TrainingSequence]) -> list[PackedBatch]:
-    """As a run does on one process."""
+    """Pack sequences as a run on one process does."""
     share = config.batch.share_prompts
     return [
         pack([sequences[i] for i in indices], indices, context=1, num_tokens=num_tokens, share_prompts=share)
@@ -214,7 +214,7 @@ def packed(config: Config, shape: ModelShape, sequences: Sequence[TrainingSequen
 
 
 def padded(sequences: Sequence[TrainingSequence], indices: Sequence[int]) -> PackedBatch:
-    """A micro-batch of rows of one length."""
+    """Return a micro-batch of rows of the same length."""
     real = [len(sequences[i].token_ids) for i in indices]
     rows = [lengthened(sequences[i], max(real)) for i in indices]
     batch = pack(rows, indices, context=1, num_tokens=len(real) * max(real))
@@ -239,7 +239,7 @@ class Taken(NamedTuple):
 
 
 def measure_apart(case: Case, repeats: int) -> dict[str, Any]:
-    """In a process of its own."""
+    """Measure in a new process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(measure, case, repeats).result()
 
@@ -284,7 +284,7 @@ def turn(policy: Policy, config: Config, batches: Sequence[PackedBatch]) -> Take
 def summary(
     tokens: int, sides: Mapping[str, Sequence[PackedBatch]], taken: Mapping[str, Sequence[Taken]]
 ) -> dict[str, Any]:
-    """Of each side the median seconds, and packed's as a share of them; the largest error of its result."""
+    """Return each side's median seconds, packed's share of them, and the largest error of its result."""
     found: dict[str, Any] = {}
     for name, batches in sides.items():
         figures: dict[str, Any] = {
@@ -307,7 +307,7 @@ def summary(
 
 
 def targets_of(planned: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What is asked, and whether it is so."""
+    """Yield the targets, and whether they are met."""
     for each in planned:
         where = {key: each[key] for key in ("layout", "tokens_per_microbatch")}
         yield where | {"useful": each["useful"], "at_least": USEFUL_TARGET, "met": each["useful"] >= USEFUL_TARGET}
@@ -324,7 +324,7 @@ def targets_of(planned: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown."""
+    """Format the figures as Markdown."""
     rows = [
         "| layout | tokens a micro-batch | useful tokens | padded | cost of the slowest rank over the mean |",
         "|---|---|---|---|---|",

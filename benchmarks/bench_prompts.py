@@ -35,7 +35,7 @@ SIDES = {"alone": False, "shared": True}
 
 
 def write_problems(path: Path, count: int) -> None:
-    """As JSON lines; the same for every `count` but for their number."""
+    """Write problems as JSON lines. A larger `count` only adds problems."""
     rng, vocabulary = random.Random(0), TEXT.split()
 
     def text(words: int) -> str:
@@ -73,7 +73,7 @@ def memory_mib() -> dict[str, float]:
 
 
 def measure(data: Path, model: Path, side: str, processes: int) -> list[dict[str, Any]]:
-    """Each of `processes` that start together; the one that took most CPU time first."""
+    """Measure `processes` that start together. Return the one with the most CPU time first."""
     command = [sys.executable, "-m", "benchmarks.bench_prompts", "--worker", side, "--model", str(model), str(data)]
     with tempfile.TemporaryDirectory() as temporary:
         variables = child_environment() | {"TMPDIR": temporary, "TOKENIZERS_PARALLELISM": "false"}
@@ -88,7 +88,7 @@ def measure(data: Path, model: Path, side: str, processes: int) -> list[dict[str
 
 
 def summed_up(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """All processes together, and what the targets say of one that maps."""
+    """Return the totals of all processes, and the targets of a process that only maps the prompts."""
     other = sides["shared"][-1]
     totals = {
         side: {key: sum(p[key] for p in found) for key in ("cpu_s", "private_mib")} for side, found in sides.items()

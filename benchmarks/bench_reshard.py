@@ -76,7 +76,7 @@ Side = Callable[[], Mapping[str, float]]  # seconds of its parts, where it has s
 
 
 def trainer_parameters(model: ModelShape, layouts: Layouts, device: str = "cpu") -> dict[str, Tensor]:
-    """This rank's shards, as Megatron would hold them, random."""
+    """Return random shards of this rank, as Megatron would hold them."""
     rank = dist.get_rank()
     tensor, stage = rank % layouts.tensor, rank // (layouts.tensor * layouts.replicas)
     stages = stages_of_layers(model.num_layers, pipeline=layouts.pipeline, virtual_pipeline=1)
@@ -93,7 +93,7 @@ def trainer_parameters(model: ModelShape, layouts: Layouts, device: str = "cpu")
 
 
 def sharded_weights(model: ModelShape, layouts: Layouts, parameters: Mapping[str, Tensor]) -> ShardedWeights:
-    """What gathers every tensor on every rank."""
+    """Return an object that gathers every tensor on every rank."""
 
     def mine(groups: Sequence[Sequence[int]]) -> dist.ProcessGroup:
         made = [(dist.new_group(list(ranks)), ranks) for ranks in groups]
@@ -164,7 +164,7 @@ def gather(engine: Any, gathering: ShardedWeights, *, packed: bool) -> dict[str,
 
 
 def memcpy(nbytes: int, device: str = "cpu") -> Side:
-    """A plain copy of as many bytes, in one piece."""
+    """Return a side that copies `nbytes` in one piece."""
     source = torch.zeros(nbytes, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
 
@@ -191,7 +191,7 @@ def floors(report: Report, rounds: Sequence[Any]) -> dict[str, Side]:
 
 
 def by_peer(rounds: Iterator[Mapping[int, Sequence[Any]]]) -> dict[int, Tensor]:
-    """A buffer as large as all that goes to (or comes from) each other rank."""
+    """Allocate a buffer for each other rank, as large as everything sent to it (or received from it)."""
     numel: dict[int, int] = {}
     for moves_of in rounds:
         for peer, moves in moves_of.items():
@@ -200,7 +200,7 @@ def by_peer(rounds: Iterator[Mapping[int, Sequence[Any]]]) -> dict[int, Tensor]:
 
 
 def take_turns(sides: Mapping[str, Side], repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each turn, by side and part: of the slowest rank."""
+    """Return the seconds of each turn on the slowest rank, by side and part."""
     taken: dict[str, dict[str, list[float]]] = {}
     for turn in range(WARM_UP + repeats):
         for name, side in sides.items():
@@ -222,7 +222,7 @@ def take_turns(sides: Mapping[str, Side], repeats: int) -> dict[str, dict[str, l
 
 
 def summary(case: str, taken: Mapping[str, Mapping[str, list[float]]], traffic: Sequence[Sequence[float]]) -> Any:
-    """Medians, and the ratios that the targets are about."""
+    """Return medians, and the ratios that have targets."""
 
     def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
         return round(statistics.median(a / b for a, b in zip(numerators, denominators, strict=True)), 3)
@@ -235,11 +235,11 @@ def summary(case: str, taken: Mapping[str, Mapping[str, list[float]]], traffic: 
     transfer_s = statistics.median(ours["transfer"])
 
     def added(without: Mapping[str, Sequence[float]], with_: Mapping[str, Sequence[float]]) -> float:
-        """The share of the whole that the proof is."""
+        """Return the proof's share of the whole."""
         return round(1 - statistics.median(a / b for a, b in zip(without["total"], with_["total"], strict=True)), 3)
 
     def shares(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        """Of planning, which a run does once, and one resharding with its proof."""
+        """Return the shares of planning (once per run) and of the parts of one proven resharding."""
         seconds = {"planning": max(planning_ns) / 1e9} | {name: statistics.median(s) for name, s in parts.items()}
         whole = seconds["planning"] + seconds.pop("total")
         return {name: round(value / whole, 3) for name, value in seconds.items()}
@@ -274,7 +274,7 @@ def summary(case: str, taken: Mapping[str, Mapping[str, list[float]]], traffic: 
 
 
 def targets_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is asked of ours, and whether it does it."""
+    """Return our targets, and whether they are met."""
     asked = [
         ("transfer of floor", FLOOR_TARGET, True),
         ("proof of resharding", PROOF_TARGET, True),
@@ -300,7 +300,7 @@ def launch(case: str, folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown."""
+    """Format the figures as Markdown."""
     rows = [
         "| | transfer, s | of the floor | GB/s | with proof, s | its share | gather, s | packed: both, s |",
         "|---|---|---|---|---|---|---|---|",

@@ -92,12 +92,12 @@ def measure(case: Case, model: Path, repeats: int) -> dict[str, Any]:
 
 
 def token_ids(outputs: Sequence[Any]) -> list[list[int]]:
-    """Of our completions, or of vLLM's outputs."""
+    """Return the token ids of our completions, or of vLLM's outputs."""
     return [list(each.token_ids if hasattr(each, "token_ids") else each.outputs[0].token_ids) for each in outputs]
 
 
 def check_same_work(case: Case, sampled: Mapping[str, list[list[int]]]) -> None:
-    """As many tokens of every completion on all sides, and where the weights have one form the same ones."""
+    """Check that all sides have equal lengths, and equal tokens if their weights have the same form."""
     for name, completions in sampled.items():
         assert list(map(len, completions)) == case.completion_tokens, f"{name}: other lengths"
     assert sampled[OURS] == sampled[WITHIN] and sampled[PACKED] == sampled[ALONE], "other tokens"
@@ -121,9 +121,9 @@ def summary(case: Case, taken: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
 
 
 def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is asked of ours with the weights packed as vLLM has them, and whether it does it.
+    """Return the target for our engine with packed weights, as vLLM has them, and whether it is met.
 
-    Plain weights, the default, are slower by choice: what is proven after a resharding is then what is used.
+    Plain weights, the default, are slower by choice: the engine then uses what a resharding has proven.
     """
     value = case["sides"][PACKED]["of_vLLM"]
     name = f"{case['model']}, {case['lengths']}"
@@ -131,7 +131,7 @@ def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown: tokens per second, and in brackets how many times as long as vLLM it takes."""
+    """Format the figures as Markdown: tokens per second, and in brackets the time relative to vLLM's."""
     names = list(result["cases"][0]["sides"])
     rows = [f"| tokens/s | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for case in result["cases"]:

@@ -99,7 +99,7 @@ def measure(sizes: Sequence[str], turns: int, repeats: int) -> list[dict[str, An
 def rows_of(
     size: str, model: Path, taken: Mapping[int, Sequence[Mapping[str, Sequence[float]]]]
 ) -> list[dict[str, Any]]:
-    """One for each number of tokens."""
+    """Return a row for each number of tokens."""
     rows: list[dict[str, Any]] = []
     for tokens in taken[1][0]:
         by_turn = {dp: [statistics.median(turn[tokens]) for turn in turns] for dp, turns in taken.items()}
@@ -120,7 +120,7 @@ def rows_of(
 
 
 def targets_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is asked of twice the tokens, and whether it is so."""
+    """Return the targets for twice the tokens, and whether they are met."""
     return [
         {
             "case": f"{row['model']}, {row['tokens']} tokens, {layout}",
@@ -133,7 +133,7 @@ def targets_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown."""
+    """Format the figures as Markdown."""
     rows = [
         "| model | tokens | DP 1, s | of half the tokens | DP 2, s | of half the tokens | DP 1 by 2 | GFLOP/s, DP 1 |",
         "|---|---|---|---|---|---|---|---|",

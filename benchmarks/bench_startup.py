@@ -51,7 +51,7 @@ vllm_patches.import_vllm()
 
 
 def turn(folder: Path) -> dict[str, Any]:
-    """One start. `parts` make up `first_step_s`; `end_s` are from then until the processes have ended."""
+    """Measure one start. `parts` add up to `first_step_s`. `end_s` is from then to the end of the processes."""
     heldout = folder / "heldout.jsonl"
     heldout.write_text((REPOSITORY / "examples/tiny/heldout.jsonl").read_text().splitlines(keepends=True)[0])
     run = folder / "run"
@@ -93,14 +93,14 @@ def wait_for_first_step(process: psutil.Popen, metrics: Path) -> float:
 
 
 def parts(first_step_s: float, torchrun_s: float, seconds: Mapping[str, float]) -> dict[str, float]:
-    """In the order of their beginning; `rest` is what is in no phase, and until the step is seen to be recorded."""
+    """Return the parts in order. `rest` is in no phase, and includes the wait until the step is recorded."""
     found = {"torchrun": torchrun_s, **{name: s for name, s in seconds.items() if name not in AFTERWARDS}}
     found["rest"] = first_step_s - sum(found.values())
     return {name: round(value, 2) for name, value in found.items()}
 
 
 def imports() -> dict[str, float]:
-    """Seconds of one process by top-level package, the largest; `-X importtime` adds to them."""
+    """Return the largest import seconds by top-level package. `-X importtime` makes them longer."""
     command = [sys.executable, "-X", "importtime", "-c", IMPORTS]
     said = subprocess.run(
         command, cwd=REPOSITORY, env=child_environment(1) | ENVIRONMENT, capture_output=True, text=True, check=True
@@ -109,7 +109,7 @@ def imports() -> dict[str, float]:
 
 
 def by_package(importtime: str) -> dict[str, float]:
-    """Of what `-X importtime` says: the modules' own seconds, added up."""
+    """Sum the modules' own seconds from the output of `-X importtime`."""
     total_us: Counter[str] = Counter()
     for own_us, package in re.findall(r"^import time: +(\d+) \| +\d+ \| +([^.\s]+)", importtime, re.MULTILINE):
         total_us[package] += int(own_us)

@@ -61,14 +61,14 @@ def our_step(policy: Policy, config: Config, scored: Sequence[PackedBatch]) -> d
 
 
 def check_same_work(cross_entropy: float, scored: Sequence[PackedBatch]) -> None:
-    """The bare model, before its first update, says of the same tokens what the policy says of them."""
+    """Check that the bare model, before its first update, gives the same tokens the policy's log-probabilities."""
     logps = [batch.old_logp_T[batch.mask_T] for batch in scored if batch.old_logp_T is not None]
     expected = -float(torch.cat(logps).mean())
     assert abs(cross_entropy - expected) < 1e-3 * expected, f"cross-entropy {cross_entropy}, the policy's {expected}"
 
 
 def measure(model: Path, tokens: int, dtype: str, repeats: int) -> dict[str, Any]:
-    """One model, in a world of one."""
+    """Measure one model in a world of one process."""
     shape = read_shape(model)
     lengths = [LENGTH] * (tokens // LENGTH)
     rollout = sequences(shape.vocab_size, count=len(lengths), length=LENGTH)
@@ -93,7 +93,7 @@ def summary(taken: Mapping[str, Sequence[Turn]], flops: int) -> dict[str, Any]:
 
 
 def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is asked of ours, and whether it does it."""
+    """Return our targets, and whether they are met."""
     if case["model"] != TARGET_FOR:
         return []
     value = case["sides"]["ours"]["of_bare"]
@@ -101,7 +101,7 @@ def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures in Markdown: seconds of a step, and in brackets how many times as long as the bare one's."""
+    """Format the figures as Markdown: seconds of a step, and in brackets the ratio to the bare model's."""
     names = list(result["cases"][0]["sides"])
     rows = [f"| | tokens | {', s | '.join(names)}, s | GFLOP/s of ours |", "|---|---|" + "---|" * len(names) + "---|"]
     for case in result["cases"]:

@@ -65,7 +65,7 @@ Runner = tuple[str, str]  # a side and a variant of it
 
 
 def take_turn(runner: Runner, work: Work) -> Turn:
-    """Raises RuntimeError where the side does not run, or samples other tokens than the case says."""
+    """Run one turn. Raises RuntimeError if the side fails, or does not sample the case's numbers of tokens."""
     side, variant = SIDES[runner[0]], SIDES[runner[0]].variants[runner[1]]
     given, output = work.folder / "work.json", work.folder / "result.json"
     given.write_text(work.to_json())
@@ -85,7 +85,7 @@ def take_turn(runner: Runner, work: Work) -> Turn:
 
 
 def measure(case: Case, runners: Sequence[Runner], *, turns: int, steps: int) -> dict[str, Any]:
-    """All turns of all runners; of one that does not run, why."""
+    """Run all turns of all runners. Record the reason for a runner that fails."""
     taken: dict[Runner, list[Turn]] = {runner: [] for runner in runners}
     failed: dict[Runner, str] = {}
     with tempfile.TemporaryDirectory(prefix="bench-trl-") as name:
@@ -105,7 +105,7 @@ def measure(case: Case, runners: Sequence[Runner], *, turns: int, steps: int) ->
 
 
 def summary(case: Case, taken: Mapping[Runner, Sequence[Turn]], failed: Mapping[Runner, str]) -> dict[str, Any]:
-    """Medians, by side; and in each number format the fastest of both sides, compared."""
+    """Return medians by side, and compare the fastest variants of both sides in each number format."""
     sides = []
     for (side, variant), turns in taken.items():
         steps_s = [seconds for turn in turns for seconds in turn.steps_s]
@@ -136,7 +136,7 @@ def summary(case: Case, taken: Mapping[Runner, Sequence[Turn]], failed: Mapping[
 def comparison(
     dtype: str, sides: Sequence[Mapping[str, Any]], taken: Mapping[Runner, Sequence[Turn]]
 ) -> dict[str, Any] | None:
-    """The fastest of both sides in one number format; None where a side has none."""
+    """Compare the fastest variants of both sides in one number format. None if a side has none."""
     fastest = {}
     for name in SIDES:
         those = [side for side in sides if (side["side"], side["dtype"]) == (name, dtype)]
@@ -154,12 +154,12 @@ def comparison(
 
 
 def _ratio(turns: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """The median of the turns' own ratios."""
+    """Return the median of the turns' own ratios."""
     return statistics.median(statistics.median(a) / statistics.median(b) for a, b in turns)
 
 
 def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is asked of the comparison in each number format, and whether it is so."""
+    """Return the targets of the comparison in each number format, and whether they are met."""
     least = TARGETS[case["lengths"]]
     return [
         {
@@ -173,7 +173,7 @@ def targets_of(case: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(cases: Sequence[Mapping[str, Any]]) -> str:
-    """The figures in Markdown: the variants compared first, then all of them."""
+    """Format the figures as Markdown: first the compared variants, then all of them."""
     rows = [
         f"| | | ours, tokens/s | TRL, tokens/s | times as fast | ours: {', '.join(PARTS)}, s | TRL's |",
         "|---|---|---|---|---|---|---|",
@@ -196,7 +196,7 @@ def table(cases: Sequence[Mapping[str, Any]]) -> str:
 
 
 def variants_table(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tokens per second of every variant, by case."""
+    """Format the tokens per second of every variant, by case."""
     runners = dict.fromkeys((each["side"], each["variant"]) for case in cases for each in all_of(case))
     names = [f"{case['model']}, {case['lengths']}" for case in cases]
     rows = [
@@ -217,7 +217,7 @@ def all_of(case: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def runners_of(names: Sequence[str]) -> list[Runner]:
-    """Variants of both sides: the contenders, or all so named."""
+    """Return variants of both sides: those with these names, or else the contenders."""
     return [
         (side, name)
         for side, of_side in SIDES.items()

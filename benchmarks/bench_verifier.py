@@ -35,7 +35,7 @@ FORMS = (
 
 
 def mathematics(count: int, turn: int = 0) -> list[tuple[str, str]]:
-    """Completions and references, every second pair right."""
+    """Return completions and references. Every second pair is right."""
     pairs = []
     for i in range(count):
         n, d = 2 * ((i + turn * count) // len(FORMS)) + 1, 8
@@ -46,7 +46,7 @@ def mathematics(count: int, turn: int = 0) -> list[tuple[str, str]]:
 
 
 def rate(pool: VerifierPool, items: Sequence[tuple[str, str]], right: int) -> float:
-    """Answers a second."""
+    """Return answers per second."""
     started = time.perf_counter()
     verdicts = pool.judge_all(items)
     elapsed_s = time.perf_counter() - started
@@ -89,7 +89,7 @@ def measure(workers: Sequence[int], answers: int, repeats: int) -> dict[str, Any
 
 
 def fractions(workers: int) -> dict[str, float]:
-    r"""How long as many \frac{n}{8} as a large step has take, every second one right, and how many get no verdict."""
+    r"""Measure the time for a large step's number of \frac{n}{8}, half of them right, and count timeouts."""
     numerators = range(1, 2 * FRACTIONS, 2)
     items = [(rf"\boxed{{\frac{{{n}}}{{8}}}}", str((n + n % 4 // 2) / 8)) for n in numerators]
     with VerifierPool(workers, 5.0, budget_s=BUDGET_S) as pool:
@@ -103,7 +103,7 @@ def fractions(workers: int) -> dict[str, float]:
 
 
 def hang(repeats: int, timeout_s: float = 1.0) -> dict[str, float]:
-    """Seconds that one answer which never ends keeps a worker from the next one."""
+    """Return the seconds for which an answer that never ends blocks a worker."""
     lost_s = []
     with VerifierPool(1, timeout_s) as pool:
         pool.judge_all(mathematics(1))

@@ -36,7 +36,7 @@ def environment(*distributions: str) -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any] | None:
-    """Of the device that is used; a driver whose tool is not there has no version."""
+    """Describe the GPU in use. Without nvidia-smi the driver has no version."""
     if not torch.cuda.is_available():
         return None
     driver = None
@@ -64,7 +64,7 @@ def _versions(distributions: Sequence[str]) -> dict[str, str]:
 
 
 def fields_of(path: str) -> dict[str, str]:
-    """Of a file under /proc whose lines are "name: value"; the first where a name comes again."""
+    """Return the fields of a /proc file with lines "name: value". The first of equal names counts."""
     found: dict[str, str] = {}
     for line in Path(path).read_text().splitlines():
         name, _, value = line.partition(":")
@@ -73,7 +73,7 @@ def fields_of(path: str) -> dict[str, str]:
 
 
 def child_environment(threads: int = 1) -> dict[str, str]:
-    """For a process that runs a module of this repository, on so many threads."""
+    """Return the environment of a process that runs a module of this repository on `threads` threads."""
     path = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
     return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
@@ -95,7 +95,7 @@ def conclude(result: Mapping[str, Any], *, check: bool) -> int:
 
 
 def as_json(result: Mapping[str, Any]) -> str:
-    """With the innermost objects on a line each."""
+    """Format as JSON, with each innermost object on one line."""
     return re.sub(r"\{[^{}]*\}", lambda inner: " ".join(inner.group().split()), json.dumps(result, indent=2))
 
 

@@ -47,7 +47,7 @@ class BareStep:
         self._optimizer, self._scheduler = build_optimizer(config, megatron, self._wrapped)
 
     def __call__(self, batches: Sequence[PackedBatch]) -> float:
-        """One optimizer step. Returns the mean cross-entropy, nats per sampled token."""
+        """Run one optimizer step. Return the mean cross-entropy, nats per sampled token."""
         [model] = self._wrapped
         model.train()
         model.zero_grad_buffer()
@@ -79,6 +79,6 @@ class BareStep:
 
 
 def _loss(batch: PackedBatch, losses_1T: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """As Megatron's own pretraining script: the sum over the tokens that count, how many they are, what is logged."""
+    """Return the sum over the selected tokens, their number and the logged sums, as Megatron's pretraining script."""
     loss, num_tokens = (losses_1T[0] * batch.mask_T).sum(), batch.mask_T.sum().to(torch.int)
     return loss, num_tokens, {"sums": torch.stack([loss.detach(), num_tokens.float()])}

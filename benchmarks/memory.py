@@ -21,7 +21,7 @@ def reset_peak_bytes(device: str) -> int:
 
 
 def peak_bytes(device: str) -> int:
-    """The most since the peak was reset. Neither kind misses what was there for an instant only."""
+    """Return the peak memory since the last reset, also of very short peaks."""
     if device == "cpu":
         return int(fields_of("/proc/self/status")["VmHWM"].removesuffix("kB")) * 1024
     torch.cuda.synchronize()

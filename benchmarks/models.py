@@ -100,7 +100,7 @@ def _weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
 
 
 def save_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Of the token numbers, with spaces between; the first pads, the second ends a sequence."""
+    """Save a tokenizer of token numbers with spaces between. Token 0 pads, token 1 ends a sequence."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -18,7 +18,7 @@ class Turn(NamedTuple):
 
 
 def take_turns(sides: Mapping[str, Side], repeats: int) -> dict[str, list[Turn]]:
-    """What each turn that counts took, by side. Every other turn goes backwards, so that no side gains by its place."""
+    """Return the seconds of each counted turn, by side. Every other turn runs backwards, to be fair to all sides."""
     taken: dict[str, list[Turn]] = {name: [] for name in sides}
     for turn in range(WARM_UP + repeats):
         for name, side in list(sides.items())[:: -1 if turn % 2 else 1]:
@@ -30,7 +30,7 @@ def take_turns(sides: Mapping[str, Side], repeats: int) -> dict[str, list[Turn]]
 
 
 def figures(taken: Mapping[str, Sequence[Turn]], base: str) -> dict[str, dict[str, Any]]:
-    """By side the medians, and those of the turns' own ratios to the side `base`."""
+    """Return medians by side, and medians of the turns' own ratios to the side `base`."""
     return {
         name: {
             "wall_s": round(statistics.median(turn.wall_s for turn in turns), 5),

@@ -214,7 +214,7 @@ def test_both_commands_check_the_engines(
         (
             "model",
             {"model_type": "none"},
-            "model.path={model}: transformers, with which the engine reads config.json, ",
+            "model.path={model}: transformers, which reads config.json for the engine, ",
         ),
         ("rollout", {"kv_cache_mib": 2**24}, "rollout.kv_cache_mib=16777216: more than the "),
     ],

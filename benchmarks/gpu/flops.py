@@ -25,12 +25,12 @@ PEAK_BF16 = (  # words of the device's name, all of which it has; dense FLOPs pe
 
 
 def peak_bf16_flops(device_name: str) -> float | None:
-    """Of the named GPU, per second; None where the table has it not."""
+    """Return the peak FLOP/s of the named GPU, or None if the table lacks it."""
     return next((peak for words, peak in PEAK_BF16 if all(word in device_name for word in words)), None)
 
 
 def matmul_numel(model: ModelShape) -> int:
-    """Weights that a token is multiplied with: linears and the output layer, but not the embedding."""
+    """Return the number of weights in a token's matrix products: linears and output layer, not the embedding."""
     q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     of_layer = model.hidden_size * (2 * q + 2 * kv + 3 * model.ffn_hidden_size)
     return model.num_layers * of_layer + model.vocab_size * model.hidden_size

@@ -17,7 +17,7 @@ from megatron_rapo.models import read_shape
 
 @contextmanager
 def policy_of(config: Config) -> Iterator[Policy]:
-    """The policy of `config`, with process groups of its own. torch.distributed must be there."""
+    """Build the policy of `config` with its own process groups. torch.distributed must be initialised."""
     try:
         parallel = init_parallel(config.parallel, timeout_s=TIMEOUT_S, seed=0)
         yield Policy(config, read_shape(config.model.path), parallel)
@@ -27,6 +27,6 @@ def policy_of(config: Config) -> Iterator[Policy]:
 
 
 def _forget_fp8() -> None:
-    """What Transformer Engine keeps for all layers of a process, those of a policy that is no more among them."""
+    """Reset Transformer Engine's global state, which keeps data of all layers, also of deleted policies."""
     if "transformer_engine.pytorch" in sys.modules:
         sys.modules["transformer_engine.pytorch.fp8"].FP8GlobalStateManager.reset()

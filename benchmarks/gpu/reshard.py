@@ -44,7 +44,7 @@ MEMORY_TARGET = 0.10  # of the measured memory, that preflight may be off
 
 
 def measure(folder: Path, *, kv_cache_mib: int, repeats: int) -> dict[str, Any]:
-    """In a world of one."""
+    """Measure in a world of one process."""
     device, model = "cuda" if torch.cuda.is_available() else "cpu", read_shape(folder)
     layouts = Layouts(world=1, tensor=1, pipeline=1, engine_tensor=1)
     rounds = plan(model, TORCH_NORMS, layouts, rank=0, itemsize=DTYPE.itemsize, bucket_bytes=BUCKET_BYTES)
@@ -66,20 +66,20 @@ def measure(folder: Path, *, kv_cache_mib: int, repeats: int) -> dict[str, Any]:
 
 
 def engine_bytes(engine: Engine) -> dict[str, int]:
-    """Of the storages behind the model's parameters, and behind the key-value cache."""
+    """Return the bytes of the storages of the model's parameters and of the key-value cache."""
     [weights] = engine._llm.apply_model(lambda model: storage_bytes(model.parameters()))
     [cache] = engine._llm.collective_rpc(lambda worker: storage_bytes(tensors_of(worker.model_runner.kv_caches)))
     return {"weights": weights, "KV cache": cache}
 
 
 def tensors_of(caches: Iterable[Any]) -> Iterable[Tensor]:
-    """Of each layer a tensor, or several."""
+    """Yield the tensors of all layers. Each layer has one or several."""
     for cache in caches:
         yield from [cache] if isinstance(cache, Tensor) else cache
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """What several share is counted once."""
+    """Return the bytes of all storages. Count shared ones once."""
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -96,7 +96,7 @@ def compared(measured: Mapping[str, int], said: Mapping[str, int]) -> dict[str, 
 
 
 def summary(turns: Mapping[str, Mapping[str, Sequence[float]]], nbytes: int) -> dict[str, Any]:
-    """Medians, and the medians of the turns' ratios."""
+    """Return medians, and medians of the turns' ratios."""
     ours, proven, copy_s = turns["ours"], turns["ours and proof"], turns["memcpy"]["total"]
 
     def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

@@ -63,7 +63,7 @@ PARTS = {  # the short ones first
 
 
 def run_all(parts: Mapping[str, Part], folder: Path) -> dict[str, Any]:
-    """Each part's JSON in `folder`/PART.json, what else it says in PART.log; how they ended."""
+    """Run all parts: JSON goes to `folder`/PART.json, other output to PART.log. Return how they ended."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, part in parts.items():
@@ -76,7 +76,7 @@ def run_all(parts: Mapping[str, Part], folder: Path) -> dict[str, Any]:
 
 
 def run(name: str, part: Part, folder: Path) -> dict[str, Any]:
-    """One part, to its end or its limit."""
+    """Run one part to its end or its time limit."""
     output, log = folder / f"{name}.json", folder / f"{name}.log"
     command = [argument.format(folder=folder) for argument in part.command]
     for left in (output, log, *([folder / JUNIT] if part.is_pytest else [])):  # by an earlier run
@@ -96,7 +96,7 @@ def run(name: str, part: Part, folder: Path) -> dict[str, Any]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C would, so that it ends what it has started; by force where that does not help."""
+    """Stop a process as Ctrl-C does, so that it ends its children. Kill it if that does not help."""
     process.send_signal(signal.SIGINT)
     try:
         process.wait(timeout=GRACE_S)
@@ -106,7 +106,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def outcomes(junit: Path) -> dict[str, Any]:
-    """pytest's report as numbers of tests, and the names of those that did not pass, with the reason's first line."""
+    """Summarise pytest's report: numbers of tests, and names and first lines of reasons of those not passed."""
     found: dict[str, Any] = {"passed": 0, "skipped": {}, "failed": {}}
     for case in ElementTree.parse(junit).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"

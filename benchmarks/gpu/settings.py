@@ -40,7 +40,7 @@ def precisions() -> list[str]:
 
 
 def run_config(model: Path, precision: str, /, *, tokens_per_microbatch: int, **sections: dict[str, Any]) -> Config:
-    """Of a run that trains `model` so; its data and its folder are never looked at."""
+    """Return the configuration of a run that trains `model`. Its data and folder are never used."""
     settings: dict[str, dict[str, Any]] = {
         "data": {"train": model / "none.jsonl", "max_prompt_tokens": 16},
         "batch": {"prompts_per_step": 8, "tokens_per_microbatch": tokens_per_microbatch},
@@ -55,7 +55,7 @@ def run_config(model: Path, precision: str, /, *, tokens_per_microbatch: int, **
 
 
 def sequences(vocab_size: int, *, count: int, length: int, tokens: int | None = None) -> list[TrainingSequence]:
-    """Of one length, so that micro-batches are full, of the first `tokens` of the vocabulary (None: all), at random.
+    """Return random sequences of the same length, which fill micro-batches, of the first `tokens` (None: all).
 
     All are better than their group: training makes them more likely. What the engine says of a token is what a model
     would that knows nothing.

@@ -66,7 +66,7 @@ SMALL = Sizes(microbatches=2, tokens_per_microbatch=256, length=64)
 
 
 def measure(model: Path, precision: str, sizes: Sizes, *, repeats: int) -> dict[str, Any]:
-    """One precision, in a world of one."""
+    """Measure one precision in a world of one process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config, shape = run_config(model, precision, tokens_per_microbatch=sizes.tokens_per_microbatch), read_shape(model)
     rollout = sequences(shape.vocab_size, count=len(sizes.lengths), length=sizes.length)
@@ -98,7 +98,7 @@ def measure(model: Path, precision: str, sizes: Sizes, *, repeats: int) -> dict[
 
 
 def speed(model: ModelShape, sizes: Sizes, seconds: float, device_name: str) -> dict[str, Any]:
-    """Of a step; MFU where the device's peak is known."""
+    """Return the speed of a step, with MFU if the device's peak is known."""
     flops, peak = training_flops(model, sizes.lengths), peak_bf16_flops(device_name)
     return {
         "tokens_per_s": round(sum(sizes.lengths) / seconds),
@@ -108,7 +108,7 @@ def speed(model: ModelShape, sizes: Sizes, seconds: float, device_name: str) -> 
 
 
 def memory(model: ModelShape, config: Config, peaks: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """By state: what was measured, what preflight says without an engine, and the second by the first."""
+    """Return by state the measured memory, preflight's without an engine, and their ratio."""
     said = states(model, config, replicas=1, layers=Backend.resolve(config).layers)
     found = {}
     for state, measured in peaks.items():
@@ -123,7 +123,7 @@ def memory(model: ModelShape, config: Config, peaks: Mapping[str, int]) -> dict[
 
 
 def summary(cases: Sequence[Mapping[str, Any]], device_name: str) -> dict[str, Any]:
-    """How much faster FP8 is, and the targets."""
+    """Return how much faster FP8 is, and the targets."""
     measured = {case["precision"]: case for case in cases if "failed" not in case}
     bf16 = measured.get(TRANSFORMER_ENGINE)
     speedups = {
@@ -151,7 +151,7 @@ def summary(cases: Sequence[Mapping[str, Any]], device_name: str) -> dict[str, A
 
 
 def measure_all(sizes: Sizes, shape: Mapping[str, Any], *, repeats: int) -> list[dict[str, Any]]:
-    """Every precision; of one that fails, why."""
+    """Measure every precision. Record the reason for one that fails."""
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         model = Path(folder) / "model"

@@ -44,7 +44,7 @@ class Case:
 
     @property
     def sampled_tokens(self) -> int:
-        """Of a step: what both sides are paid for."""
+        """Return the tokens that both sides sample in a step."""
         return sum(self.completion_tokens)
 
     @property
@@ -52,7 +52,7 @@ class Case:
         return max(self.completion_tokens)
 
     def problems(self, vocab_size: int) -> list[str]:
-        """[P] texts of PROMPT_TOKENS words each, in the tokenizer of models.py."""
+        """Return [P] texts of PROMPT_TOKENS words each, for the tokenizer of models.py."""
         words = np.random.default_rng(0).integers(FIRST_WORD, vocab_size, (self.prompts, PROMPT_TOKENS))
         return [" ".join(f"<{word}>" for word in row) for row in words]
 
@@ -69,7 +69,7 @@ CASES = (
 
 
 def add_case_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say which of CASES are measured."""
+    """Add options that select from CASES."""
     parser.add_argument("--model", nargs="+", choices=CPU_SIZES, default=list(CPU_SIZES), metavar="SIZE")
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS), metavar="KIND")
     parser.add_argument("--quick", action="store_true", help="four completions of few tokens, to try the benchmark")
@@ -99,7 +99,7 @@ class Work:
 
     @property
     def problems(self) -> Path:
-        """A data file with the case's problems."""
+        """Return the path of the data file with the case's problems."""
         return self.folder / "problems.jsonl"
 
     def write_problems(self) -> None:
@@ -129,7 +129,7 @@ def log_normal(count: int, median: int) -> list[int]:
 
 
 def reward(text: str) -> float:
-    """Something to learn from that costs nothing: whether a completion has an odd number of characters."""
+    """Return a cheap reward that can be learned: 1 for an odd number of characters, else 0."""
     return float(len(text) % 2)
 
 

@@ -27,20 +27,20 @@ class StepClock:
 
     @property
     def cpu_s(self) -> list[float]:
-        """Of all threads of this process, in the program and in the kernel."""
+        """Return the CPU seconds of each step, user and system, of all threads of this process."""
         return [later - earlier for earlier, later in pairwise(self._cpu)]
 
 
 def write_steps(
     output: Path, rank: int, clock: StepClock, parts: Sequence[Mapping[str, float]], sampled: Sequence[int]
 ) -> None:
-    """What rank `rank` says: the seconds of each step but the first by variant.PARTS, and the tokens of all steps."""
+    """Write a rank's results: the seconds of each step but the first by variant.PARTS, and the tokens of all."""
     found = {"parts_s": parts, "cpu_s": clock.cpu_s, "sampled": sampled}
     _of_rank(output, rank).write_text(json.dumps(found))
 
 
 def read_steps(output: Path, processes: int) -> dict[str, Any]:
-    """What the first rank wrote, but with the CPU time of all."""
+    """Return the results of the first rank, with the CPU time of all ranks."""
     ranks = [json.loads(_of_rank(output, rank).read_text()) for rank in range(processes)]
     return {**ranks[0], "cpu_s": [sum(seconds) for seconds in zip(*(rank["cpu_s"] for rank in ranks), strict=True)]}
 

@@ -64,7 +64,7 @@ def configuration(work: Work, variant: Variant) -> Config:
 
 
 def lengths_by_seed(work: Work, seed: int) -> dict[int, int]:
-    """Of every completion of every step of a run with this `seed`."""
+    """Return the length of every completion of a run with this `seed`, by sampling seed."""
     group = work.case.completions
     return {
         sampling_seed(seed, step, i // group, i % group): length
@@ -74,7 +74,7 @@ def lengths_by_seed(work: Work, seed: int) -> dict[int, int]:
 
 
 def timed_monitor(clock: StepClock) -> type[Monitor]:
-    """A monitor that reads the clock when each step has been recorded."""
+    """Return a monitor class that reads the clock when a step has been recorded."""
 
     class TimedMonitor(Monitor):
         def step(self, *args: Any, **kwargs: Any) -> None:
@@ -85,7 +85,7 @@ def timed_monitor(clock: StepClock) -> type[Monitor]:
 
 
 def train(work: Work, config: Config) -> StepClock:
-    """What the steps took; the rest is in the run's folder."""
+    """Train, and return the clock of the steps. Other results are in the run's folder."""
     clock = StepClock()
     setup.Engine = prescribed_engine(lengths_by_seed(work, config.run.seed))  # type: ignore[misc]
     run.Monitor = timed_monitor(clock)  # type: ignore[misc]
@@ -94,7 +94,7 @@ def train(work: Work, config: Config) -> StepClock:
 
 
 def parts_of(row: Mapping[str, float], step_s: float) -> dict[str, float]:
-    """The seconds of variant.PARTS, of a line of metrics.jsonl."""
+    """Return the seconds of variant.PARTS, from a line of metrics.jsonl."""
     parts = {name: row[f"seconds/{name}"] for name in ("rollout", "score", "train")}
     return {**parts, "other": step_s - sum(parts.values())}
 

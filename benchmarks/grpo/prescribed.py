@@ -12,7 +12,7 @@ from megatron_rapo.rollout.endings import Endings
 
 
 def prescribed_engine(lengths: Mapping[int, int]) -> type[Engine]:
-    """An engine whose requests have the length that `lengths` has for their seed; others are as always."""
+    """Return an engine class that gives each request the length that `lengths` has for its seed, if any."""
 
     class PrescribedEngine(Engine):
         def __init__(self, *arguments: Any, **settings: Any) -> None:

@@ -73,7 +73,7 @@ def parts_of(profile: dict[str, float], step_s: float) -> dict[str, float]:
 
 
 def train(work: Work, variant: Variant) -> tuple[Profile, list[int]]:
-    """What the steps took, and how many tokens each sampled on all processes."""
+    """Train, and return the profile and each step's number of sampled tokens on all processes."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
 
@@ -133,7 +133,7 @@ def grpo_config(work: Work, variant: Variant) -> Any:
 
 
 def prescribe(trainer: Any, lengths: Sequence[int], eos: int) -> None:
-    """Have the completions of this process' rows be as long as `lengths` say, whichever way they are sampled."""
+    """Give the completions of this process the prescribed `lengths`, with either way of sampling."""
     from transformers.generation.continuous_batching import ContinuousBatchingManager
 
     rank, rows = trainer.accelerator.process_index, len(lengths) // trainer.accelerator.num_processes

@@ -1,8 +1,8 @@
-r"""What can be computed of a model instead of sampled: the chance of the right answer, the distance from the base.
+r"""Compute, instead of sampling, a model's chance of the right answer and its distance from the base.
 
 A completion of this study is `\boxed{answer}` and the end of the text, so the chance that one sample is right is the
 product of its tokens' probabilities, and the expected pass@k is 1 - (1 - p)^k: no sampling noise, and it takes seconds.
-(A completion that says the same otherwise, 0492 for 492, is left out.) Settings are chosen by it, and it checks the
+(Completions with the same answer in another form, 0492 for 492, are left out.) It chooses settings, and checks the
 sampled results.
 
 Shapes: B sequences, L tokens of a sequence, V vocabulary.
@@ -33,12 +33,12 @@ class Model:
 
     @torch.inference_mode()
     def logprobs_BLV(self, tokens_BL: Tensor) -> Tensor:
-        """Of every token but the first, given those before it."""
+        """Return log-probabilities of every token but the first, given those before it."""
         logprobs_BLV: Tensor = self.model(input_ids=tokens_BL[:, :-1]).logits.log_softmax(dim=-1)
         return logprobs_BLV
 
     def encode(self, rows: Sequence[dict[str, str]], completions: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Tokens of prompt, completion and end of text, int64 [B, L]; where the completion is, bool [B, L]."""
+        """Return tokens of prompt, completion and end of text, int64 [B, L], and the completion's mask, bool [B, L]."""
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         prompts = self.tokenizer([f"{row['problem']}\n" for row in rows])["input_ids"]
         endings = self.tokenizer(list(completions))["input_ids"]
@@ -52,7 +52,7 @@ class Model:
 
     @torch.inference_mode()
     def sample(self, rows: Sequence[dict[str, str]]) -> list[str]:
-        """One completion of each problem at temperature 1."""
+        """Sample one completion of each problem at temperature 1."""
         prompts = [f"{row['problem']}\n" for row in rows]
         inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
         output_BL = self.model.generate(
@@ -70,7 +70,7 @@ class Model:
 
 
 def answer_logprobs(model: Model, rows: Sequence[dict[str, str]]) -> list[float]:
-    """Log-probability of each problem's right completion, nats."""
+    """Return the log-probability of each problem's right completion, in nats."""
     tokens_BL, completion_BL = model.encode(rows, (rf"\boxed{{{row['answer']}}}" for row in rows))
     logprobs_BL = model.logprobs_BLV(tokens_BL).gather(-1, tokens_BL[:, 1:, None])[..., 0]
     sums: list[float] = logprobs_BL.masked_fill(~completion_BL[:, 1:], 0.0).sum(dim=1).tolist()
@@ -78,7 +78,7 @@ def answer_logprobs(model: Model, rows: Sequence[dict[str, str]]) -> list[float]
 
 
 def kl(sampled_from: Model, other: Model, rows: Sequence[dict[str, str]]) -> float:
-    """KL(sampled_from || other) of whole completions, nats: exact over the vocabulary along sampled completions."""
+    """Return KL(sampled_from || other) of whole completions, nats: exact over the vocabulary, along samples."""
     total = 0.0
     for _ in range(SAMPLES_FOR_KL):
         tokens_BL, completion_BL = sampled_from.encode(rows, sampled_from.sample(rows))

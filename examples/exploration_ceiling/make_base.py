@@ -1,4 +1,4 @@
-r"""The problems and the base model of one seed.
+r"""Make the problems and the base model of one seed.
 
     PYTHONPATH=tools python -m examples.exploration_ceiling.make_base --output runs/exploration_ceiling/seed0 --seed 0
 
@@ -27,7 +27,7 @@ BOX = r"\boxed{"
 
 
 def build_box_tokenizer() -> Qwen2Tokenizer:
-    r"""One token per character, and one for `\boxed{`, which every completion starts with."""
+    r"""Build a tokenizer with a token per character, and one for `\boxed{`, which begins every completion."""
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([AddedToken(BOX, normalized=False, special=False)])
     tokenizer.model_max_length = MAX_POSITIONS
@@ -35,7 +35,7 @@ def build_box_tokenizer() -> Qwen2Tokenizer:
 
 
 def build_model(vocab_size: int) -> Qwen2ForCausalLM:
-    """An untrained model of 0.45M parameters, fp32; its weights come from torch's global generator."""
+    """Build an untrained model of 0.45M parameters, fp32. Its weights come from torch's global generator."""
     return build_tiny_model(
         vocab_size, hidden_size=96, num_layers=3, num_heads=3, num_kv_heads=3, max_positions=MAX_POSITIONS
     )

@@ -78,7 +78,7 @@ def make_splits(*, num_judged: int = 300, num_rl_train: int = 2000, seed: int = 
 
 
 def carries(product: Product) -> int:
-    """How many times something is carried from one column to the next; each can be forgotten."""
+    """Return the number of carries from one column to the next. Each can be forgotten."""
     count = carry = 0
     for digit in reversed(str(product.multiplicand)[1:]):
         carry = (int(digit) * product.multiplier + carry) // 10
@@ -87,7 +87,7 @@ def carries(product: Product) -> int:
 
 
 def careless_answer(product: Product, *, forgets: float, rng: random.Random) -> str:
-    """The product as the student writes it. What the first column gives is written out, not carried."""
+    """Return the student's product. The result of the first column is written out, not carried."""
     digits, carry = "", 0
     *columns, first = (int(digit) for digit in reversed(str(product.multiplicand)))
     for digit in columns:
@@ -101,7 +101,7 @@ def careless_answer(product: Product, *, forgets: float, rng: random.Random) -> 
 def student_attempts(
     taught: dict[str, list[Product]], *, shares: dict[str, float], forgets: float, num_attempts: int, seed: int
 ) -> Iterator[tuple[Product, str]]:
-    r"""What the base model is taught: problems drawn with replacement, kinds by `shares`, answers as `\boxed{...}`."""
+    r"""Return the lessons of the base model: problems with replacement, kinds by `shares`, answers as `\boxed{...}`."""
     rng = random.Random(f"student {seed}")
     kinds, weights = list(shares), list(shares.values())
     for _ in range(num_attempts):
@@ -111,7 +111,7 @@ def student_attempts(
 
 
 def write_problems(path: Path, problems: dict[str, list[Product]]) -> None:
-    """JSON lines of {"id", "problem", "answer"}, all strings; the id is KIND-INDEX."""
+    """Write JSON lines of {"id", "problem", "answer"}, all strings. The id is KIND-INDEX."""
     rows = [
         {"id": f"{kind}-{index}", "problem": product.text, "answer": product.answer}
         for kind, products in problems.items()

@@ -1,4 +1,4 @@
-"""What is kept of a model of the study, and the figures that follow from it. Numbers in, numbers out.
+"""Keep the record of each model of the study, and compute figures from it. Numbers in, numbers out.
 
 Shape legend: M models, S seeds, P problems, K values of k, R bootstrap resamples.
 """
@@ -46,7 +46,7 @@ class Record:
 
 
 def counts_by_kind(evaluation: Mapping) -> dict[str, list[int]]:
-    """Right completions by kind, from the scores that `evaluate --output` writes; the ids are KIND-INDEX, in order."""
+    """Count right completions by kind, from the scores of `evaluate --output`. The ids are KIND-INDEX, in order."""
     kinds: dict[str, list[int]] = {}
     for problem in evaluation["problems"]:
         kind, _, index = problem["id"].rpartition("-")
@@ -57,7 +57,7 @@ def counts_by_kind(evaluation: Mapping) -> dict[str, list[int]]:
 
 
 def thinned_curves(metrics: Iterable[Mapping[str, float]], every: int = CURVE_EVERY_STEPS) -> dict[str, list[float]]:
-    """CURVES at every `every`-th step, each the mean over the steps since the last one."""
+    """Return CURVES at every `every`-th step, as means over the steps since the last one."""
     rows = list(metrics)
     curves: dict[str, list[float]] = {"step": [], **{name: [] for name in CURVES}}
     for start in range(0, len(rows), every):
@@ -69,7 +69,7 @@ def thinned_curves(metrics: Iterable[Mapping[str, float]], every: int = CURVE_EV
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """The file appears whole or not at all, so that what is there is finished."""
+    """Write the file atomically, so that an existing record is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.name}.json"
     partial = path.with_suffix(".partial")
@@ -82,7 +82,7 @@ def is_finished(folder: Path, seed: int, method: str) -> bool:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All finished records in `folder`, by seed and method."""
+    """Return all finished records in `folder`, by seed and method."""
     records = [Record(**json.loads(path.read_text())) for path in folder.glob("seed*-*.json")]
     return sorted(records, key=lambda record: (record.seed, record.method))
 
@@ -98,7 +98,7 @@ class Table:
 
     @classmethod
     def of(cls, records: Sequence[Record], methods: Sequence[str]) -> Table:
-        """The seeds of which every one of `methods` is there.
+        """Build the table of the seeds that have a record of every method in `methods`.
 
         Raises:
             ValueError: if there is no such seed, or the records were not made with the same settings.
@@ -126,29 +126,29 @@ class Table:
         )
 
     def counts_MSP(self, kind: str) -> np.ndarray:
-        """Of one kind, or of all problems together."""
+        """Return the counts of one kind, or of all problems."""
         if kind == "all":
             return np.concatenate(list(self.correct_MSP.values()), axis=2)
         return self.correct_MSP[kind]
 
     def pass_at_MSPK(self, kind: str, k: Sequence[int]) -> np.ndarray:
-        """The unbiased pass@k of every problem."""
+        """Return the unbiased pass@k of every problem."""
         counts_MSP = self.counts_MSP(kind)
         values = problems_pass_at_k(self.samples, counts_MSP.ravel().tolist(), k)
         return values.reshape(*counts_MSP.shape, len(k))
 
     def solved_MSP(self, kind: str) -> np.ndarray:
-        """bool: at least one of the samples is right."""
+        """Return whether at least one of the samples is right, bool."""
         return self.counts_MSP(kind) > 0
 
 
 def expected_pass_at(logprobs: Sequence[float], k: int) -> float:
-    """Mean over problems of 1 - (1 - p)^k, from the log-probabilities of their right completions (exact.py)."""
+    """Return the mean over problems of 1 - (1 - p)^k, from the log-probabilities of right completions (exact.py)."""
     return float(np.mean(1 - (1 - np.exp(logprobs)) ** k))
 
 
 def score(logprobs: Mapping[str, Sequence[float]]) -> float:
-    """What settings are chosen by: the mean of the expected pass@k over KS and over kinds of problems."""
+    """Return the score that chooses settings: the mean of the expected pass@k over KS and kinds of problems."""
     return float(np.mean([expected_pass_at(values, k) for values in logprobs.values() for k in KS]))
 
 
@@ -162,10 +162,10 @@ class Estimate:
 
 
 def estimate(values_SP: np.ndarray, *, resamples: int = 2000, seed: int = 0, scale: float = 1.0) -> Estimate:
-    """Mean over seeds and problems, times `scale`, with a 95% percentile bootstrap interval.
+    """Return the mean over seeds and problems, times `scale`, with a 95% percentile bootstrap interval.
 
     Seeds and problems are both drawn with replacement, independently: the problems are the same for every seed, so a
-    resample is a set of seeds by a set of problems. Of differences between two models this is a paired comparison.
+    resample is a set of seeds by a set of problems. For differences between two models this is a paired comparison.
     """
     of_seeds_RS, of_problems_RP = _weights(*values_SP.shape, resamples, seed)
     means_R = ((of_seeds_RS @ values_SP) * of_problems_RP).sum(axis=1)
@@ -175,7 +175,7 @@ def estimate(values_SP: np.ndarray, *, resamples: int = 2000, seed: int = 0, sca
 
 @cache
 def _weights(num_seeds: int, num_problems: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed [R, S] and each problem [R, P] is drawn, as shares; the same for every estimate."""
+    """Return the shares of each seed [R, S] and each problem [R, P] in the resamples, the same for all estimates."""
     rng = np.random.default_rng(seed)
     of_seeds_RS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) / num_seeds
     of_problems_RP = rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), size=resamples)

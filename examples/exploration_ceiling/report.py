@@ -1,4 +1,4 @@
-r"""Tables (report.md) and figures of a study's results.
+r"""Write tables (report.md) and figures of a study's results.
 
     python -m examples.exploration_ceiling.report RESULTS --output FOLDER
 
@@ -55,7 +55,7 @@ NEVER = "never solved by the base"
 
 
 def powers_of_two(samples: int) -> list[int]:
-    """1, 2, 4, ... up to `samples`."""
+    """Return 1, 2, 4, ... up to `samples`."""
     return [1 << power for power in range(samples.bit_length()) if 1 << power <= samples]
 
 
@@ -70,7 +70,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def pass_table(table: Table, kind: str) -> str:
-    """pass@k of every model, with intervals at the smallest and the largest k."""
+    """Show pass@k of every model, with intervals at the smallest and the largest k."""
     ks = [k for k in (1, 4, 16, 64, 256) if k <= table.samples]
     values_MSPK = table.pass_at_MSPK(kind, ks)
     rows = [
@@ -81,7 +81,7 @@ def pass_table(table: Table, kind: str) -> str:
 
 
 def difference_table(table: Table, kind: str, other: str) -> str:
-    """pass@k minus that of `other`, paired by problem and seed."""
+    """Show pass@k minus that of `other`, paired by problem and seed."""
     ks = [k for k in (1, 16, 256) if k <= table.samples]
     values_MSPK = table.pass_at_MSPK(kind, ks)
     reference_SPK = values_MSPK[table.methods.index(other)]
@@ -97,7 +97,7 @@ def difference_table(table: Table, kind: str, other: str) -> str:
 
 
 def discovery_table(table: Table) -> str:
-    """Problems solved that the base never solves, and the other way round: a seed's mean number."""
+    """Show the mean number per seed of solved problems that the base never solves, and the other way round."""
     rows = []
     for index, method in enumerate(table.methods):
         if method == BASE:
@@ -116,7 +116,7 @@ def discovery_table(table: Table) -> str:
 
 
 def distance_table(records: Sequence[Record], methods: Sequence[str]) -> str:
-    """KL between the base and the trained model in both directions, and how far sampled and exact pass@k differ."""
+    """Show the KL between base and trained model in both directions, and sampled against exact pass@k."""
     rows = []
     for method in methods:
         of_method = [record for record in records if record.method == method]
@@ -131,7 +131,7 @@ def distance_table(records: Sequence[Record], methods: Sequence[str]) -> str:
 
 
 def sampled_against_exact(records: Sequence[Record]) -> float:
-    """The largest difference between pass@1 as sampled and as computed, over models and kinds of problems."""
+    """Return the largest difference between sampled and computed pass@1, over models and kinds of problems."""
     return max(
         abs(float(np.mean(counts)) / record.samples - expected_pass_at(record.exact["answer_logprobs"][kind], 1))
         for record in records
@@ -164,7 +164,7 @@ def tables(table: Table, records: Sequence[Record]) -> str:
 
 
 def plot_pass_at(table: Table, path: Path) -> None:
-    """Above, pass@k; below, its difference from the base's, with intervals."""
+    """Plot pass@k above, and its difference from the base's below, with intervals."""
     import matplotlib.pyplot as plt
 
     ks, kinds = powers_of_two(table.samples), (*KINDS, "all")

@@ -4,7 +4,7 @@ r"""Run the study: for each seed a base model, and from it one run of each metho
     python -m examples.exploration_ceiling.study --seeds 0 1 2 3 4 --jobs 2   the recorded study
     python -m examples.exploration_ceiling.study --quick                      all of it in small, in a few minutes
 
-from the repository's root. What is finished is skipped, so the same command goes on with a study that was stopped.
+from the repository's root. Finished parts are skipped, so the same command continues a stopped study.
 Every training run and evaluation is a process of its own: `python -m megatron_rapo train` and `evaluate`.
 """
 
@@ -51,7 +51,7 @@ SECONDS_TO_END = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the study is."""
+    """The size of the study."""
 
     attempts: int | None = None  # that the base model is taught; None: make_base.py's own
     judged: int | None = None  # problems of each kind
@@ -118,7 +118,7 @@ class Children:
         return time.monotonic() - started
 
     def stop(self) -> None:
-        """End all children, with whatever they started, and let no more begin."""
+        """End all children and their own children, and start no more."""
         with self._lock:
             self._stopped = True
             running = list(self._running)
@@ -137,7 +137,7 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
 
 
 def environment(*, tools: bool) -> dict[str, str]:
-    """As in examples/quickstart.sh: on the CPU, one thread, the engine in the training process, nothing downloaded."""
+    """Return the variables of examples/quickstart.sh: CPU, one thread, engine in the trainer, no downloads."""
     path = [str(ROOT), *([str(ROOT / "tools")] if tools else [])]
     return {
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -155,7 +155,7 @@ def environment(*, tools: bool) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Where things are, and one method for each thing that is done."""
+    """The folders of a study, and a method for each of its parts."""
 
     folder: Path
     results: Path
@@ -168,7 +168,7 @@ class Study:
         return self.folder / f"seed{seed}"
 
     def make_base(self, seed: int) -> None:
-        """The folder appears whole or not at all."""
+        """Make the folder of a seed atomically."""
         folder = self.seed_folder(seed)
         if (folder / "base").exists():
             return
@@ -184,12 +184,12 @@ class Study:
         say(f"seed {seed}: base model made in {seconds:.0f} s")
 
     def judge_base(self, seed: int, name: str) -> None:
-        """The base model, to its record."""
+        """Judge the base model, and write its record."""
         sampling_seed = seed + (ANOTHER_SEED if name == BASE_AGAIN else 0)
         self._judge(seed, name, self.seed_folder(seed) / "base", sampling_seed)
 
     def train(self, seed: int, method: str, run: Path) -> float:
-        """From the beginning: what an earlier, unfinished attempt left in the folder `run` is deleted. Seconds."""
+        """Train from the beginning, and return the seconds. Deletes an unfinished attempt in the folder `run`."""
         command = [
             "train",
             str(HERE / "methods" / f"{method}.toml"),
@@ -202,7 +202,7 @@ class Study:
         return round(seconds, 1)
 
     def train_and_judge(self, seed: int, method: str) -> None:
-        """One method of one seed, to its record."""
+        """Train and judge one method of one seed, and write its record."""
         run = self.seed_folder(seed) / method
         training = self.train(seed, method, run)
         say(f"seed {seed}: {method} trained in {training:.0f} s")
@@ -210,7 +210,7 @@ class Study:
         self._judge(seed, method, RunFolder(run).hf, seed, training, curves=curves, settings=settings)
 
     def measure(self, seed: int, model: Path, output: Path) -> dict[str, dict]:
-        """What exact.py says of a model on the problems that are judged."""
+        """Return the results of exact.py for a model on the judged problems."""
         command = [sys.executable, "-m", "examples.exploration_ceiling.exact", str(model)]
         command += [f"{self.seed_folder(seed) / self.split}.jsonl", "--output", str(output)]
         command += ["--base", str(self.seed_folder(seed) / "base")]
@@ -221,7 +221,7 @@ class Study:
     def _judge(
         self, seed: int, name: str, model: Path, sampling_seed: int, training: float = 0.0, **training_record: Any
     ) -> None:
-        """Sample and verify, as `evaluate` does, and keep everything that is known of the model."""
+        """Sample and verify as `evaluate` does, and write everything about the model to its record."""
         output = self.seed_folder(seed) / f"{name}.{self.split}.json"
         samples = output.with_suffix(".jsonl")
         samples.unlink(missing_ok=True)
@@ -259,7 +259,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def settings_of(run: Path) -> dict[str, object]:
-    """What a method is and how it was trained, as the run recorded it."""
+    """Return a method's settings, as its run recorded them."""
     config = json.loads(RunFolder(run).settings.read_text())
     return {**config["algorithm"], "lr": config["optimizer"]["lr"], "steps": config["run"]["steps"]}
 
@@ -270,7 +270,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def workers(children: Children, jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that wait for children; when the block is left by an exception, Ctrl-C say, all children end first."""
+    """Start threads that wait for children. After an exception in the block (Ctrl-C), end all children first."""
     with ThreadPoolExecutor(jobs) as pool:
         try:
             yield pool
@@ -281,7 +281,7 @@ def workers(children: Children, jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def run(study: Study, seeds: Sequence[int], methods: Sequence[str], jobs: int) -> list[str]:
-    """Do what is not finished yet, `jobs` things at a time; returns what failed, in words."""
+    """Do everything that is not finished yet, `jobs` parts at a time. Return descriptions of the failures."""
     todo = {
         seed: [name for name in (BASE, BASE_AGAIN, *methods) if not is_finished(study.results, seed, name)]
         for seed in seeds

@@ -1,4 +1,4 @@
-r"""How the settings of the methods were chosen: every setting that was tried, on a seed and on problems of their own.
+r"""Choose the settings of the methods: try each setting, on a seed and problems that the study does not use.
 
     python -m examples.exploration_ceiling.tune --jobs 2
 
@@ -41,7 +41,7 @@ class Trial:
 
 
 def trials() -> list[Trial]:
-    """In the order in which they are worth knowing."""
+    """Return the trials, the most informative first."""
     rates = [Trial("none", (f"optimizer.lr={rate}",)) for rate in LEARNING_RATES]
     alphas = [Trial(method, (f"algorithm.alpha={alpha}",)) for alpha in ALPHAS for method in PENALTIES]
     levels = [Trial("rapo_exact", (f"algorithm.phi_min={level}",)) for level in PHI_MIN]
@@ -49,7 +49,7 @@ def trials() -> list[Trial]:
 
 
 def run_trial(study: Study, trial: Trial, folder: Path) -> None:
-    """Train, and write what it came to on the development problems; does nothing where that is written."""
+    """Train, and write the results on the development problems. Does nothing if they exist."""
     result = folder / f"{trial.name}.json"
     if result.exists():
         return

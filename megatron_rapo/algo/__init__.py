@@ -1,6 +1,6 @@
-"""The algorithm as pure functions of tensors and floats: no configuration, no collectives.
+"""The algorithm as pure functions of tensors and floats, without configuration or collectives.
 
-Functions that feed the loss return per-token values or sums; the caller owns the denominator.
+Functions for the loss return per-token values or sums. The caller divides by the global number of tokens.
 """
 
 from megatron_rapo.algo.advantages import ADVANTAGES, Advantage, group_advantages, have_signal

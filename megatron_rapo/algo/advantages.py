@@ -1,8 +1,8 @@
-"""Group-relative advantages: how much better a completion is than its group. P prompts, G completions of each.
+"""Compute group-relative advantages: how much better a completion is than its group. P prompts, G completions of each.
 
-Everything is computed in float64, from rewards that are centred first. A group whose rewards differ by rounding only
-has no signal (`deviations`): its advantages are exactly 0, by every kind. Its tokens stay in the loss, where the
-divergence and the entropy still act on them; `batch.refill_rounds` replaces such groups before they get there.
+All arithmetic is in float64, on rewards with their mean subtracted. A group whose rewards differ only by rounding has
+no signal (`deviations`): every kind gives it advantages of exactly 0. Its tokens stay in the loss, where divergence and
+entropy act on them, unless `batch.refill_rounds` replaces the group.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from megatron_rapo import choices
 
 STD_OFFSET = 1e-6  # added to a group's standard deviation
 NO_DIFFERENCE = 1e-6
-"""How far from its group's mean a reward counts as the mean, as a share of the group's largest |reward|, or of 1 where
-that is less. Rewards computed in float32 are rounded by 6e-8 of themselves; what is meant to differ differs by more."""
+"""A reward this close to its group's mean counts as the mean. Relative to max(1, the group's largest |reward|).
+
+float32 rounds rewards by 6e-8 of their size. Rewards that are meant to differ do so by more."""
 
 
 def mean_std(deviations_PG: Tensor, baseline_PG: Tensor) -> Tensor:
-    """(r - mean) / (std + 1e-6), std with divisor n - 1 as in TRL and verl. Source: GRPO, arXiv 2402.03300."""
+    """Return (r - mean) / (std + 1e-6). std has divisor n - 1, as in TRL and verl. Source: GRPO, arXiv 2402.03300."""
     squares_P1 = deviations_PG.masked_fill(~baseline_PG, 0.0).square().sum(dim=-1, keepdim=True)
     std_P1 = (squares_P1 / (_count(baseline_PG) - 1).clamp(min=1)).sqrt()
     return deviations_PG / (std_P1 + STD_OFFSET)
 
 
 def mean(deviations_PG: Tensor, baseline_PG: Tensor) -> Tensor:
-    """r - mean: groups that are nearly always or nearly never solved weigh no more than others.
+    """Return r - mean. So problems that are nearly always or never solved weigh no more than others.
 
     Source: Dr. GRPO, arXiv 2503.20783, section 3.2.
     """
@@ -36,7 +37,7 @@ def mean(deviations_PG: Tensor, baseline_PG: Tensor) -> Tensor:
 
 
 def leave_one_out(deviations_PG: Tensor, baseline_PG: Tensor) -> Tensor:
-    """r - mean of the others = n / (n - 1) * (r - mean): a baseline that does not depend on the completion itself.
+    """Return r - mean of the others = n / (n - 1) * (r - mean). This baseline does not depend on the completion itself.
 
     Source: RLOO, arXiv 2402.14740, section 2.3.
     """
@@ -45,21 +46,18 @@ def leave_one_out(deviations_PG: Tensor, baseline_PG: Tensor) -> Tensor:
 
 
 Advantage = Callable[[Tensor, Tensor], Tensor]
-"""Function of (deviations_PG, baseline_PG), where n completions of a group are of its baseline."""
+"""Function of (deviations_PG, baseline_PG). n completions of a group are in its baseline."""
 ADVANTAGES: dict[str, Advantage] = {f.__name__: f for f in (mean_std, mean, leave_one_out)}
 assert tuple(ADVANTAGES) == choices.ADVANTAGES, "megatron_rapo/choices.py lists other advantages"
 
 
 def group_advantages(
-    rewards_PG: Tensor,
-    kind: str | Advantage,
-    trained_PG: Tensor | None = None,
-    baseline_PG: Tensor | None = None,
+    rewards_PG: Tensor, kind: str | Advantage, trained_PG: Tensor | None = None, baseline_PG: Tensor | None = None
 ) -> Tensor:
     """Return the advantages [P, G], float64, of `kind` (a name in ADVANTAGES, or a function like those).
 
-    trained_PG: bool, the completions that the loss counts; the others have 0. None: all. baseline_PG: bool, those whose
-    rewards make the group's mean and deviation, the trained ones among them. None: these alone.
+    trained_PG (bool; default: all) selects the completions that the loss counts. Others get 0. baseline_PG (bool;
+    default: trained_PG) selects those whose rewards give the group's mean and deviation. It includes the trained ones.
     """
     trained_PG, baseline_PG = _masks(rewards_PG, trained_PG, baseline_PG)
     deviations_PG, signal_P = deviations(rewards_PG, trained_PG, baseline_PG)
@@ -73,14 +71,14 @@ def have_signal(rewards_PG: Tensor, trained_PG: Tensor | None = None, baseline_P
 
 
 def deviations(rewards_PG: Tensor, trained_PG: Tensor, baseline_PG: Tensor) -> tuple[Tensor, Tensor]:
-    """Return r - mean [P, G], float64, and which groups have signal [P].
+    """Return r - mean of the baseline [P, G], float64, and which groups have signal [P].
 
-    The mean is that of the baseline. A group has signal where the reward of one that is trained on is farther from it
-    than rounding (NO_DIFFERENCE); so one with fewer than two completions in its baseline has none.
+    A group has signal if the reward of a trained completion differs from the mean by more than rounding
+    (NO_DIFFERENCE). A group with fewer than two completions in its baseline has none.
     """
     rewards_PG = rewards_PG.double()
     first_P1 = rewards_PG.gather(-1, baseline_PG.int().argmax(dim=-1, keepdim=True))
-    from_first_PG = rewards_PG - first_P1  # small numbers, whose mean is exact where the rewards are equal
+    from_first_PG = rewards_PG - first_P1  # equal rewards give zeros, whose mean is exact
     total_P1 = from_first_PG.masked_fill(~baseline_PG, 0.0).sum(dim=-1, keepdim=True)
     deviations_PG = from_first_PG - total_P1 / _count(baseline_PG).clamp(min=1)
     size_P1 = rewards_PG.abs().masked_fill(~baseline_PG, 0.0).amax(dim=-1, keepdim=True).clamp(min=1.0)
@@ -89,10 +87,10 @@ def deviations(rewards_PG: Tensor, trained_PG: Tensor, baseline_PG: Tensor) -> t
 
 
 def _count(baseline_PG: Tensor) -> Tensor:
-    return baseline_PG.sum(dim=-1, keepdim=True, dtype=torch.float64)  # the ratio of whole ones would be float32
+    return baseline_PG.sum(dim=-1, keepdim=True, dtype=torch.float64)  # the ratio of integer counts would be float32
 
 
 def _masks(rewards_PG: Tensor, trained_PG: Tensor | None, baseline_PG: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both masks, with their defaults."""
+    """Return both masks. Replace None by the default."""
     trained_PG = rewards_PG.new_ones(rewards_PG.shape, dtype=torch.bool) if trained_PG is None else trained_PG
     return trained_PG, trained_PG if baseline_PG is None else baseline_PG

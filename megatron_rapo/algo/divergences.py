@@ -1,7 +1,8 @@
-"""Penalties that keep the policy near the reweighted reference, named by their gradients (the paper's by its source).
+"""Penalties that keep the policy near the reweighted reference. Each is named after the quantity whose gradient it has.
 
-T tokens, sampled from pi = pi_theta; V the vocabulary. p^ = pihat_ref, rho_t = p^(y_t|s_t) / pi(y_t|s_t). What a loss
-optimises is its expected gradient, not its value: the two are kept apart, here and in what a run records.
+(rapo_paper is named after its source.) T tokens, sampled from pi = pi_theta; V the vocabulary. p^ = pihat_ref,
+rho_t = p^(y_t|s_t) / pi(y_t|s_t). A loss optimises the quantity that its expected gradient belongs to, which can differ
+from its value. So the table, and the metrics of a run, keep the two apart.
 
 | name             | differentiated                             | expected gradient           | value reported |
 |------------------|--------------------------------------------|-----------------------------|----------------|
@@ -14,8 +15,8 @@ optimises is its expected gradient, not its value: the two are kept apart, here 
 | reverse_kl_exact | sum_v pi (log pi - log p^)                 | of KL(pi || p^)             | KL(pi || p^)   |
 | none             | nothing                                    | none                        | 0              |
 
-Samples of an older policy or of the engine's are corrected by a detached, truncated importance weight (`loss.py`),
-except for k3, which is meant to be what is commonly run. `python -m megatron_rapo audit` measures this table.
+Tokens that an older policy or the engine sampled get a detached, truncated importance weight (`loss.py`). Only
+forward_kl_k3 has none, as in other libraries. `python -m megatron_rapo audit` measures this table.
 """
 
 from __future__ import annotations
@@ -39,19 +40,16 @@ class Penalty(NamedTuple):
 
 
 def clamp_keep_grad(log_ratio_T: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """The logarithm with its value held within +-cap, lest exp overflow, and its gradient as if it were not.
-
-    And where it was beyond (bool).
-    """
+    """Clamp log-ratios to +-cap before exp and keep their gradients. Also return which were clamped (bool)."""
     excess_T = (log_ratio_T - log_ratio_T.clamp(-cap, cap)).detach()
     return log_ratio_T - excess_T, excess_T != 0
 
 
 def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
-    """Unbiased gradient -E_pi[rho * grad log pi] of the forward KL.
+    """Return a loss with the forward KL's unbiased gradient -E_pi[rho * grad log pi].
 
-    Subtracting 1 from rho changes nothing in expectation, E_pi[grad log pi] = 0, and takes away the noise of a policy
-    that is still near the reference. It is what the paper's estimator gives with its score-function term added.
+    Subtracting 1 from rho keeps the expectation, since E_pi[grad log pi] = 0. It removes the noise while the policy is
+    near the reference. The paper's estimator gives this gradient if its score-function term is added.
     """
     log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T.detach(), log_rho_cap)
     rho_T = log_rho_T.exp()
@@ -59,10 +57,10 @@ def forward_kl(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalt
 
 
 def forward_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
-    """The popular k3 (Schulman; verl's low_var_kl, TRL's without use_bias_correction_kl), labelled reverse KL there.
+    """Return k3 (Schulman; verl's low_var_kl, TRL's without use_bias_correction_kl), which they call reverse KL.
 
-    That is its value. Differentiated as written its gradient is (1 - rho) * grad log pi, the forward KL's. verl clamps
-    k3 to [-10, 10], so that its gradient is 0 where log rho > 2.61 or < -11.0; here it is kept.
+    Its value is the reverse KL. Its gradient is (1 - rho) * grad log pi, the forward KL's. verl clamps k3 to [-10, 10],
+    so its gradient is 0 where log rho > 2.61 or < -11.0. Here the gradient is kept.
     """
     log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
     loss_T = log_rho_T.exp() - 1 - log_rho_T
@@ -70,9 +68,9 @@ def forward_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Pen
 
 
 def rapo_paper(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
-    """The estimator of arXiv 2510.03865, differentiated as written.
+    """Return the estimator of arXiv 2510.03865, differentiated as written.
 
-    d/dtheta (rho log rho - rho + 1) = -rho log rho * grad log pi, whose mean under pi_theta is
+    d/dtheta (rho log rho - rho + 1) = -rho log rho * grad log pi. Its mean under pi_theta is
     -E_pihat[log rho * grad log pi] = grad 1/2 E_pihat[(log rho)^2].
     """
     log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
@@ -82,16 +80,16 @@ def rapo_paper(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalt
 
 
 def reverse_kl(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
-    """k2: unbiased gradient -E_pi[log rho * grad log pi] of the reverse KL; reported by k3, whose value varies less."""
+    """Return k2, with the reverse KL's unbiased gradient -E_pi[log rho * grad log pi]. k3's value varies less."""
     log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
     detached_T = log_rho_T.detach()
     return Penalty(0.5 * log_rho_T**2, detached_T.exp() - 1 - detached_T, capped_T)
 
 
 def reverse_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
-    """k3 with its score-function term: (1 - rho) + (rho - 1 - log rho) = -log rho, so token by token k2's gradient.
+    """Return k3 with its score-function term, TRL 1.16's default (use_bias_correction_kl).
 
-    What TRL 1.16 does by default (use_bias_correction_kl).
+    (1 - rho) + (rho - 1 - log rho) = -log rho, so each token has the gradient of k2.
     """
     log_rho_T, capped_T = clamp_keep_grad(ref_logp_T - logp_T, log_rho_cap)
     k3_T = log_rho_T.exp() - 1 - log_rho_T
@@ -99,49 +97,37 @@ def reverse_kl_k3(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Pen
 
 
 def none(logp_T: Tensor, ref_logp_T: Tensor, log_rho_cap: float) -> Penalty:
-    """No penalty; for runs without a reference."""
+    """Return no penalty, for runs without a reference."""
     zero_T = torch.zeros_like(logp_T)
     return Penalty(zero_T, zero_T, zero_T.bool())
 
 
 def exact(kl_T: Tensor) -> Penalty:
-    """A divergence already summed over the vocabulary (`output_head.py`): it needs neither ratio nor cap."""
+    """Return a divergence that `output_head.py` has summed over the vocabulary. It needs neither ratio nor cap."""
     return Penalty(kl_T, kl_T.detach(), torch.zeros_like(kl_T, dtype=torch.bool))
-
-
-def forward_kl_of(logp_TV: Tensor, ref_logp_TV: Tensor) -> Tensor:
-    """KL(pihat_ref || pi) of whole distributions, [T], nats: the definition."""
-    return (ref_logp_TV.exp() * (ref_logp_TV - logp_TV)).sum(-1)
-
-
-def reverse_kl_of(logp_TV: Tensor, ref_logp_TV: Tensor) -> Tensor:
-    """KL(pi || pihat_ref) of whole distributions, [T], nats: the definition."""
-    return (logp_TV.exp() * (logp_TV - ref_logp_TV)).sum(-1)
-
-
-def half_squared_log_rho_of(logp_TV: Tensor, ref_logp_TV: Tensor) -> Tensor:
-    """1/2 E_pihat[(log rho)^2] of whole distributions, [T]: what the paper's estimator descends."""
-    return 0.5 * (ref_logp_TV.exp() * (ref_logp_TV - logp_TV) ** 2).sum(-1)
 
 
 Quantity = Literal["forward_kl", "reverse_kl", "half_squared_log_rho"]
 QUANTITIES: dict[Quantity, Callable[[Tensor, Tensor], Tensor]] = {
-    "forward_kl": forward_kl_of,
-    "reverse_kl": reverse_kl_of,
-    "half_squared_log_rho": half_squared_log_rho_of,
+    "forward_kl": lambda logp_TV, ref_logp_TV: (ref_logp_TV.exp() * (ref_logp_TV - logp_TV)).sum(-1),
+    "reverse_kl": lambda logp_TV, ref_logp_TV: (logp_TV.exp() * (logp_TV - ref_logp_TV)).sum(-1),
+    "half_squared_log_rho": lambda logp_TV, ref_logp_TV: (
+        0.5 * (ref_logp_TV.exp() * (ref_logp_TV - logp_TV) ** 2).sum(-1)
+    ),
 }
+"""Definitions over whole distributions: KL(p^ || pi), KL(pi || p^) and 1/2 E_p^[(log rho)^2], [T], nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """One choice of algorithm.divergence, and what it claims to be; None claims nothing."""
+    """One choice of algorithm.divergence. `gradient` and `value` are its claims; None claims nothing."""
 
-    gradient: Quantity | None = None  # whose gradient is the expected one
-    value: Quantity | None = None  # what is reported
+    gradient: Quantity | None = None  # the quantity whose gradient is the expected gradient
+    value: Quantity | None = None  # the quantity that is reported
     estimate: Callable[[Tensor, Tensor, float], Penalty] = none  # from (logp_T, ref_logp_T, log_rho_cap)
-    exact: Literal["forward", "reverse"] | None = None  # summed over the vocabulary instead
-    corrected: bool = False  # by an importance weight where the token was sampled from another policy
-    reference: bool = True  # whether the reference is scored for it
+    exact: Literal["forward", "reverse"] | None = None  # use the sum over the vocabulary instead of `estimate`
+    corrected: bool = False  # weigh tokens that another policy sampled by their importance
+    reference: bool = True  # score the reference
 
 
 DIVERGENCES: dict[str, Divergence] = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from megatron_rapo.runtime.patching import patched
 
 
 @functools.cache
@@ -21,30 +22,19 @@ def install() -> None:
     Megatron-LM 5077 subtracts the padding. Delete this file once megatron-core (after 0.19.0) includes that fix: with
     both, the padding would be subtracted twice. (mcore/state_digests.py would refuse the resulting checkpoint.)
     """
-    unmended = DistributedOptimizer.sharded_param_state_fully_reshardable
+    original = DistributedOptimizer.sharded_param_state_fully_reshardable
 
     def sharded_param_state(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _positions_without_padding(self.buffers):
-            return unmended(self, *args, **kwargs)
+        with ExitStack() as stack:
+            for buffer in self.buffers:
+                stack.enter_context(patched(buffer, param_index_map=_without_padding(buffer)))
+            return original(self, *args, **kwargs)
 
     DistributedOptimizer.sharded_param_state_fully_reshardable = sharded_param_state
 
 
-@contextmanager
-def _positions_without_padding(buffers: list[Any]) -> Iterator[None]:
-    """Replace `param_index_map` of the buffers by one that ignores the padding at the end of each bucket."""
-    kept = [buffer.param_index_map for buffer in buffers]
-    try:
-        for buffer in buffers:
-            buffer.param_index_map = _without_padding(buffer)
-        yield
-    finally:
-        for buffer, positions in zip(buffers, kept, strict=True):
-            buffer.param_index_map = positions
-
-
 def _without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
-    """Return start, end and bucket of each parameter. Keeps the order of parameters: loading depends on it."""
+    """Return start, end and bucket of each parameter, without the padding. Keep their order: loading depends on it."""
     padding, so_far = [], 0
     for bucket in buffer.buckets:
         padding.append(so_far)

@@ -50,7 +50,7 @@ def use_own_queue() -> None:
 
 
 def content_of(request: AsyncRequest, *, copied: bool) -> list[Content]:
-    """Return what this rank must write, in host memory. `copied`: copy it, so that training can continue meanwhile."""
+    """Return what this rank must write, in host memory. If `copied`, training can change the tensors meanwhile."""
     if request.async_fn is None:
         return []
     _, buckets, _ = request.async_fn_args

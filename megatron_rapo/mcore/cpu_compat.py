@@ -1,8 +1,8 @@
-"""Run megatron-core 0.16 with gloo on machines without a CUDA device. Changes nothing where there is one.
+"""Run megatron-core 0.16 with gloo on machines without a CUDA device. With one, change nothing.
 
-Megatron's own modules get a view of torch in which "cuda" means "cpu"; the rest of the process keeps the real one.
-Tensor methods cannot be scoped like that, so `Tensor.cuda()` is the identity for the whole process. A comment at each
-patch says what it is for. Delete this file once megatron-core runs on CPU by itself.
+Megatron's own modules get a view of torch in which "cuda" means "cpu". The rest of the process keeps the real torch.
+Methods of tensors cannot be replaced only there, so `Tensor.cuda()` does nothing in the whole process. Delete this file
+once megatron-core runs on CPU by itself.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _redirected(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Nothing:
-    """A CUDA stream or event on a machine that has neither: every method does nothing."""
+    """A CUDA stream or event whose methods do nothing."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
 

@@ -17,7 +17,6 @@ from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.scoring.packing import REWARD_SPLITS, PackedBatch
 
 QUANTILES = {"p01": 0.01, "p50": 0.50, "p99": 0.99}
-_Pair = tuple[PackedBatch, Any, Any]  # two log-probabilities of its tokens, [T] each
 _WIDTH, _BINS_A_SIDE = 0.01, 2000  # of the histogram: nats, and bins below and above 0
 
 
@@ -50,17 +49,14 @@ def gap_parts(
     `rounded` with those of an engine in FP8.
     """
     scored = [same for same in zip(batches, plain, rounded, strict=True) if same[0].old_logp_T is not None]
-    parts: dict[str, list[_Pair]] = {
-        "trainer_fp8": [(b, b.old_logp_T, p.old_logp_T) for b, p, _ in scored],
-        "engine_fp8": [(b, r.old_logp_T, p.old_logp_T) for b, p, r in scored],
-        "kernels": [(b, b.engine_logp_T, r.old_logp_T) for b, _, r in scored],
+    parts = {
+        "trainer_fp8": [_gap(b.mask_T, b.old_logp_T, p.old_logp_T) for b, p, _ in scored],
+        "engine_fp8": [_gap(b.mask_T, r.old_logp_T, p.old_logp_T) for b, p, r in scored],
+        "kernels": [_gap(b.mask_T, b.engine_logp_T, r.old_logp_T) for b, _, r in scored],
     }
-    return {f"reshard/parity_{name}": _difference(pairs, parallel) for name, pairs in parts.items()}
-
-
-def _difference(scored: Sequence[_Pair], parallel: Parallel) -> float:
-    """Return mean |a - b| over the sampled tokens of (micro-batch, a_T, b_T)."""
-    return _mean_and_max(gather_over_data([_gap(b.mask_T, *pair) for b, *pair in scored], parallel))[0]
+    return {
+        f"reshard/parity_{name}": _mean_and_max(gather_over_data(gaps, parallel))[0] for name, gaps in parts.items()
+    }
 
 
 def _gap(chosen_T: Tensor, a_T: Any, b_T: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -86,7 +82,8 @@ def log_rho_quantiles(batches: Sequence[PackedBatch], parallel: Parallel, *, mid
         if batch.old_logp_T is None or batch.ref_logp_T is None or parallel.tensor_group.rank():
             continue
         log_rho_T = batch.ref_logp_T - batch.old_logp_T
-        for name, split_T in {"": batch.mask_T, **_splits(batch, middle_reward)}.items():
+        splits = (batch.mask_T, *batch.by_reward(middle_reward).values())
+        for name, split_T in zip(names, splits, strict=True):
             counts[name] += _histogram(log_rho_T[batch.mask_T & split_T]).cpu()
     everyone = torch.stack(list(counts.values())).to(parallel.device)
     dist.all_reduce(everyone)
@@ -96,10 +93,6 @@ def log_rho_quantiles(batches: Sequence[PackedBatch], parallel: Parallel, *, mid
         if histogram.sum()
         for quantile, share in QUANTILES.items()
     }
-
-
-def _splits(batch: PackedBatch, middle_reward: float) -> dict[str, Tensor]:
-    return {f"/{name}": mask_T for name, mask_T in batch.by_reward(middle_reward).items()}
 
 
 def _histogram(values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,11 +34,7 @@ def dry_run(config: Config, model: ModelShape, *, world: int) -> list[Built]:
 
     No other process group may exist. Raises RuntimeError if Megatron builds a different model than the map describes.
     """
-    return [_build(config, model, rank, world) for rank in _first_of_stages(config, world)]
-
-
-def _first_of_stages(config: Config, world: int) -> Sequence[int]:
-    return range(0, world, world // config.parallel.pipeline)
+    return [_build(config, model, rank, world) for rank in range(0, world, world // config.parallel.pipeline)]
 
 
 def _build(config: Config, model: ModelShape, rank: int, world: int) -> Built:
@@ -61,7 +57,7 @@ def _build(config: Config, model: ModelShape, rank: int, world: int) -> Built:
 
 @contextmanager
 def _process(rank: int, world: int) -> Iterator[None]:
-    """Act as one process of many. Collectives do nothing."""
+    """Act as process `rank` of `world` within this context. Collectives do nothing."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         yield

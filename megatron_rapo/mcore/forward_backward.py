@@ -1,4 +1,4 @@
-"""Scoring and training passes through Megatron's pipeline schedules.
+"""Score and train micro-batches through Megatron's pipeline schedules.
 
 T packed tokens of a micro-batch on this context-parallel rank, N of them sampled, D hidden size.
 """
@@ -48,7 +48,7 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactReference:
-    """The reference's output layer and the direction, which the exact divergence needs beside hidden states."""
+    """What the exact divergence needs besides hidden states: the reference's output layer, and the direction."""
 
     head_weight: Tensor  # of the reference, on this tensor rank
     direction: Literal["forward", "reverse"]
@@ -65,13 +65,13 @@ class ForwardBackward:
     vocab_size: int
     temperature: float  # of the rollout: pi_theta is the distribution that was sampled from
     deterministic: bool = False
-    exact: ExactReference | None = None  # on the last pipeline stage, where the divergence is exact
+    exact: ExactReference | None = None  # on the last pipeline stage, if the divergence is exact
 
     def score(self, batches: Sequence[PackedBatch], *scorers: Scorer) -> list[PackedBatch]:
         """Score the micro-batches with all `scorers` in one pass through the pipeline.
 
         Returns the micro-batches; on the last pipeline stage they have the scores. The policy's are old_logp_T. The
-        reference's are ref_logp_T, by pi_ref^phi / Z, and its hidden states where the divergence is exact.
+        reference's are ref_logp_T, by pi_ref^phi / Z, and its hidden states if the divergence is exact.
         Collective over the model-parallel ranks.
         """
 

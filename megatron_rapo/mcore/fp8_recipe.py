@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.config import PrecisionConfig
+from megatron_rapo.runtime.patching import patched
 
 
 def fp8_settings(precision: PrecisionConfig) -> dict[str, Any]:
@@ -32,11 +32,6 @@ def fp8_token_multiple(precision: PrecisionConfig) -> int:
     return 32 if precision.fp8_recipe == "mxfp8" else 16
 
 
-@contextmanager
-def without_fp8(megatron: TransformerConfig) -> Iterator[None]:
+def without_fp8(megatron: TransformerConfig) -> AbstractContextManager[None]:
     """Compute in bfloat16 within this context, in the layers built with `megatron`, even if it sets FP8."""
-    fp8, megatron.fp8 = megatron.fp8, None
-    try:
-        yield
-    finally:
-        megatron.fp8 = fp8
+    return patched(megatron, fp8=None)

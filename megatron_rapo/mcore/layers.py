@@ -1,4 +1,4 @@
-"""Layer specifications: Transformer Engine's on GPUs, plain torch elsewhere."""
+"""Build layer specifications: Transformer Engine's on GPUs, plain torch's elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_rapo.models.families import Family
 
 @dataclass(frozen=True)
 class Activation:
-    """A gate's activation: the function, and the module that torch's layers use for it and the product with up."""
+    """A gate's activation: the function, and the module for torch's layers that also multiplies with up."""
 
     function: Callable[[Tensor], Tensor]
     gated: type

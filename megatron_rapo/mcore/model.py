@@ -1,4 +1,4 @@
-"""GPTModel from a Hugging Face folder: the transformer configuration, the model chunks of this rank, their weights."""
+"""Build this rank's chunks of a GPTModel from a Hugging Face folder, and read their weights."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def norm_names(backend: Backend) -> NormNames:
-    """Return what the layers call their norms."""
+    """Return the names that the layers have for their norms."""
     return TRANSFORMER_ENGINE_NORMS if backend.transformer_engine else TORCH_NORMS
 
 
 def transformer_config(config: Config, shape: ModelShape, backend: Backend) -> TransformerConfig:
-    """Megatron's configuration of the model, its layout and its number formats."""
+    """Return Megatron's configuration of the model, its layout and its number formats."""
     parallel, dtype = config.parallel, backend.dtype
     kernels = fused.settings(fused.fused_kernels(backend.layers))
     return TransformerConfig(
@@ -78,17 +78,17 @@ def transformer_config(config: Config, shape: ModelShape, backend: Backend) -> T
         params_dtype=dtype,
         pipeline_dtype=dtype,
         variable_seq_lengths=parallel.pipeline > 1,  # micro-batches differ in size (mcore/stages.py)
-        moe_token_dispatcher_type="alltoall",  # there are no experts; Megatron takes no variable lengths otherwise
+        moe_token_dispatcher_type="alltoall",  # without it Megatron refuses variable lengths, also without experts
         bf16=dtype == torch.bfloat16,
         calculate_per_token_loss=True,  # loss functions return sums; the denominator is global
         use_cpu_initialization=True,
         perform_initialization=False,  # every weight is read from the checkpoint
         batch_p2p_comm=False,
-        bias_dropout_fusion=False,  # there is neither
-        masked_softmax_fusion=False,  # of attention that we do not use
+        bias_dropout_fusion=False,  # there is no dropout, and no bias before it
+        masked_softmax_fusion=False,  # for Megatron's own attention, which is not used
         deterministic_mode=config.run.deterministic,
         timers=Ranges(),
-        # Megatron's name for "the layer specification's": ours, where torch's layers have no fused kernel for it
+        # True means "take the layer specification's activation": ours, if torch's layers have no fused kernel for it
         use_te_activation_func=not backend.transformer_engine and "bias_activation_fusion" not in kernels,
         **kernels,
         **fp8_settings(config.precision),
@@ -97,7 +97,7 @@ def transformer_config(config: Config, shape: ModelShape, backend: Backend) -> T
 
 
 def _pipeline_layout(parallel: ParallelConfig, num_layers: int) -> list[list[str]] | None:
-    """What each model chunk is made of, in the order of the model; None for all in one."""
+    """Return the parts of each model chunk, in the order of the model, or None without a pipeline."""
     if parallel.pipeline == 1:
         return None
     chunks = [["decoder"] * n for n in layers_per_chunk(num_layers, parallel.pipeline * parallel.virtual_pipeline)]
@@ -105,10 +105,10 @@ def _pipeline_layout(parallel: ParallelConfig, num_layers: int) -> list[list[str
 
 
 class HiddenStatesModel(GPTModel):
-    """A GPTModel whose last stage gives the hidden states that the output layer would take, [T, D], not logits.
+    """A GPTModel whose last stage returns the input of the output layer, [T, D], instead of logits.
 
-    `output_head.py` makes log-probabilities of them, chunk by chunk. They are whole on every tensor rank; the backward
-    pass sums what the ranks' parts of the vocabulary say of their gradient.
+    `output_head.py` computes log-probabilities from it, chunk by chunk. Every tensor rank has the whole input. The
+    backward pass sums its gradients over the tensor ranks, since each rank has only a part of the vocabulary.
     """
 
     def _postprocess(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
@@ -125,19 +125,16 @@ class HiddenStatesModel(GPTModel):
 def attention_sequences(
     config: Config, shape: ModelShape, backend: Backend
 ) -> Callable[[PackedBatch], PackedSeqParams]:
-    """What makes of a micro-batch what the layers' attention is told of it."""
+    """Return the function that describes a micro-batch's sequences to the layers' attention."""
     if backend.transformer_engine:
         return sequences_for_transformer_engine
     return SequencesForTorch.of(
-        head_dim=shape.head_dim,
-        rope_theta=shape.rope_theta,
-        dtype=backend.dtype,
-        context_size=config.parallel.context,
+        head_dim=shape.head_dim, rope_theta=shape.rope_theta, dtype=backend.dtype, context_size=config.parallel.context
     )
 
 
 def head_weight(chunks: list[HiddenStatesModel]) -> torch.nn.Parameter | None:
-    """The output layer's weight on this rank, tied or not; None but on the last pipeline stage."""
+    """Return the output layer's weight on this rank, tied or not. None except on the last pipeline stage."""
     last = chunks[-1]
     if not last.post_process:
         return None
@@ -149,10 +146,10 @@ def head_weight(chunks: list[HiddenStatesModel]) -> torch.nn.Parameter | None:
 def build_chunks(
     config: Config, shape: ModelShape, backend: Backend, megatron: TransformerConfig, parallel: Parallel
 ) -> list[HiddenStatesModel]:
-    """This rank's model chunks (one, or one per virtual pipeline stage), weights not yet read."""
-    stages = range(parallel.virtual_pipeline) if parallel.virtual_pipeline else [None]
+    """Build this rank's model chunks (one, or one per virtual pipeline stage) without reading weights."""
+    virtual_stages = megatron.virtual_pipeline_model_parallel_size
     chunks = []
-    for vp_stage in stages:
+    for vp_stage in range(virtual_stages) if virtual_stages else [None]:
         where = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
         chunk = HiddenStatesModel(
             config=megatron,
@@ -171,7 +168,7 @@ def build_chunks(
 
 
 def named_parameters(chunks: list[HiddenStatesModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """This rank's parameters by the map's names: layers are numbered over all pipeline stages."""
+    """Yield this rank's parameters by the map's names, which number layers over all pipeline stages."""
     for chunk in chunks:
         numbers = {str(i): str(layer.layer_number - 1) for i, layer in enumerate(chunk.decoder.layers)}
         for name, parameter in chunk.named_parameters():
@@ -186,7 +183,7 @@ def load_weights(
 ) -> None:
     """Read this rank's slices of the Hugging Face weights in `folder` into the chunks.
 
-    Raises ConfigError for a tensor that is missing and ValueError for one of another shape.
+    Raises ConfigError for a missing tensor and ValueError for a wrong shape.
     """
     table = trainer_shards(shape, tensor=parallel.tensor_group.size(), rank=parallel.tensor_group.rank(), norms=norms)
     weights = WeightReader(folder)
@@ -195,7 +192,7 @@ def load_weights(
             shard = table[name]
             assert parameter.shape == shard.shape, f"{name}: {tuple(parameter.shape)} != {shard.shape}"
             if shard.split and not hasattr(parameter, "tensor_model_parallel"):
-                # Megatron's own initialisation, which we skip, would mark it; unmarked, the gradient norm would count
-                # the shard of the first tensor rank only.
+                # Megatron's own initialisation, which we skip, would set this mark. Without it, the gradient norm would
+                # count only the first tensor rank's shard.
                 set_tensor_model_parallel_attributes(parameter, True, shard.axis, 1)
             fill(parameter.data, shard, weights.read)

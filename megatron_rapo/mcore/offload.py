@@ -10,13 +10,15 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
+from megatron_rapo.mcore import torch_adam
+
 
 class TrainingState:
-    """What only training needs: Megatron's gradient buffers, the optimizer's moments and its master weights.
+    """The state that only training needs: Megatron's gradient buffers, the optimizer's moments and master weights.
 
     With `offload` it is on the device only within `in_place()`. The storage behind the tensors is released and then
-    allocated again, so every view of it stays valid. (Megatron's own `offload_to_cpu` also moves the model's weights if
-    the optimizer updates them directly, in float32, and it copies into memory that is not pinned.)
+    allocated again, so every view of it stays valid. (Megatron's own `offload_to_cpu` copies to memory that is not
+    pinned. In float32, where the optimizer updates the model's weights directly, it also moves these.)
     """
 
     def __init__(
@@ -80,8 +82,8 @@ class TrainingState:
 
 
 def _tensors(optimizer: MegatronOptimizer) -> Iterator[Tensor]:
-    """Yield the tensors that an optimizer, or each in a chain of them, updates and keeps."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    """Yield the tensors that an optimizer, or each optimizer of a chain, updates and keeps."""
+    for part in torch_adam.parts(optimizer):
         if part.optimizer is None:  # a rank without parameters
             continue
         for group in part.optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Megatron's data-parallel wrapper, optimizer and learning-rate schedule."""
+"""Build Megatron's data-parallel wrapper, optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 

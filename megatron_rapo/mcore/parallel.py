@@ -1,4 +1,4 @@
-"""The trainer's process groups, built once and passed down."""
+"""Build the trainer's process groups. They are built once and passed down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from megatron_rapo.config import ParallelConfig
 class Parallel:
     """This process's place in the trainer's layout."""
 
-    config: ParallelConfig
     device: torch.device
     tensor_group: dist.ProcessGroup
     pipeline_group: dist.ProcessGroup
@@ -27,11 +26,6 @@ class Parallel:
     def is_last_stage(self) -> bool:
         """Return whether this rank's pipeline stage has the output layer, and so the log-probabilities."""
         return self.pipeline_group.rank() == self.pipeline_group.size() - 1
-
-    @property
-    def virtual_pipeline(self) -> int | None:
-        """Return Megatron's value for it: None without an interleaved schedule."""
-        return self.config.virtual_pipeline if self.config.virtual_pipeline > 1 else None
 
 
 def init_parallel(config: ParallelConfig, *, timeout_s: float, seed: int) -> Parallel:
@@ -47,7 +41,6 @@ def init_parallel(config: ParallelConfig, *, timeout_s: float, seed: int) -> Par
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     on_gpu = torch.cuda.is_available()
     return Parallel(
-        config=config,
         device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
         tensor_group=parallel_state.get_tensor_model_parallel_group(),
         pipeline_group=parallel_state.get_pipeline_model_parallel_group(),

@@ -1,4 +1,4 @@
-"""The policy under training: model, optimizer and reference, behind the operations that a training step needs."""
+"""Hold the policy under training (model, optimizer and reference), with the operations of a training step."""
 
 from __future__ import annotations
 

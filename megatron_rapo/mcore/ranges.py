@@ -1,4 +1,4 @@
-"""Show what Megatron's timers would time as named ranges of torch.profiler."""
+"""Turn Megatron's timers into named ranges of torch.profiler."""
 
 from __future__ import annotations
 

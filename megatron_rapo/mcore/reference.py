@@ -1,4 +1,4 @@
-"""The frozen reference policy: the weights that training started from."""
+"""Keep the frozen reference policy: the weights that training started from."""
 
 from __future__ import annotations
 

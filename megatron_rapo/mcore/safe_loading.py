@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from megatron_rapo.checkpoints.restricted import (
     read_common,
     read_metadata,
 )
+from megatron_rapo.runtime.patching import patched
 
 
 def load_safely(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -46,20 +46,14 @@ def load_safely(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     return loaded
 
 
-@contextmanager
-def _own_readers(metadata: Metadata) -> Iterator[None]:
+def _own_readers(metadata: Metadata) -> AbstractContextManager[None]:
     """Make Megatron use this `metadata` and this module's planner.
 
     megatron-core 0.16.1 and torch 2.13 unpickle `.metadata` and the objects in `.distcp` files without a check, and
     Megatron has no setting for another reader. Delete this once Megatron has one or reads with an allow-list.
     """
-    theirs = megatron_torch.CachedMetadataFileSystemReader, megatron_torch.MCoreLoadPlanner
-    megatron_torch.CachedMetadataFileSystemReader = functools.partial(_Reader, metadata)
-    megatron_torch.MCoreLoadPlanner = _Planner
-    try:
-        yield
-    finally:
-        megatron_torch.CachedMetadataFileSystemReader, megatron_torch.MCoreLoadPlanner = theirs
+    reader = functools.partial(_Reader, metadata)
+    return patched(megatron_torch, CachedMetadataFileSystemReader=reader, MCoreLoadPlanner=_Planner)
 
 
 class _Reader(FileSystemReader):

@@ -21,12 +21,8 @@ class StaticShapeP2P(P2PCommunicator):
 
     def __init__(self, config: TransformerConfig, sizes: Sequence[int]) -> None:
         super().__init__(parallel_state.get_pipeline_model_parallel_group(), config)
-        chunks, stages, stage = (
-            config.virtual_pipeline_model_parallel_size or 1,
-            self.pp_group.size(),
-            self.pp_group.rank(),
-        )
-        table = get_schedule_table(len(sizes), chunks, stages)
+        stage, stages = self.pp_group.rank(), self.pp_group.size()
+        table = get_schedule_table(len(sizes), config.virtual_pipeline_model_parallel_size or 1, stages)
 
         def arriving(leads: bool) -> Iterator[list[int]]:
             # The stage that leads (the first one forward, the last one backward) receives nothing for the first chunk.

@@ -1,4 +1,4 @@
-"""Hugging Face model folders: what the model is, its weights read slice by slice, and writing a new folder."""
+"""Read Hugging Face model folders (the model's shape, slices of its weights) and write new ones."""
 
 from megatron_rapo.models.agreement import check_agreement
 from megatron_rapo.models.hf_weights import WeightReader, save_folder

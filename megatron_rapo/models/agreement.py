@@ -1,4 +1,4 @@
-"""Whether transformers, and so vLLM, read the same model from config.json as the trainer does."""
+"""Check that transformers, and so vLLM, reads the same model from config.json as the trainer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ _NAMES = {
     "rms_norm_eps": "norm_eps",
     "max_position_embeddings": "max_position",
 }
-"""Fields that transformers has for all families, and the shape's names for them."""
+"""transformers' names of fields that all families have -> names of ModelShape."""
 
 
 def check_agreement(folder: Path, shape: ModelShape) -> None:
-    """Refuse a config.json that the engine cannot read, or that it reads as another model.
+    """Raise ConfigError for a config.json that the engine cannot read, or reads as another model.
 
-    A number that is not in the file has a default, and transformers' is not always ours (head_dim of Qwen3 is 128).
-    Raises ConfigError.
+    For a number that the file lacks, transformers' default can differ from ours (head_dim of Qwen3 is 128).
     """
     theirs = _read(folder)
     ours = {name: getattr(shape, field) for name, field in _NAMES.items()}
@@ -49,10 +48,10 @@ def _read(folder: Path) -> dict[str, Any]:
         found = {name: getattr(config, name) for name in _NAMES}
         found["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         found["rope_theta"] = config.rope_parameters["rope_theta"]
-    except Exception as error:  # of any kind: its fields are checked by several libraries
+    except Exception as error:  # several libraries check the fields, each with its own errors
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"model.path={folder}: transformers, with which the engine reads config.json, cannot "
+            f"model.path={folder}: transformers, which reads config.json for the engine, cannot read it "
             f"({type(error).__name__}: {shortened(reason, 200)}); take the model's own file."
         ) from None
     return found

@@ -1,7 +1,7 @@
-"""The model families: one descriptor each, and everything that is particular to a family stands in it.
+"""Describe each model family in one descriptor, which has everything that is particular to the family.
 
-config.json's reader (`shape.py`), the parameter map, Megatron's configuration and layers (`mcore/`), the converter and
-preflight's counts all read these descriptors. docs/adding_a_model.md shows how to add one.
+The reader of config.json (`shape.py`), the parameter map, Megatron's configuration and layers (`mcore/`), the converter
+and preflight's counts use these descriptors. docs/adding_a_model.md shows how to add one.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Size = Literal["hidden_size", "head_dim", "q_size", "qkv_size", "gate_up_size", "ffn_hidden_size"]
-"""Name of a number of a ModelShape."""
+"""Names of those numbers of a ModelShape that give the shape of a parameter."""
 
 
 @dataclass(frozen=True)
 class LayerParameter:
     """One parameter of a decoder layer, by its names within the layer.
 
-    `engine` is vLLM's name. It is Hugging Face's too, but where vLLM fuses several tensors into one: qkv_proj stands
-    for q_proj, k_proj and v_proj, gate_up_proj for gate_proj and up_proj.
-    `holding` says how tensor ranks hold it (the parameter map has a class for each), `shape` what one rank alone holds.
+    `engine` is vLLM's name. It is also Hugging Face's, unless vLLM fuses several tensors into one: qkv_proj stands for
+    q_proj, k_proj and v_proj, gate_up_proj for gate_proj and up_proj. `holding` says how tensor ranks split the
+    parameter (the parameter map has a class for each value). `shape` is its shape on a single rank.
     """
 
     trainer: str
@@ -47,10 +47,10 @@ DOWN = LayerParameter(
 
 @dataclass(frozen=True)
 class Setting:
-    """A key of config.json that changes the mathematics, and the values that are implemented. Others are refused.
+    """A key of config.json that changes the mathematics, and its `implemented` values. All others are refused.
 
-    `default` is the value where the file lacks the key. It is what transformers takes then, so that trainer and engine
-    compute the same. null means `default` too, unless None is one of the `implemented` values.
+    `default` is transformers' value for a file without the key, so that trainer and engine compute the same. null means
+    `default` too, unless None is an implemented value.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Setting:
     implemented: tuple[Any, ...]
 
     def value(self, content: dict[str, Any]) -> Any:
-        """Return what a config.json with this `content` says."""
+        """Return the value in a config.json with this `content`."""
         found = content.get(self.key, self.default)
         return self.default if found is None and None not in self.implemented else found
 
@@ -78,13 +78,13 @@ class Family:
     settings: tuple[Setting, ...]
     rope_types: tuple[str, ...] = ("default",)
     layer_types: tuple[str, ...] = ("full_attention",)
-    activation: Literal["silu"] = "silu"  # of the gate; mcore/layers.py has the implementation of each
-    normalization: Literal["RMSNorm"] = "RMSNorm"  # likewise
+    activation: Literal["silu"] = "silu"  # of the gate; mcore/layers.py implements it
+    normalization: Literal["RMSNorm"] = "RMSNorm"  # mcore/layers.py implements it
     extra_states: tuple[str, ...] = (
         *(f"self_attention.{module}" for module in ("linear_qkv", "linear_proj", "core_attention")),
         *("self_attention.q_layernorm", "self_attention.k_layernorm", "mlp.linear_fc1", "mlp.linear_fc2"),
     )
-    """Megatron's modules of a layer that ask a checkpoint for an extra state: that of FP8, or nothing."""
+    """Megatron's modules of a layer that have an extra state in a checkpoint: FP8's, or an empty one."""
 
     @property
     def qkv_bias(self) -> bool:
@@ -92,14 +92,14 @@ class Family:
 
     @property
     def qk_norm(self) -> bool:
-        """Return whether queries and keys are normalised, head by head."""
+        """Return whether queries and keys are normalised in each head."""
         return Q_NORM in self.layer and K_NORM in self.layer
 
 
 QWEN2 = Family(
     architecture="Qwen2ForCausalLM",
     layer=(ATTENTION_NORM, QKV, QKV_BIAS, ATTENTION_OUTPUT, MLP_NORM, GATE_UP, DOWN),
-    settings=(NO_SLIDING_WINDOW, SILU, NO_MLP_BIAS),  # q, k and v have a bias whatever attention_bias says
+    settings=(NO_SLIDING_WINDOW, SILU, NO_MLP_BIAS),  # attention_bias has no effect: q, k and v always have a bias
 )
 QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
@@ -109,7 +109,13 @@ QWEN3 = Family(
 LLAMA = Family(
     architecture="LlamaForCausalLM",
     layer=(ATTENTION_NORM, QKV, ATTENTION_OUTPUT, MLP_NORM, GATE_UP, DOWN),
-    settings=(NO_SLIDING_WINDOW, SILU, NO_ATTENTION_BIAS, NO_MLP_BIAS),
+    settings=(
+        NO_SLIDING_WINDOW,
+        Setting("sliding_window", None, (None,)),  # vLLM uses a window that transformers and Megatron ignore
+        SILU,
+        NO_ATTENTION_BIAS,
+        NO_MLP_BIAS,
+    ),
 )
 MISTRAL = Family(
     architecture="MistralForCausalLM",

@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face folder: read slice by slice, written tensor by tensor, never all in memory."""
+"""Read the weights of a Hugging Face folder slice by slice, and write them tensor by tensor. Never hold all of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,37 +16,35 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from torch import Tensor
 
 from megatron_rapo.config import ConfigError
-from megatron_rapo.models.stored_weights import INDEX, open_file, read_headers
+from megatron_rapo.models.stored_weights import DTYPES, INDEX, open_file, read_headers
 from megatron_rapo.runtime.atomic_write import NewFile, partial_of, put_in_place
 
 MODEL_FILES = ("config.json", "generation_config.json", "*token*", "vocab.*", "merges.txt", "*.jinja", "*.model")
-"""What belongs to a model besides its weights."""
+"""The files of a model besides its weights."""
 MAX_SHARD_SIZE = "5GB"
 MAPPED_BYTES = 2**28
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""safetensors' names."""
 
 
 class WeightReader:
     """Reads slices of a folder's tensors without loading the rest.
 
-    What was read of a file that is open counts as this process' memory, so it is opened anew every MAPPED_BYTES.
-    Raises ConfigError as `read_headers` does. Whether the weights are the model's is checked by `check_weights`.
+    Pages read from an open file count as memory of this process. So the file is opened again every MAPPED_BYTES.
+    Raises ConfigError as `read_headers` does. Does not check that the weights fit config.json (`check_weights` does).
     """
 
     def __init__(self, folder: Path) -> None:
         self._stored = read_headers(folder)
         self._folder = folder
-        self._name, self._mapped = "", 0  # of the open file, and how much of it was read
+        self._name, self._mapped = "", 0  # the open file's name, and the bytes read from it
         self._handle: Any = None
 
     @property
     def names(self) -> set[str]:
-        """All tensors of the folder."""
+        """Return the names of all tensors in the folder."""
         return set(self._stored)
 
     def read(self, name: str, axis: int, start: int, stop: int) -> Tensor:
-        """Rows (axis 0) or columns (axis 1) start to stop of tensor `name`, in the folder's dtype; mapped."""
+        """Return rows (axis 0) or columns (axis 1) start to stop of a tensor, memory-mapped, in the folder's dtype."""
         if name not in self._stored:
             raise ConfigError(f"model.path={self._folder}: tensor {name} is missing; the checkpoint is not complete.")
         tensor: Tensor = self._open(self._stored[name].file).get_tensor(name)
@@ -71,11 +68,11 @@ def save_folder(
     like: Path,
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
-    """Write `weights` as safetensors beside copies of `like`'s configuration and tokenizer.
+    """Write `weights` as safetensors, beside copies of `like`'s configuration and tokenizer.
 
-    They have the given `shapes` and are written as they come, in any order and as `dtype`, so that one is in memory at
-    a time. config.json says which dtype they have. The folder appears whole or not at all: everything is written beside
-    it and renamed. Raises ValueError where the weights are not those of `shapes`.
+    Tensors come in any order and are written at once as `dtype`, so only one is in memory. config.json gets the dtype.
+    The write is atomic: everything is written beside the folder and then renamed. Raises ValueError if the weights do
+    not have these `shapes`.
     """
     partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
@@ -90,9 +87,9 @@ def save_folder(
 
 
 def model_files(folder: Path) -> list[Path]:
-    """List the files of `folder` that belong to a model besides its weights; sub-folders are none of them.
+    """List the files of a model besides its weights. Leave out sub-folders.
 
-    Raises ConfigError for one that cannot be read, a link to nothing for example.
+    Raises ConfigError for a file that cannot be read, for example a broken link.
     """
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if not path.is_dir()})
     for path in files:
@@ -109,7 +106,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def copy_model_files(source: Path, target: Path) -> None:
-    """Copy what belongs to a model besides its weights into a folder, which is made where it is not there."""
+    """Copy the files of a model besides its weights into a folder. Make the folder if it does not exist."""
     write_model_files(read_model_files(source), target)
 
 
@@ -119,14 +116,14 @@ def read_model_files(folder: Path) -> dict[str, bytes]:
 
 
 def write_model_files(files: Mapping[str, bytes], target: Path) -> None:
-    """Write what `read_model_files` has returned into a folder, which is made where it is not there."""
+    """Write the files that `read_model_files` returned into a folder. Make the folder if it does not exist."""
     target.mkdir(exist_ok=True)
     for name, content in files.items():
         (target / name).write_bytes(content)
 
 
-class FolderWriter:
-    """The safetensors files of a model of which the shapes are known, open to be written in any order."""
+class FolderWriter(AbstractContextManager["FolderWriter"]):
+    """The safetensors files of a model with known shapes. Tensors are written in any order."""
 
     def __init__(
         self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_size: str
@@ -141,56 +138,52 @@ class FolderWriter:
             self._files = stack.pop_all()
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Raises ValueError for a tensor that is not of the model, has another shape, or was written before."""
+        """Write one tensor. Raises ValueError if it is not the model's, has another shape, or was written before."""
         if name not in self._of_tensor:
             raise ValueError(f"{name}: not a tensor of this model.")
         self._of_tensor[name].write(name, tensor)
 
     def finish(self) -> None:
-        """Raises ValueError where a tensor was not written."""
+        """Wait until all files are on the disk. Raises ValueError if a tensor was not written."""
         for writer in set(self._of_tensor.values()):
             writer.finish()
 
-    def __enter__(self) -> FolderWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._files.close()
 
 
 def split_into_files(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_size: str) -> StateDictSplit:
-    """Which tensors go into which file."""
+    """Decide which tensors go into which file."""
     weightless = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
     return split_torch_state_dict_into_shards(weightless, max_shard_size=max_shard_size)
 
 
 def write_index(folder: Path, split: StateDictSplit) -> None:
-    """Say which tensor is in which file, where there are several."""
+    """Write which tensor is in which file, if there are several files."""
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
-class FileWriter:
-    """One safetensors file of which the shapes are known, open to be written in any order."""
+class FileWriter(AbstractContextManager["FileWriter"]):
+    """One safetensors file with known shapes. Tensors are written in any order."""
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
         self._shapes, self._dtype = shapes, dtype
+        [dtype_name] = [name for name, known in DTYPES.items() if known == dtype]
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name, shape in shapes.items():
             start, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            header[name] = {"dtype": dtype_name, "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._missing = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in shapes}  # first bytes
+        self._missing = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in shapes}  # name -> first byte
         self._file = NewFile(path)
         self._file.write(memoryview(len(text).to_bytes(8, "little") + text))
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Raises ValueError for a tensor that is not of the file, has another shape, or was written before."""
+        """Write one tensor. Raises ValueError if it is not the file's, has another shape, or was written before."""
         if name not in self._missing:
             raise ValueError(f"{name}: {'written twice' if name in self._shapes else 'not a tensor of this file'}.")
         if tuple(tensor.shape) != self._shapes[name]:
@@ -200,22 +193,17 @@ class FileWriter:
         self._file.write(content.numpy().data)
 
     def finish(self) -> None:
-        """On the disk, all of it. Raises ValueError where a tensor was not written."""
+        """Wait until the file is on the disk. Raises ValueError if a tensor was not written."""
         if self._missing:
             raise ValueError(f"not written: {', '.join(sorted(self._missing))}.")
         self._file.finish()
 
-    def __enter__(self) -> FileWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
 
 
 def label_dtype(path: Path, dtype: torch.dtype) -> None:
-    """Have a config.json say which dtype the weights have."""
+    """Set the dtype of the weights in a config.json."""
     config = json.loads(path.read_text())
     config.pop("torch_dtype", None)  # its name before transformers 4.56
     config["dtype"] = str(dtype).removeprefix("torch.")

@@ -1,22 +1,23 @@
-"""The parameter map: where every Hugging Face tensor lives in Megatron and in vLLM.
+"""Map every Hugging Face tensor to its place in Megatron and in vLLM.
 
-The HF import, the HF export and the resharding all read this one map. It is data: it imports neither megatron nor
-vllm, and needs neither to be checked. Both sides fuse the same tensors into the same parameters (q, k and v; gate and
-up), each in its own order, so that one entry says what a parameter is called on either side and how a tensor-parallel
-rank of either holds it. Which parameters a layer has is the family's matter (models/families.py).
+The HF import, the HF export and the resharding use this one parameter map. It imports neither megatron nor vllm, so it
+can be tested without them. Both sides fuse the same tensors into one parameter (q, k and v; gate and up), each in its
+own order. So one entry has a parameter's name on both sides, and how a tensor-parallel rank holds it on each side. The
+family says which parameters a layer has (models/families.py).
 
-Along one axis a shard is a run of pieces, each a range of rows (or columns) of one HF tensor:
+A shard is a sequence of pieces along one axis. Each piece is a range of rows (or columns) of one HF tensor:
 
-- column-parallel weights are split over their rows, row-parallel ones over their columns;
-- Megatron interleaves linear_qkv by query group, [q of group 0, k 0, v 0, q of group 1, ...], and splits that evenly,
-  in the middle of groups where there are more ranks than groups; vLLM's qkv_proj is [q, k, v], and where it has more
-  ranks than there are KV heads, neighbouring ranks hold the same one;
-- linear_fc1 and gate_up_proj stack a rank's gate rows on its up rows;
-- the vocabulary is padded with rows that no piece covers: to a multiple of the tensor size in Megatron, of 64 in vLLM.
+- Column-parallel weights are split over rows, row-parallel weights over columns.
+- Megatron interleaves linear_qkv by query group, [q of group 0, k 0, v 0, q of group 1, ...], and splits it evenly. If
+  there are more ranks than groups, it splits groups. vLLM's qkv_proj is [q, k, v]. If there are more ranks than KV
+  heads, neighbouring ranks hold the same head.
+- linear_fc1 and gate_up_proj have a rank's gate rows above its up rows.
+- The vocabulary is padded with rows that no piece covers: to a multiple of the tensor size in Megatron, of 64 in vLLM.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,38 +43,34 @@ class Shard:
     """One parameter as one tensor-parallel rank holds it."""
 
     shape: tuple[int, ...]
-    axis: int  # the one that the pieces (and tensor parallelism, where `split`) run along
-    split: bool  # over tensor ranks; otherwise each rank holds the same
+    axis: int  # of the pieces, and of tensor parallelism if `split`
+    split: bool  # over tensor ranks; if False, each rank holds the same
     pieces: tuple[Piece, ...]
 
 
 NormNames = Mapping[str, str]
-"""Names of a layer's norms where Megatron's differ from those of the families (models/families.py)."""
+"""A layer's norms: names in models/families.py -> Megatron's names, if they differ."""
 TORCH_NORMS: NormNames = {}
-TRANSFORMER_ENGINE_NORMS: NormNames = {  # which fuses each into the linear after it
+TRANSFORMER_ENGINE_NORMS: NormNames = {  # it fuses each norm into the linear layer after it
     ATTENTION_NORM.trainer: "self_attention.linear_qkv.layer_norm_weight",
     MLP_NORM.trainer: "mlp.linear_fc1.layer_norm_weight",
 }
 
-EMBEDDING, OUTPUT, FINAL_NORM = (
-    "embedding.word_embeddings.weight",
-    "output_layer.weight",
-    "decoder.final_layernorm.weight",
-)
-ENGINE_VOCABULARY_MULTIPLE = 64
-"""vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
+EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
+FINAL_NORM = "decoder.final_layernorm.weight"
+ENGINE_VOCABULARY_MULTIPLE = 64  # vLLM's DEFAULT_VOCAB_PADDING_SIZE
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
-    """Rows of an embedding padded to the next multiple."""
+    """Return the number of rows of an embedding padded to the next multiple."""
     return -(-vocab_size // multiple) * multiple
 
 
 def layers_per_chunk(num_layers: int, chunks: int) -> list[int]:
-    """How many layers each of the `chunks` (pipeline x virtual pipeline) model chunks has, from the first to the last.
+    """Return the number of layers of each of the `chunks` (pipeline x virtual pipeline) model chunks, in order.
 
-    As even as can be; what is left over goes to the middle ones first and to the last one last, since the first has
-    the embedding besides and the last the output layer and the loss.
+    The numbers are as equal as possible. Remaining layers go to the middle chunks first, then to the first chunk (it
+    has the embedding), and then to the last one (it has the output layer and the loss).
     """
     even, left = divmod(num_layers, chunks)
     by_need = [*range(1, chunks - 1), 0, chunks - 1][:chunks]
@@ -81,17 +78,17 @@ def layers_per_chunk(num_layers: int, chunks: int) -> list[int]:
 
 
 def stages_of_layers(num_layers: int, *, pipeline: int, virtual_pipeline: int) -> list[int]:
-    """The pipeline rank that holds each layer. Chunks are dealt out in turn (Megatron's interleaved schedule)."""
+    """Return the pipeline rank that holds each layer. Ranks take chunks in turn (Megatron's interleaved schedule)."""
     counts = layers_per_chunk(num_layers, pipeline * virtual_pipeline)
     return [chunk % pipeline for chunk, count in enumerate(counts) for _ in range(count)]
 
 
-# How a tensor-parallel rank holds a parameter, in the trainer and in the engine.
+# The next classes say how a tensor-parallel rank holds a parameter, in the trainer and in the engine.
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Every rank holds all of it: norms."""
+    """A parameter that every rank holds whole: a norm."""
 
     hf_name: str
     size: int
@@ -104,7 +101,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Columns:
-    """Split over its columns: row-parallel linear layers."""
+    """A parameter that is split over its columns: a row-parallel linear layer."""
 
     hf_name: str
     rows: int
@@ -119,7 +116,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Tensors of as many rows each, every one split over its rows, a rank's parts one below the other: gate and up."""
+    """Tensors with equally many rows, each split over its rows: gate and up. A rank stacks its parts."""
 
     hf_names: tuple[str, ...]
     rows: int
@@ -137,23 +134,19 @@ class Stacked:
 class QueryKeyValue:
     """q, k and v of all heads, split over query groups."""
 
-    hf_pattern: str  # of which {} is q, k or v
-    trailing: tuple[int, ...]  # the columns of a weight, nothing of a bias
+    hf_pattern: str  # {} stands for q, k or v
+    trailing: tuple[int, ...]  # (columns,) for a weight, () for a bias
     num_heads: int
     num_kv_heads: int
     head_dim: int
 
     def trainer(self, tensor: int, rank: int) -> Shard:
-        """Even parts of the interleaved rows, whole groups or (of fewer KV heads than ranks) pieces of one."""
+        """Split the interleaved rows evenly: into whole groups, or parts of a group if there are fewer than ranks."""
         d, queries = self.head_dim, self.num_heads // self.num_kv_heads * self.head_dim
-        rows = [
-            (part, group * size, size)
-            for group in range(self.num_kv_heads)
-            for part, size in (("q", queries), ("k", d), ("v", d))
-        ]
-        everything = self._shard(rows)
-        size = everything.shape[0] // tensor
-        return narrowed(everything, rank * size, (rank + 1) * size)
+        sizes = (("q", queries), ("k", d), ("v", d))
+        unsplit = self._shard([(part, group * n, n) for group in range(self.num_kv_heads) for part, n in sizes])
+        size = unsplit.shape[0] // tensor
+        return narrowed(unsplit, rank * size, (rank + 1) * size)
 
     def engine(self, tensor: int, rank: int) -> Shard:
         queries = self.num_heads // tensor * self.head_dim
@@ -163,7 +156,7 @@ class QueryKeyValue:
         return self._shard([("q", rank * queries, queries), ("k", first, keys), ("v", first, keys)])
 
     def _shard(self, rows: Sequence[tuple[str, int, int]]) -> Shard:
-        """From (part, first row of its HF tensor, number of rows), one below the other."""
+        """Stack rows. Each entry is (part, first row in its HF tensor, number of rows)."""
         pieces, start = [], 0
         for part, hf_start, size in rows:
             pieces.append(Piece(self.hf_pattern.format(part), hf_start, start, size))
@@ -173,7 +166,7 @@ class QueryKeyValue:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A row for every token, and padding: the embedding and the output layer."""
+    """A parameter with a row for every token, and padding: the embedding or the output layer."""
 
     hf_name: str
     vocab_size: int
@@ -195,7 +188,7 @@ Holding = Whole | Columns | Stacked | QueryKeyValue | Vocabulary
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: its name on either side, and how it is held there. Names in layers count over all stages."""
+    """One parameter: its name on both sides, and how ranks hold it. Layers are numbered over all pipeline stages."""
 
     trainer: str
     engine: str
@@ -204,18 +197,18 @@ class Entry:
 
     @property
     def name_in_layer(self) -> str:
-        """The engine's name without what differs between layers; whole of what is in none."""
+        """Return the engine's name without the prefix of its layer, if it is in a layer."""
         return self.engine.removeprefix(f"model.layers.{self.layer}.")
 
 
 def entries(model: ModelShape, norms: NormNames) -> list[Entry]:
-    """Every parameter of the model, from the embedding to the output layer.
+    """List every parameter of the model, from the embedding to the output layer.
 
-    With tied embeddings the output layer is listed too (Megatron's last pipeline stage keeps a copy, vLLM does not),
-    over the same HF tensor.
+    A tied output layer is listed too, with the embedding's HF tensor: Megatron's last pipeline stage keeps a copy of
+    it, vLLM does not.
     """
-    hidden, embedding, head = model.hidden_size, "model.embed_tokens.weight", "lm_head.weight"
-    head = embedding if model.tied else head
+    hidden, embedding = model.hidden_size, "model.embed_tokens.weight"
+    head = embedding if model.tied else "lm_head.weight"
     return [
         Entry(EMBEDDING, embedding, Vocabulary(embedding, model.vocab_size, hidden)),
         *(entry for layer in range(model.num_layers) for entry in _layer(model, layer, norms)),
@@ -247,7 +240,7 @@ def _holding(model: ModelShape, parameter: LayerParameter, engine: str) -> Holdi
 
 
 def unsplittable(model: ModelShape, tensor: int) -> str | None:
-    """Why `tensor` ranks cannot split the model (Megatron's rules, which are vLLM's too); None where they can."""
+    """Return why `tensor` ranks cannot split the model (by Megatron's and vLLM's rules), or None if they can."""
     for field in ("num_heads", "ffn_hidden_size"):
         if getattr(model, field) % tensor:
             return f"does not divide the model's {field}={getattr(model, field)}"
@@ -257,32 +250,34 @@ def unsplittable(model: ModelShape, tensor: int) -> str | None:
 
 
 def trainer_shards(model: ModelShape, *, tensor: int, rank: int, norms: NormNames) -> dict[str, Shard]:
-    """Every parameter of the whole model by Megatron's name, as rank `rank` of `tensor` holds its part.
+    """Return rank `rank`'s part (of `tensor` ranks) of every parameter of the whole model, by Megatron's names.
 
-    Raises ValueError where `tensor` cannot split this model.
+    Raises ValueError if `tensor` ranks cannot split this model.
     """
-    problem = unsplittable(model, tensor)
-    if problem:
+    if problem := unsplittable(model, tensor):
         raise ValueError(f"parallel.tensor={tensor}: {problem}; choose a tensor-parallel size that does.")
     return {entry.trainer: entry.holding.trainer(tensor, rank) for entry in entries(model, norms)}
 
 
 def engine_shards(model: ModelShape, *, tensor: int, rank: int) -> dict[str, Shard]:
-    """Every parameter of the whole model by vLLM's name, as rank `rank` of `tensor` holds its part."""
+    """Return rank `rank`'s part (of `tensor` ranks) of every parameter of the whole model, by vLLM's names."""
     return {entry.engine: entry.holding.engine(tensor, rank) for entry in entries(model, TORCH_NORMS)}
 
 
 def hf_shapes(model: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Shape of every HF tensor of the model, in the map's order."""
-    extents: dict[str, tuple[int, ...]] = {}
+    """Return the shape of every HF tensor of the model, in the map's order."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for shard in trainer_shards(model, tensor=1, rank=0, norms=TORCH_NORMS).values():
-        for hf_name, size in _hf_sizes(shard.pieces).items():
-            extents[hf_name] = tuple(size if i == shard.axis else n for i, n in enumerate(shard.shape))
-    return extents
+        sizes: Counter[str] = Counter()
+        for piece in shard.pieces:
+            sizes[piece.hf_name] += piece.size
+        for hf_name, size in sizes.items():
+            shapes[hf_name] = tuple(size if i == shard.axis else n for i, n in enumerate(shard.shape))
+    return shapes
 
 
 def narrowed(shard: Shard, start: int, stop: int) -> Shard:
-    """What indices start to stop along the shard's axis hold."""
+    """Return the part of a shard from index `start` to `stop` along its axis."""
     pieces = []
     for piece in shard.pieces:
         first, last = max(start, piece.start), min(stop, piece.start + piece.size)
@@ -293,13 +288,11 @@ def narrowed(shard: Shard, start: int, stop: int) -> Shard:
 
 
 def fill(local: Tensor, shard: Shard, read: Callable[[str, int, int, int], Tensor]) -> None:
-    """Copy the shard's pieces into `local`, in place; padding becomes 0.
+    """Copy the shard's pieces into `local`, in place. Set padding to 0.
 
-    `read(hf_name, axis, start, stop)` gives slices.
-    Raises ValueError where a slice read has another shape than the model's configuration promises.
+    `read(hf_name, axis, start, stop)` returns slices. Raises ValueError for one whose shape does not fit config.json.
     """
-    covered = sum(piece.size for piece in shard.pieces)
-    if covered < shard.shape[shard.axis]:
+    if sum(piece.size for piece in shard.pieces) < shard.shape[shard.axis]:
         local.zero_()
     for piece in shard.pieces:
         source = read(piece.hf_name, shard.axis, piece.hf_start, piece.hf_start + piece.size)
@@ -313,26 +306,15 @@ def fill(local: Tensor, shard: Shard, read: Callable[[str, int, int, int], Tenso
 
 
 def merge(locals_by_rank: Sequence[Tensor], shards_by_rank: Sequence[Shard]) -> Iterator[tuple[str, Tensor]]:
-    """The whole HF tensors that one parameter's shards of all tensor ranks hold: the inverse of `fill`.
+    """Yield whole HF tensors from the shards of one parameter on all tensor ranks: the inverse of `fill`.
 
-    What lies in one piece is a view of it.
+    A tensor that is in one piece is a view.
     """
-    pairs = list(zip(locals_by_rank, shards_by_rank, strict=True))
-    if not shards_by_rank[0].split:
-        pairs = pairs[:1]
-    axis = shards_by_rank[0].axis
-    parts: dict[str, list[tuple[int, Tensor]]] = {}
-    for local, shard in pairs:
+    axis, pairs = shards_by_rank[0].axis, list(zip(locals_by_rank, shards_by_rank, strict=True))
+    parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for local, shard in pairs if shards_by_rank[0].split else pairs[:1]:
         for piece in shard.pieces:
-            part = local.narrow(axis, piece.start, piece.size)
-            parts.setdefault(piece.hf_name, []).append((piece.hf_start, part))
+            parts[piece.hf_name][piece.hf_start] = local.narrow(axis, piece.start, piece.size)
     for hf_name, found in parts.items():
-        ordered = [part for _, part in sorted(found, key=lambda item: item[0])]
+        ordered = [found[start] for start in sorted(found)]
         yield hf_name, torch.cat(ordered, dim=axis) if len(ordered) > 1 else ordered[0]
-
-
-def _hf_sizes(pieces: Sequence[Piece]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for piece in pieces:
-        sizes[piece.hf_name] = sizes.get(piece.hf_name, 0) + piece.size
-    return sizes

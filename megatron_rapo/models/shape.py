@@ -1,4 +1,4 @@
-"""What a model is, from the config.json of its Hugging Face folder."""
+"""Read a model's shape from the config.json of its Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_rapo.runtime.safe_json import JSONError, read_json
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The numbers of one model. What all models of its architecture have in common is in its `family`."""
+    """The numbers of one model. Its `family` has what all models of the architecture share."""
 
     architecture: str  # a key of FAMILIES
     num_layers: int
@@ -52,19 +52,19 @@ class ModelShape:
         return 2 * self.ffn_hidden_size
 
     def extent(self, parameter: LayerParameter) -> tuple[int, ...]:
-        """Return the shape of a layer's parameter where one tensor rank holds it alone."""
+        """Return the shape of a layer's parameter on a single tensor rank."""
         return tuple(getattr(self, size) for size in parameter.shape)
 
     @cached_property
     def matrix_weights(self) -> int:
-        """Return the number of weights in all matrix products of a token: the layers' and the output layer's."""
-        of_layer = sum(math.prod(self.extent(p)) for p in self.family.layer if len(p.shape) == 2)
-        return self.num_layers * of_layer + self.vocab_size * self.hidden_size
+        """Return the number of weights in the matrix products of one token, in all layers and the output layer."""
+        per_layer = sum(math.prod(self.extent(p)) for p in self.family.layer if len(p.shape) == 2)
+        return self.num_layers * per_layer + self.vocab_size * self.hidden_size
 
     def sequence_cost(self, num_tokens: int) -> float:
-        """Return the FLOPs of a sequence, in units of those that a token's matrix products take without attention.
+        """Return the FLOPs of a sequence. The unit is the FLOPs of one token without attention.
 
-        Per token 2 for each weight, per token and layer 4 * heads * head_dim for each token that it attends to.
+        A token takes 2 FLOPs per weight, and in each layer 4 * heads * head_dim for each token that it attends to.
         """
         return num_tokens + self.num_layers * self.q_size * num_tokens**2 / self.matrix_weights
 
@@ -72,8 +72,8 @@ class ModelShape:
 def read_shape(folder: Path) -> ModelShape:
     """Return the shape in `folder`/config.json.
 
-    Raises ConfigError for a missing folder or file, an architecture that is not supported, a value of a wrong type or
-    out of bounds, quantised weights, or a setting that would change the mathematics and is not implemented.
+    Raises ConfigError for a missing folder or file, an unsupported architecture, a value of a wrong type or out of
+    bounds, quantised weights, or a setting that changes the mathematics and is not implemented.
     """
     content = _read_config(folder)
     _check_quantisation(folder, content)
@@ -99,12 +99,12 @@ def read_shape(folder: Path) -> ModelShape:
 
 
 MAX_LAYERS, MAX_HEADS, MAX_LAYER_HEADS = 1000, 1024, 2**16
-"""Limits on lists that grow with the layers and heads: layers, heads of a layer, KV heads of all layers."""
+"""Limits, since lists grow with these: layers, heads of a layer, KV heads of all layers."""
 MAX_JSON_BYTES = 2**26
 
 
 def _check_mathematics(folder: Path, content: dict[str, Any], rope: dict[str, Any], family: Family) -> None:
-    """Refuse settings under which the model computes something that is not implemented. Raises ConfigError."""
+    """Raise ConfigError for a setting with which the model computes something that is not implemented."""
     _refuse(folder, "rope type", rope.get("rope_type", rope.get("type", "default")), family.rope_types)
     part = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
     _refuse(folder, "partial_rotary_factor", 1.0 if part is None else part, (1.0,))
@@ -116,7 +116,7 @@ def _check_mathematics(folder: Path, content: dict[str, Any], rope: dict[str, An
 
 
 class _HfConfig(BaseModel):
-    """The numbers of a config.json that the trainer needs. Everything else in the file is ignored here."""
+    """The numbers of a config.json that the trainer needs. Other fields are ignored here."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -138,21 +138,20 @@ class _HfConfig(BaseModel):
 def _validated(folder: Path, content: dict[str, Any]) -> _HfConfig:
     """Return the numbers of `content`. Raises ConfigError for the first that is missing, of a wrong type or too large.
 
-    Nothing whose size depends on a number is built before all of them are within their bounds.
+    All numbers are checked before anything is built whose size depends on one.
     """
     try:
         config = _HfConfig.model_validate(content)
-    except ValidationError as error:
-        reason: str | None = _first_fault(error)
-    else:
         reason = _contradiction(config)
-        if reason is None:
-            return config
-    raise ConfigError(f"model.path={folder}: config.json has {reason}; take the model's own file.")
+    except ValidationError as error:
+        reason = _first_fault(error)
+    if reason:
+        raise ConfigError(f"model.path={folder}: config.json has {reason}; take the model's own file.")
+    return config
 
 
 def _first_fault(error: ValidationError) -> str:
-    """Return what config.json has instead of numbers."""
+    """Describe the numbers that are missing, or else the first one that is wrong."""
     wrong = error.errors()
     missing = [str(each["loc"][0]) for each in wrong if each["type"] in ("missing", "int_type")]
     if missing:
@@ -162,7 +161,7 @@ def _first_fault(error: ValidationError) -> str:
 
 
 def _contradiction(config: _HfConfig) -> str | None:
-    """Return which numbers cannot be those of one model; None where all can."""
+    """Return which numbers cannot belong to one model, or None if all can."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     head_dim = config.head_dim or config.hidden_size // heads
     if heads % kv_heads:
@@ -171,14 +170,13 @@ def _contradiction(config: _HfConfig) -> str | None:
         return f"num_attention_heads={heads}: does not divide hidden_size={config.hidden_size}"
     if head_dim % 2:
         return f"head_dim={head_dim}: is odd, and rotary positions turn pairs"
-    if config.num_hidden_layers * kv_heads > MAX_LAYER_HEADS:
-        product = config.num_hidden_layers * kv_heads
+    if (product := config.num_hidden_layers * kv_heads) > MAX_LAYER_HEADS:
         return f"num_hidden_layers x num_key_value_heads={product:,}: above the limit of {MAX_LAYER_HEADS:,}"
     return None
 
 
 def _rope_theta(folder: Path, nested: Any, own: float | None) -> float:
-    """Return the base of the rotary positions: transformers 5 nests it in rope_parameters, 4 has it beside them."""
+    """Return the base of the rotary positions. transformers 5 puts it into rope_parameters, transformers 4 beside."""
     theta = nested if nested is not None else 10_000.0 if own is None else own
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 <= theta <= 1e12:
         raise ConfigError(
@@ -189,7 +187,7 @@ def _rope_theta(folder: Path, nested: Any, own: float | None) -> float:
 
 
 def _family(folder: Path, config: dict[str, Any]) -> Family:
-    """Return the family that config.json names. Raises ConfigError for one that FAMILIES lacks."""
+    """Return the family that config.json names. Raises ConfigError if FAMILIES lacks it."""
     named = config.get("architectures") or ["(none)"]
     architecture = named[0] if isinstance(named, list) else named
     if not isinstance(architecture, str) or architecture not in FAMILIES:
@@ -202,10 +200,9 @@ def _family(folder: Path, config: dict[str, Any]) -> Family:
 
 
 def _check_quantisation(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse weights that only make sense together with their scales."""
+    """Raise ConfigError for quantised weights."""
     for name in ("quantization_config", "compression_config"):
-        found = config.get(name)
-        if found:
+        if found := config.get(name):
             method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
             raise ConfigError(
                 f"model.path={folder}: config.json has a {name} (quant_method {shortened(str(method))}), and quantised "
@@ -220,14 +217,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.path={folder}: holds no config.json; give a Hugging Face model folder.")
     except OSError as error:
-        raise ConfigError(f"model.path={folder}: cannot be read ({error.strerror}); see to its permissions.") from None
+        raise ConfigError(f"model.path={folder}: cannot be read ({error.strerror}); check its permissions.") from None
     return read_object(folder / "config.json")
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Return the content of a JSON file that holds an object. Raises ConfigError where it does not."""
+    """Return the content of a JSON file that holds an object. Raises ConfigError if it holds something else."""
     try:
-        if not file.is_file():  # reading a pipe would wait for ever
+        if not file.is_file():  # reading from a pipe could wait forever
             raise JSONError("is not a file")
         if file.stat().st_size > MAX_JSON_BYTES:
             raise JSONError(f"has {file.stat().st_size:,} bytes, and {MAX_JSON_BYTES:,} is the limit")
@@ -235,11 +232,11 @@ def read_object(file: Path) -> dict[str, Any]:
     except JSONError as error:
         if file.is_file() and is_lfs_pointer(file):
             raise ConfigError(f"{file}: {LFS_POINTER}") from None
-        raise ConfigError(f"{file}: {error}; mend the file, or copy the model's own again.") from None
+        raise ConfigError(f"{file}: {error}; correct the file, or copy the model's own again.") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); copy the model's own file again.") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file}: not a JSON object; mend the file, or copy the model's own again.")
+        raise ConfigError(f"{file}: not a JSON object; correct the file, or copy the model's own again.")
     return content
 
 
@@ -247,7 +244,7 @@ LFS_POINTER = "is a Git LFS pointer, not the file itself; run `git lfs pull` in 
 
 
 def is_lfs_pointer(file: Path) -> bool:
-    """Return whether a file only says where Git LFS keeps the content."""
+    """Return whether a file is only a pointer to content that Git LFS keeps."""
     with file.open("rb") as stream:
         return stream.read(64).startswith(b"version https://git-lfs.")
 

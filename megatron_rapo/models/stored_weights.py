@@ -1,4 +1,4 @@
-"""What a Hugging Face folder's safetensors files hold, by their headers, and whether it is the model of config.json."""
+"""Read the headers of a Hugging Face folder's safetensors files, and check that they fit config.json."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""safetensors' names of the number formats that are read. Others need scales that are not, or lose bits."""
+"""Supported number formats by safetensors' names. Others would need scales, or lose bits."""
 IGNORED = re.compile(r".*\brotary_emb\.(inv_freq|cos_cached|sin_cached)")
-"""Buffers that older versions of transformers saved. They follow from config.json, and transformers skips them too."""
+"""Buffers that older versions of transformers saved. config.json determines them. transformers skips them too."""
 _SHOWN = 3  # names in a message
 _COMPARED_ROWS = 4096
 
@@ -36,9 +36,9 @@ class Stored:
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
-    """Return every tensor of the folder by its name; no weights are read.
+    """Return every tensor of the folder by its name. Reads no weights.
 
-    Raises ConfigError where there are no safetensors, a file is missing or damaged, or the index does not fit them.
+    Raises ConfigError if there are no safetensors, a file is missing or damaged, or the index does not fit the files.
     """
     if not (folder / INDEX).exists():
         if not (folder / WEIGHTS).exists():
@@ -50,11 +50,11 @@ def read_headers(folder: Path) -> dict[str, Stored]:
             f"model.path={folder}: holds {WEIGHTS} and an {INDEX} of other files, so there are two sets of weights; "
             "remove the one that is not meant."
         )
-    return _of_shards(folder, files)
+    return _read_shards(folder, files)
 
 
 def open_file(path: Path) -> Any:
-    """Open a safetensors file. Raises ConfigError naming the file and what to do."""
+    """Open a safetensors file. Raises ConfigError if that is not possible."""
     try:
         if not path.is_file():
             raise ConfigError(f"{path}: is not a file; fetch the whole model.")
@@ -69,20 +69,19 @@ def open_file(path: Path) -> Any:
             "download it again."
         ) from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); see to the file.") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); check the file.") from None
 
 
 def check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> dict[str, Stored]:
-    """Refuse weights that are not those of the model with these tensor `shapes`; return where they are.
+    """Check that the weights are those of the model with these tensor `shapes`. Return where they are.
 
-    Every tensor of the model is there with its shape and a number format that is read, and there is no other one but
-    IGNORED buffers and, where embedding and output layer are `tied`, a copy of the embedding as HEAD. Reads headers
-    only, and that copy. Raises ConfigError.
+    Every tensor of the model must be there, with its shape and a supported number format. The only other tensors may be
+    IGNORED buffers and, with `tied` embeddings, a copy of the embedding as HEAD. Reads only headers and that copy.
+    Raises ConfigError.
     """
     stored = read_headers(folder)
     place = f"model.path={folder}: "
-    missing = [name for name in shapes if name not in stored]
-    if missing:
+    if missing := [name for name in shapes if name not in stored]:
         raise ConfigError(
             f"{place}the weights lack {_listed(missing)}, of the {len(shapes)} tensors that config.json promises; take "
             "weights and config.json of one model."
@@ -90,13 +89,13 @@ def check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: 
     for name, shape in shapes.items():
         _check_tensor(folder, name, stored[name], shape)
     copied = {HEAD} if tied and EMBEDDING in stored else set()
-    others = [name for name in stored if name not in shapes and name not in copied and not IGNORED.fullmatch(name)]
-    if others:
+    known = shapes.keys() | copied
+    if others := [name for name in stored if name not in known and not IGNORED.fullmatch(name)]:
         raise ConfigError(
             f"{place}the weights have {_listed(others)}, which config.json does not promise, and leaving it out would "
             f"make another model; {_advice(others)}"
         )
-    if HEAD in copied and HEAD in stored and not _same(folder, stored[EMBEDDING], stored[HEAD]):
+    if copied & stored.keys() and not _same(folder, stored[EMBEDDING], stored[HEAD]):
         raise ConfigError(
             f"{place}config.json has tie_word_embeddings=true, and {HEAD} differs from {EMBEDDING}; set "
             f"tie_word_embeddings to false if the model was trained so, or remove {HEAD} from the weights."
@@ -118,7 +117,7 @@ def _check_tensor(folder: Path, name: str, found: Stored, shape: tuple[int, ...]
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Return the file of each tensor. Raises ConfigError for one outside the folder, or not there."""
+    """Return the file of each tensor. Raises ConfigError for a file that is outside the folder, or missing."""
     files = read_object(folder / INDEX).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
         raise ConfigError(
@@ -130,8 +129,7 @@ def _read_index(folder: Path) -> dict[str, str]:
                 f"{folder / INDEX}: names {shortened(repr(name))}, not a .safetensors file in the folder itself; copy "
                 "the model's own file again."
             )
-    absent = sorted({name for name in files.values() if not (folder / name).exists()})
-    if absent:
+    if absent := sorted({name for name in files.values() if not (folder / name).exists()}):
         raise ConfigError(f"model.path={folder}: {INDEX} names {_listed(absent)}, not there; fetch the whole model.")
     return files
 
@@ -139,7 +137,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 _IN_FOLDER = re.compile(r"[\w-][\w.-]{0,200}\.safetensors", re.ASCII)
 
 
-def _of_shards(folder: Path, files: Mapping[str, str]) -> dict[str, Stored]:
+def _read_shards(folder: Path, files: Mapping[str, str]) -> dict[str, Stored]:
     stored: dict[str, Stored] = {}
     for file in sorted(set(files.values())):
         for name, found in _header(folder / file):
@@ -166,16 +164,13 @@ def _header(path: Path) -> Iterator[tuple[str, Stored]]:
 
 
 def _same(folder: Path, one: Stored, other: Stored) -> bool:
-    """Return whether embedding and head are the same numbers to the bit; some rows at a time."""
+    """Return whether embedding and head are equal to the bit. Compares some rows at a time, to save memory."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     a, b = open_file(folder / one.file).get_slice(EMBEDDING), open_file(folder / other.file).get_slice(HEAD)
     bits = torch.int32 if one.dtype == "F32" else torch.int16
-    starts = range(0, one.shape[0], _COMPARED_ROWS)
-    return all(
-        torch.equal(a[start : start + _COMPARED_ROWS].view(bits), b[start : start + _COMPARED_ROWS].view(bits))
-        for start in starts
-    )
+    parts = (slice(start, start + _COMPARED_ROWS) for start in range(0, one.shape[0], _COMPARED_ROWS))
+    return all(torch.equal(a[rows].view(bits), b[rows].view(bits)) for rows in parts)
 
 
 def _advice(others: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""--profile: where the time of single steps goes, operator by operator, under the names of the phases."""
+"""Profile single steps (--profile): the time of each operator, under the names of the phases."""
 
 from megatron_rapo.profiling.profiler import CLOSING_S, Profiler, check_profiled
 

@@ -1,4 +1,4 @@
-"""Chrome traces of chosen steps, by torch.profiler: of the processor, and of the GPU where there is one."""
+"""Write Chrome traces of chosen steps with torch.profiler: of the CPU, and of the GPU if there is one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from megatron_rapo.runtime.run_folder import RunFolder, step_name
 from megatron_rapo.runtime.signals import interrupts_wait
 
 CLOSING_S = 20.0
-"""How long a run has, after Ctrl-C, to write the trace of the step that it was in."""
+"""Time after Ctrl-C to write the trace of the interrupted step."""
 
 
 class Profiler:
-    """Traces the chosen `steps` of this process, and does nothing in the others.
+    """Traces the chosen `steps` of this process. Does nothing in other steps.
 
     RUN/profile has a folder for each profiled step, with a trace and a table of each process.
     """
@@ -35,12 +35,12 @@ class Profiler:
 
     @property
     def has_trace(self) -> bool:
-        """Return whether a step was traced and is not written yet."""
+        """Return whether there is a traced step that is not written yet."""
         return self._traced is not None
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Trace the body where `step` is one of those, also when it raises."""
+        """Trace the body if `step` is a chosen one, also if it raises."""
         if step not in self._steps:
             yield
             return
@@ -65,9 +65,9 @@ class Profiler:
         return record_function(name)
 
     def write(self, say: Callable[[str], None]) -> None:
-        """Write the traced step, if there is one, and say where.
+        """Write the traced step, if there is one, and report where.
 
-        Not within the step: one that fails, or that a signal ends, is written when nothing more urgent is to be done.
+        Call this after the step. After an error or a signal, more urgent work can so be done first.
         """
         if self._traced is None:
             return
@@ -78,7 +78,7 @@ class Profiler:
             trace.export_chrome_trace(str(folder / f"rank-{self._rank}.json.gz"))
             operators = largest_operators(trace.events(), self._phases)
             write_text_atomically(folder / f"rank-{self._rank}.txt", operators)
-        say(f"step {step} is profiled in {folder}: rank-*.txt says what took longest")
+        say(f"profile of step {step}: {folder}; rank-*.txt lists what took longest")
 
 
 def check_profiled(steps: Collection[int], *, first: int, last: int) -> None:

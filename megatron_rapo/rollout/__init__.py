@@ -1,4 +1,4 @@
-"""vLLM inside the trainer's processes. The only package that imports vllm, and only once an engine is built."""
+"""Run vLLM inside the trainer's processes. Only this package imports vllm, and only when an engine is built."""
 
 from megatron_rapo.rollout.engine import Engine
 from megatron_rapo.rollout.generation import Work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from megatron_rapo.data.stops import Stops
 
 
 class Ending(NamedTuple):
-    """A completion up to its end."""
+    """The end of a completion."""
 
     num_tokens: int  # includes the stop token, or the token that completes a stop string
     text: str  # before the stop token or string
@@ -17,10 +18,7 @@ class Ending(NamedTuple):
 
 
 class Endings:
-    """Finds where completions end.
-
-    `decode` turns token ids into text without special tokens.
-    """
+    """Finds where completions end. `decode` turns token ids into text without special tokens."""
 
     def __init__(self, stops: Stops, decode: Callable[[Sequence[int]], str]) -> None:
         self._token_ids, self._strings, self._decode = frozenset(stops.token_ids), stops.strings, decode
@@ -41,14 +39,11 @@ class Endings:
         text = self._decode(before)
         if self._stop_string(text) is None:
             return Ending(len(token_ids) if at is None else at + 1, text, at is not None)
-        low, high = 1, len(before)  # smallest possible number of tokens with a whole string, and a number that has one
-        if not self._has_string(before[:-1]):  # true if the engine stopped at once
-            low = high
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._has_string(before[:middle]) else (middle + 1, high)
-        text = self._decode(before[:low])
-        return Ending(low, text[: min(text.index(string) for string in self._strings if string in text)], True)
+        count = len(before)
+        if self._has_string(before[:-1]):  # not if the engine stopped at once
+            count = 1 + bisect_left(range(1, count), True, key=lambda n: self._has_string(before[:n]))
+        text = self._decode(before[:count])
+        return Ending(count, text[: min(text.index(string) for string in self._strings if string in text)], True)
 
     def completed(self, begun: Sequence[int], new: Sequence[int]) -> str | None:
         """Return the stop string that the last token completes, if any. The tokens are `begun` and then `new`.
@@ -61,7 +56,7 @@ class Endings:
         return self._stop_string(self._decode([*begun, *new])) if self._has_string(last) else None
 
     def _could_complete(self, token_id: int) -> bool:
-        """Return whether it has the last character of a stop string, or a part of a character."""
+        """Return whether the token has the last character of a stop string, or a part of a character."""
         if token_id not in self._may_complete:
             text = self._decode([token_id, token_id])  # twice: some tokenizers drop a blank at the beginning of a text
             self._may_complete[token_id] = any(character in text for character in self._last_characters)

@@ -36,7 +36,7 @@ class Engine:
     An engine that `sleeps` (GPU) can release its weights and its key-value cache until the next update.
 
     The default process group must exist (a group of one process is enough) and stays the caller's: close the engine
-    before destroying it. vLLM makes `torch.set_num_threads` a no-op on the CPU; set OMP_NUM_THREADS instead.
+    before you destroy it. vLLM makes `torch.set_num_threads` a no-op on the CPU; set OMP_NUM_THREADS instead.
 
     Completions stop at the end-of-sequence tokens of `model_path`, at `rollout.stop_token_ids` and at `rollout.stop`
     (None: no strings; the engine does not know the template).
@@ -72,7 +72,7 @@ class Engine:
         self._max_sequence_tokens = max_sequence_tokens
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._sleeps, self._asleep = sleeps, False
-        self._version: int | None = None
+        self.weight_version: int | None = None  # of the loaded weights; None while they are those of the model folder
         self._broken: str | None = None
 
         shape = read_shape(model_path)
@@ -102,16 +102,8 @@ class Engine:
         shards = engine_shards(shape, tensor=rollout.tensor, rank=self.rank_in_replica)
         [model] = self._llm.apply_model(lambda model: model)
         self._weights = open_weights(
-            model,
-            self._llm.llm_engine.vllm_config,
-            {name: shard.shape for name, shard in shards.items()},
-            self._dtype,
+            model, self._llm.llm_engine.vllm_config, {name: shard.shape for name, shard in shards.items()}, self._dtype
         )
-
-    @property
-    def weight_version(self) -> int | None:
-        """Return the version of the loaded weights; None while they are those of the model folder."""
-        return self._version
 
     def decode(self, token_ids: Sequence[int], *, special_tokens: bool = True) -> str:
         """Return the text of tokens."""
@@ -156,7 +148,7 @@ class Engine:
         if self._asleep:
             raise RuntimeError("Engine: asleep, without weights; update it before it generates.")
         llm_engine = self._llm.llm_engine
-        generation = Generation(llm_engine, begun, weight_version=self._version, endings=self._endings)
+        generation = Generation(llm_engine, begun, weight_version=self.weight_version, endings=self._endings)
         try:
             self._reset_prefix_cache()  # results must not depend on what was sampled before
             with vllm_patches.random_state_kept():
@@ -191,7 +183,7 @@ class Engine:
         except BaseException as error:
             self._broken = f"loading weight version {version} failed ({error})"
             raise
-        self._version = version
+        self.weight_version = version
 
     def sleep(self) -> None:
         """Release the weights and the key-value cache until the next update. Does nothing if the engine never sleeps.

@@ -10,9 +10,9 @@ from megatron_rapo.types import Completion
 
 
 class Work(NamedTuple):
-    """What an engine did for a generation."""
+    """The work of an engine for a generation."""
 
-    steps: int = 0  # of vLLM: each gives a token to every completion that is being decoded
+    steps: int = 0  # of vLLM; each adds a token to every completion that is being decoded
     prompt_tokens: int = 0  # of requests with output; includes the partial rollouts that they continue
     cached_tokens: int = 0  # prompt tokens whose keys and values were already computed for another request
 
@@ -21,22 +21,14 @@ class Work(NamedTuple):
 
 
 class Generation:
-    """Running completions, by their places in the call of `Engine.generating` that created this.
+    """Running completions, by their places in the call of `Engine.generating` that created this. `work` counts.
 
     Results depend only on prompts, seeds and the number of steps, never on time. So the processes of an engine, each
     with its own scheduler, stay in step.
-
-    Attributes:
-        work: what has been done so far.
     """
 
     def __init__(
-        self,
-        llm_engine: Any,
-        begun: Sequence[Completion],
-        *,
-        weight_version: int | None,
-        endings: Endings,
+        self, llm_engine: Any, begun: Sequence[Completion], *, weight_version: int | None, endings: Endings
     ) -> None:
         self._llm_engine, self._weight_version, self._endings = llm_engine, weight_version, endings
         self._under_way = dict(enumerate(begun))

@@ -39,7 +39,7 @@ def check_requests(
     if not len(prompts) == len(seeds) == len(begun):
         raise ValueError(
             f"{len(prompts)} prompts, {len(seeds)} seeds, {len(begun)} begun completions: give one seed for each "
-            "prompt, and what is begun of each or of none."
+            "prompt, and a begun completion for each prompt or for none."
         )
     for index, (prompt, seed, before) in enumerate(zip(prompts, seeds, begun, strict=True)):
         num_begun = len(before.token_ids)
@@ -52,7 +52,7 @@ def check_requests(
         if before.finished or num_begun >= sampling.max_completion_tokens:
             raise ValueError(
                 f"completion {index} has {num_begun} of {sampling.max_completion_tokens} tokens"
-                f"{', and is finished' if before.finished else ''}: there is nothing to go on with; leave it out."
+                f"{', and is finished' if before.finished else ''}: there is nothing left to sample; leave it out."
             )
         if not 0 <= seed < MAX_SEED:
             raise ValueError(f"seed {index} is {seed}: vLLM would not use all of it; give 0 <= seed < 2**32.")

@@ -25,23 +25,17 @@ def sampling_seed(*path: int) -> int:
 
 
 class Sampled:
-    """One engine's share of the groups, while it samples and afterwards; on each of its processes.
+    """One engine's share of the groups, while it samples and afterwards. Every process of the engine has the same.
 
     Each finished completion goes to the verifier at once, on the process of the engine that judges its group.
-
-    Attributes:
-        prompts: of all groups, also those of other engines.
-        completions: completions of each group of this engine, by group index, finished or not.
-        whole: indices of the groups that are complete and taken.
-        work: what the engine did for them.
     """
 
     def __init__(
         self, groups: Sequence[OpenGroup], mine: Sequence[int], judged_here: Sequence[int], judging: Judging
     ) -> None:
-        self.prompts = [group.prompt for group in groups]
-        self.completions = {index: groups[index].completions for index in mine}
-        self.whole: set[int] = set()
+        self.prompts = [group.prompt for group in groups]  # of all groups, also those of other engines
+        self.completions = {index: groups[index].completions for index in mine}  # finished or not
+        self.whole: set[int] = set()  # indices of the groups that are complete and taken
         self.work = Work()
         self._judging, self._numbers = judging, {index: [-1] * len(groups[index].completions) for index in judged_here}
         for index in mine:

@@ -59,11 +59,7 @@ def resolved(config: Config, shape: ModelShape) -> tuple[Config, Stops]:
         )
     strings = template_stops(template, tokenizer) if rollout.stop is None else rollout.stop
     stops = find_stops(
-        config.model.path,
-        tokenizer,
-        vocab_size=shape.vocab_size,
-        strings=strings,
-        token_ids=rollout.stop_token_ids,
+        config.model.path, tokenizer, vocab_size=shape.vocab_size, strings=strings, token_ids=rollout.stop_token_ids
     )
     resolved = {
         "data": data.model_copy(update={"template_digest": template.digest}),

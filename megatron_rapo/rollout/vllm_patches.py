@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo.runtime import gc_control
+from megatron_rapo.runtime.patching import patched
 
 TESTED_VERSION = "0.32"
 INTERFACE = {
@@ -32,7 +33,7 @@ INTERFACE = {
     "vllm.model_executor.model_loader.reload": ("initialize_layerwise_reload", "finalize_layerwise_reload"),
     "vllm.model_executor.model_loader.reload.layerwise": ("get_layerwise_info", "make_online_process_loader"),
 }
-"""Attributes that we use beyond vLLM's public interface."""
+"""The attributes that we use beyond vLLM's public interface."""
 DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -87,7 +88,7 @@ def check_interface(version: str) -> None:
         )
     if not version.startswith(f"{TESTED_VERSION}."):
         warnings.warn(
-            f"vLLM {version}: tested with {TESTED_VERSION}. The proof after every resharding (reshard.verify) says "
+            f"vLLM {version}: tested with {TESTED_VERSION}. The proof after every resharding (reshard.verify) shows "
             "whether the weights arrive; watch rollout/logprob_gap_mean for the rest.",
             stacklevel=2,
         )
@@ -157,12 +158,8 @@ def plain_weights() -> Iterator[None]:
     from vllm import _custom_ops
     from vllm.model_executor.layers import utils
 
-    before = _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel
-    _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel = False, lambda *_: False
-    try:
+    with patched(_custom_ops, _supports_onednn=False), patched(utils, check_cpu_sgl_kernel=lambda *_: False):
         yield
-    finally:
-        _custom_ops._supports_onednn, utils.check_cpu_sgl_kernel = before
 
 
 @contextmanager
@@ -216,11 +213,8 @@ def _own_shared_memory() -> Iterator[None]:
         init_method, rank, local_rank = original(executor)
         return init_method + token[0], rank, local_rank  # only a name: the process group already exists
 
-    ExecutorWithExternalLauncher._distributed_args = with_token
-    try:
+    with patched(ExecutorWithExternalLauncher, _distributed_args=with_token):
         yield
-    finally:
-        ExecutorWithExternalLauncher._distributed_args = original
 
 
 def end_last_request_where(llm_engine: Any, completed: Callable[[Sequence[int]], str | None]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_rapo.rollout import vllm_patches
+from megatron_rapo.runtime.patching import patched
 
 Shapes = Mapping[str, tuple[int, ...]]  # of this rank's shards, by name
 
@@ -151,13 +152,9 @@ def _taking_shards(module: torch.nn.Module, name: str) -> Iterator[None]:
     from vllm.model_executor.model_loader.reload.layerwise import make_online_process_loader
 
     parameter = getattr(module, name)
-    loader = parameter.weight_loader
-    parameter.weight_loader = _copy_shard
-    parameter.weight_loader = make_online_process_loader(module, name)
-    try:
+    with patched(parameter, weight_loader=_copy_shard):
+        parameter.weight_loader = make_online_process_loader(module, name)
         yield
-    finally:
-        parameter.weight_loader = loader
 
 
 def _copy_shard(param: Tensor, loaded_weight: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""From last hidden states to what the loss needs of each token, chunk by chunk: the logits are never held whole.
+"""Compute each token's scores from the last hidden states, chunk by chunk. Never hold all logits.
 
-Log-probability of the token, entropy of the policy and, against a reference's hidden states, the exact KL divergence
-over the vocabulary. T packed tokens, C of a chunk, D hidden size, V the vocabulary, Vp its part on this tensor-parallel
-rank. Sums over the vocabulary are taken over all ranks; the backward pass computes the logits again, but for those of
-the last chunk where there is no reference.
+The scores are the log-probability of the token, the entropy of the policy and, with the hidden states of a reference,
+the exact KL divergence over the vocabulary. T packed tokens, C of a chunk, D hidden size, V the vocabulary, Vp its part
+on this tensor-parallel rank. Sums over the vocabulary are over all ranks. The backward pass computes the logits again.
+Only without a reference it reuses those of the last chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 CHUNK_BYTES = 128 * 2**20
-"""Float32 logits of one chunk; two such tensors live at a time, three with a reference (benchmarks/README.md)."""
+"""Size of one chunk's logits in float32. Two such tensors exist at a time, three with a reference
+(benchmarks/README.md)."""
 
 
 class TokenScores(NamedTuple):
@@ -29,7 +30,7 @@ class TokenScores(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceHead:
-    """The reweighted reference, as its own output layer would make it: pihat = softmax(scale * hidden W^T)."""
+    """The reweighted reference pihat = softmax(scale * hidden W^T), from its own hidden states and output layer."""
 
     hidden_TD: Tensor
     weight_VpD: Tensor
@@ -53,12 +54,12 @@ def token_scores(
 ) -> TokenScores:
     """Score tokens under softmax(scale * hidden W^T). `group` splits the vocabulary (None: this process has it all).
 
-    `scale_T` (>= 0) is 1 / temperature for the policy, phi / temperature for the reference: softmax(phi * z) is
-    pi_ref^phi / Z, so the reweighting's normaliser is this log-sum-exp. Rows of padding beyond `vocab_size` take no
-    probability. Gradients flow to `hidden_TD` (this rank's part of the sum over the vocabulary: the caller adds up the
-    tensor ranks) and to `weight_VpD`, and not to the reference. Memory is O(chunk * Vp), by default of CHUNK_BYTES,
-    and in the backward pass the weight's gradient in float32.
-    The forward pass has two all-reduces a chunk over `group`, in which every rank must take part.
+    `scale_T` (>= 0) is 1 / temperature for the policy and phi / temperature for the reference: softmax(phi * z) is
+    pi_ref^phi / Z, so this log-sum-exp is log Z. Padding rows beyond `vocab_size` get no probability. Gradients flow to
+    `weight_VpD` and `hidden_TD`, not to the reference. Each rank has the gradient of its part of the vocabulary; the
+    caller sums that of `hidden_TD` over the tensor ranks. Memory is O(chunk * Vp), by default CHUNK_BYTES, and in the
+    backward pass also the weight's gradient in float32. The forward pass has two all-reduces per chunk over `group`.
+    Every rank must take part.
     """
     columns, rank = weight_VpD.shape[0], group.rank() if group else 0
     real = max(0, min(columns, vocab_size - rank * columns))
@@ -69,7 +70,7 @@ def token_scores(
         group=group,
         chunk_tokens=chunk_tokens or max(1, CHUNK_BYTES // (4 * columns)),
     )
-    if real < columns:  # only then: a slice costs the weight's gradient a copy
+    if real < columns:  # do not slice otherwise: it would copy the weight's gradient
         weight_VpD = weight_VpD[:real]
         reference = reference and replace(reference, weight_VpD=reference.weight_VpD[:real])
     return TokenScores(*_Head.apply(hidden_TD, weight_VpD, targets_T, scale_T, reference, shard))
@@ -77,25 +78,18 @@ def token_scores(
 
 @dataclass(frozen=True)
 class _Shard:
-    """This rank's columns of the vocabulary, who has the others, and how many tokens to take at a time."""
+    """This rank's columns of the vocabulary, the group with the other columns, and the tokens of a chunk."""
 
     first: int
     columns: int
     group: dist.ProcessGroup | None
     chunk_tokens: int
 
-    def sum(self, *values_C: Tensor) -> Tensor:
-        """Sum each value over the ranks. Return them stacked."""
+    def reduce(self, *values_C: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """Reduce each value over the ranks. Return them stacked."""
         stacked = torch.stack(values_C)
         if self.group is not None:
-            dist.all_reduce(stacked, group=self.group)
-        return stacked
-
-    def max(self, *values_C: Tensor) -> Tensor:
-        """Take the maximum of each value over the ranks. Return them stacked."""
-        stacked = torch.stack(values_C)
-        if self.group is not None:
-            dist.all_reduce(stacked, op=dist.ReduceOp.MAX, group=self.group)
+            dist.all_reduce(stacked, op=op, group=self.group)
         return stacked
 
     def rows(self, num_tokens: int) -> int:
@@ -104,11 +98,11 @@ class _Shard:
         return -(-num_tokens // count)
 
     def buffer(self, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
-        """Memory for the logits of a chunk."""
+        """Allocate memory for the logits of a chunk."""
         return targets_T.new_empty(self.rows(len(targets_T)), self.columns, dtype=dtype)
 
     def chunks(self, targets_T: Tensor, *buffers: Tensor) -> list[_Chunk]:
-        """Split the tokens into chunks that share memory: on a CPU, new pages cost more than the arithmetic in them."""
+        """Split the tokens into chunks that share memory. On a CPU, new pages cost more than the arithmetic in them."""
         local_T, size = targets_T - self.first, self.rows(len(targets_T))
         found = []
         for start in range(0, len(local_T), size):
@@ -120,18 +114,18 @@ class _Shard:
 
 
 class _Chunk(NamedTuple):
-    """Which tokens, where their targets are in this rank's part of the vocabulary, and memory for the logits."""
+    """Some tokens, the places of their targets in this rank's part of the vocabulary, and memory for their logits."""
 
     rows: slice
     mine_C: Tensor  # bool: the target is on this rank
-    column_C1: Tensor  # its column, 0 where it is not
-    buffers: list[Tensor]  # [C, Vp], with what the last chunk left there
+    column_C1: Tensor  # the target's column, or 0 if it is on another rank
+    buffers: list[Tensor]  # [C, Vp], with old content of the previous chunk
 
 
 class _Logits(NamedTuple):
-    """scale * product, [C, Vp], not multiplied yet: that is done in one pass with the subtraction that follows."""
+    """Logits scale * product, [C, Vp]. The multiplication is delayed, to do it in one pass with a subtraction."""
 
-    product_CVp: Tensor  # hidden W^T in the weight's dtype, as the engine has it; in out's memory where that has it too
+    product_CVp: Tensor  # hidden W^T in the weight's dtype, as in the engine; in out's memory if out has that dtype
     scale_C: Tensor
     out_CVp: Tensor
 
@@ -149,9 +143,9 @@ class _Logits(NamedTuple):
 
 
 class _LastChunk(NamedTuple):
-    """What a forward pass leaves of the chunk that a backward pass begins with, the second to the same bits."""
+    """Results of a forward pass for the chunk that a backward pass begins with. A second one gets the same bits."""
 
-    memory: Tensor | None  # with logits less highest in it, until a backward pass has used it
+    memory: Tensor | None  # logits minus `highest_C`; None after a backward pass has overwritten them
     highest_C: Tensor
     log_sum_C: Tensor
 
@@ -175,13 +169,13 @@ class _Head(torch.autograd.Function):
             logits = [_Logits.of(hidden_TD, weight_VpD, scale_T, rows, buffers[0])]
             if reference is not None:
                 logits.append(reference.logits(rows, buffers[1]))
-            highest = shard.max(*(each.max() for each in logits))
+            highest = shard.reduce(*(each.max() for each in logits), op=dist.ReduceOp.MAX)
             z_CVp, *ref_z = (each.minus(highest_C) for each, highest_C in zip(logits, highest, strict=True))
             target_C = z_CVp.gather(1, chunk.column_C1)[:, 0].masked_fill(~chunk.mine_C, 0.0)
             sum_C = torch.exp(z_CVp, out=free_CVp).sum(-1)
             weighted_C = free_CVp.mul_(z_CVp).sum(-1)
             kl_sums = [] if reference is None else _kl_sums(z_CVp, ref_z[0], free_CVp, reference.direction)
-            sum_C, target_C, weighted_C, *kl_sums = shard.sum(sum_C, target_C, weighted_C, *kl_sums)
+            sum_C, target_C, weighted_C, *kl_sums = shard.reduce(sum_C, target_C, weighted_C, *kl_sums)
             log_sum_C = sum_C.log()
             logp_T[rows] = target_C - log_sum_C
             entropy_T[rows] = log_sum_C - weighted_C / sum_C
@@ -196,7 +190,7 @@ class _Head(torch.autograd.Function):
         ctx.save_for_backward(hidden_TD, weight_VpD, targets_T, scale_T, lse_T, entropy_T, kl_T, ref_lse_T)
         ctx.reference, ctx.shard = reference, shard
         ctx.last = _LastChunk(memory[1], highest[0], log_sum_C) if reference is None else None
-        ctx.set_materialize_grads(False)  # what the loss does not use comes without a gradient, and costs nothing
+        ctx.set_materialize_grads(False)  # an output that the loss does not use has no gradient and costs nothing
         return logp_T, entropy_T, None if reference is None else kl_T
 
     @staticmethod
@@ -208,11 +202,11 @@ class _Head(torch.autograd.Function):
         """
         hidden_TD, weight_VpD, targets_T, scale_T, lse_T, entropy_T, kl_T, ref_lse_T = ctx.saved_tensors
         reference, wide = ctx.reference, lse_T.dtype
-        # Times scale here, by token, for the gradient by hidden W^T: not in the end, by logit.
+        # d z / d (hidden W^T) = scale. Multiply the scale here, once per token, instead of once per logit later.
         d_logp_T, d_entropy_T, d_kl_T = (None if d_T is None else d_T * scale_T for d_T in d_outputs_T)
         is_forward = reference is not None and reference.direction == "forward"
         d_forward_T, d_reverse_T = (d_kl_T, None) if is_forward else (None, d_kl_T)
-        of_p_T = torch.zeros_like(lse_T)  # what p is multiplied with, but for logarithms
+        of_p_T = torch.zeros_like(lse_T)  # the factor of p, without the terms with a logarithm
         if d_logp_T is not None:
             of_p_T -= d_logp_T
         if d_entropy_T is not None:
@@ -222,7 +216,7 @@ class _Head(torch.autograd.Function):
         if d_reverse_T is not None:
             of_p_T -= d_reverse_T * kl_T
         d_hidden_TD = torch.empty_like(hidden_TD)
-        d_weight_VpD = torch.zeros_like(weight_VpD, dtype=wide)  # summed over chunks: not in bfloat16
+        d_weight_VpD = torch.zeros_like(weight_VpD, dtype=wide)  # a sum over chunks would lose digits in bfloat16
         last = ctx.last
         memory_of_z = ctx.shard.buffer(targets_T, wide) if last is None or last.memory is None else last.memory
         for chunk in reversed(ctx.shard.chunks(targets_T, memory_of_z, ctx.shard.buffer(targets_T, wide))):
@@ -246,7 +240,7 @@ class _Head(torch.autograd.Function):
             grad_CVp = logp_CVp.exp_().mul_(factor_CVp)
             if d_forward_T is not None:
                 pihat_CVp = reference.logits(rows, free_CVp).minus(ref_lse_T[rows]).exp_()
-                grad_CVp.sub_(pihat_CVp.mul_(d_forward_T[rows, None]))  # rounded as p was: 0 at the reference
+                grad_CVp.sub_(pihat_CVp.mul_(d_forward_T[rows, None]))  # same rounding as p: exactly 0 at the reference
             if d_logp_T is not None:
                 grad_CVp.scatter_add_(1, chunk.column_C1, (d_logp_T[rows] * chunk.mine_C)[:, None])
             grad_CVp = grad_CVp.to(hidden_TD.dtype)

@@ -1,7 +1,7 @@
-"""Sequences -> micro-batches without padding between them (thd), equally many on every data-parallel rank.
+"""Pack sequences into micro-batches without padding between them (thd), equally many on every data-parallel rank.
 
-T tokens of a micro-batch, S sequences in it. Entry t of a per-token array is about the *next* token, targets_T[t]:
-its log-probability is what position t predicts.
+T tokens of a micro-batch, S sequences in it. Position t predicts the *next* token, targets_T[t]. So entry t of every
+per-token array is about that token.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,34 +19,34 @@ from torch import Tensor
 from megatron_rapo.types import TrainingSequence
 
 REWARD_SPLITS = ("low_reward", "high_reward")
-"""Sequences below the middle of the reward's range, and the others: how what is watched is split."""
+"""Names of the two halves of metrics: sequences below the middle of the reward's range, and the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """One micro-batch of one data-parallel rank (after `split_context`: of one context-parallel rank of it)."""
+    """One micro-batch of one data-parallel rank. After `split_context`: the part of one context-parallel rank."""
 
     token_ids_T: Tensor  # int64
     targets_T: Tensor  # int64: the next token of the same sequence; 0 at its end
     position_T: Tensor  # int64: the token's place in its sequence
-    sampled_T: Tensor  # bool: targets_T is a sampled token; of no other is anything scored
-    mask_T: Tensor  # bool: of those, the ones that the loss counts
+    sampled_T: Tensor  # bool: targets_T is a sampled token. Only these are scored
+    mask_T: Tensor  # bool: the sampled tokens that the loss counts
     advantage_T: Tensor  # float32
-    weight_T: Tensor  # float32: of the token in the objective; 1 on average over the optimizer step
-    reward_T: Tensor  # float32: of the token's sequence
+    weight_T: Tensor  # float32: weight in the objective; 1 on average over the optimizer step
+    reward_T: Tensor  # float32: reward of the token's sequence
     phi_T: Tensor  # float32: exponent of the reference
-    engine_logp_T: Tensor  # float32: the engine's log-probability of targets_T, nats; 0 where not masked in
-    stale_T: Tensor  # bool: targets_T was sampled from earlier weights than those that the step begins with
-    sequence_T: Tensor  # int64: index of the token's sequence in the optimizer step; -1 for filling, shared prompts
+    engine_logp_T: Tensor  # float32: the engine's log-probability of targets_T, nats; 0 if not sampled
+    stale_T: Tensor  # bool: targets_T was sampled from weights older than those at the start of the step
+    sequence_T: Tensor  # int64: index of the token's sequence in the optimizer step; -1 for filling and shared prompts
     cu_seqlens: Tensor  # [S + 1] int32: borders of the sequences in the *unsplit* micro-batch
-    prefix_S: Tensor | None = None  # int64: the sequence that each continues, a shared prompt, or -1; None without any
-    old_logp_T: Tensor | None = None  # float32: from the scoring pass
-    ref_logp_T: Tensor | None = None  # float32: reweighted reference's, from the scoring pass
-    ref_hidden_RD: Tensor | None = None  # a tensor rank's share of the reference's hidden states of sampled tokens
+    prefix_S: Tensor | None = None  # int64: index of the shared prompt that it continues, or -1; None if none is shared
+    old_logp_T: Tensor | None = None  # float32: the policy's, from the scoring pass
+    ref_logp_T: Tensor | None = None  # float32: the reweighted reference's, from the scoring pass
+    ref_hidden_RD: Tensor | None = None  # this tensor rank's share of the reference's hidden states of sampled tokens
 
     @property
     def max_seqlen(self) -> int:
-        """Longest sequence of the unsplit micro-batch, tokens."""
+        """Return the length of the longest sequence of the unsplit micro-batch, in tokens."""
         return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
 
     @property
@@ -56,7 +56,7 @@ class PackedBatch:
         return chosen_N if len(chosen_N) else chosen_N.new_zeros(1)
 
     def by_reward(self, middle: float) -> dict[str, Tensor]:
-        """Return masks [T] by REWARD_SPLITS: tokens whose sequence earned less than `middle`, and the others."""
+        """Return masks [T] by REWARD_SPLITS: tokens of sequences with a reward below `middle`, and the others."""
         high_T = self.reward_T >= middle
         return dict(zip(REWARD_SPLITS, (~high_T, high_T), strict=True))
 
@@ -75,9 +75,9 @@ def assign(
     """Assign sequences: indices by [rank][micro-batch]. Every rank gets the same number of micro-batches.
 
     Ranks wait for each other once in a step. So the costs are first balanced over ranks, then over the micro-batches of
-    each rank. A micro-batch holds `max_tokens`. Their number is the smallest found that has room, and a multiple of
-    `multiple_of` (interleaved pipeline schedules need it). Deterministic. Equal lengths are neighbours.
-    Raises ValueError if one sequence alone is longer than max_tokens.
+    each rank. A micro-batch holds at most `max_tokens`. Their number is the smallest one found that has room, and a
+    multiple of `multiple_of` (interleaved pipeline schedules need it). Deterministic. Sequences of equal length are
+    neighbours. Raises ValueError if a sequence is longer than max_tokens.
     """
     if lengths and max(lengths) > max_tokens:
         raise ValueError(f"sequence of {max(lengths)} tokens: longer than a micro-batch of {max_tokens} tokens.")
@@ -97,7 +97,7 @@ def _share_out(
     """Share out indices by LPT: most expensive first, to the cheapest share with room. Return [] if none has room."""
     shares: list[list[int]] = [[] for _ in range(num_shares)]
     cheapest = [(0.0, share, max_tokens) for share in range(num_shares)]  # cost, share, free tokens
-    full: list[tuple[int, tuple[float, int, int]]] = []  # those without room, the one with most of it first
+    full: list[tuple[int, tuple[float, int, int]]] = []  # shares without room; the one with most free tokens first
     for index in sorted(indices, key=lambda i: (-costs[i], i)):
         while full and -full[0][0] >= lengths[index]:
             heapq.heappush(cheapest, heapq.heappop(full)[1])
@@ -113,7 +113,7 @@ def _share_out(
 
 
 def aligned(length: int, context: int) -> int:
-    """Return a sequence's packed length: context parallelism cuts each into 2 * context equal chunks."""
+    """Return the packed length of a sequence. Context parallelism cuts each into 2 * context equal chunks."""
     chunk = 2 * context if context > 1 else 1
     return -(-length // chunk) * chunk
 
@@ -121,12 +121,12 @@ def aligned(length: int, context: int) -> int:
 def families(sequences: Sequence[TrainingSequence], *, most_tokens: int) -> list[list[int]]:
     """Group indices of neighbours that share one copy of their prompt.
 
-    A group of several takes at most `most_tokens`, so that ranks and micro-batches can still be balanced.
+    A group of several has at most `most_tokens`, so that ranks and micro-batches can still be balanced.
     """
     found: list[list[int]] = []
     tokens = 0
     for index, sequence in enumerate(sequences):
-        added = len(sequence.token_ids) - sequence.prompt_length + 1  # _parts packs a prompt's last token with each
+        added = len(sequence.token_ids) - sequence.prompt_length + 1  # _parts copies the prompt's last token to each
         if index and _prompt(sequences[index - 1]) == _prompt(sequence) and tokens + added <= most_tokens:
             found[-1].append(index)
             tokens += added
@@ -140,10 +140,10 @@ class _Part(NamedTuple):
     """Tokens of a sequence from `first` up to, not including, `last`."""
 
     sequence: TrainingSequence
-    place: int  # of the sequence in the optimizer step; -1 for a prompt that several share
+    place: int  # index of the sequence in the optimizer step; -1 for a shared prompt
     first: int
     last: int
-    prefix: int  # the part of the micro-batch that this one continues; -1 for none
+    prefix: int  # index of the part of the micro-batch that this one continues; -1 for none
 
 
 def _parts(sequences: Sequence[TrainingSequence], indices: Sequence[int], *, share_prompts: bool) -> list[_Part]:
@@ -182,11 +182,11 @@ def pack(
     num_tokens: int,
     share_prompts: bool = False,
 ) -> PackedBatch:
-    """Lay out `sequences` one after the other, each aligned, and fill up to `num_tokens` with tokens of no meaning.
+    """Pack `sequences` one after the other, each aligned, and fill up to `num_tokens` with meaningless tokens.
 
-    The filling is a sequence of its own. `indices` are the sequences' places in the optimizer step; `num_tokens` is a
-    multiple of 2 * context where context > 1, at least 1 and at least `packed_length`. With `share_prompts` neighbours
-    with the same prompt have one copy of it, as a sequence before them that `prefix_S` says they continue.
+    The filling is one more sequence. `indices` are the sequences' places in the optimizer step. `num_tokens` is at
+    least 1 and at least `packed_length`, and a multiple of 2 * context if context > 1. With `share_prompts`, neighbours
+    with the same prompt share one copy of it: a sequence before them, to which `prefix_S` points.
     """
     parts = _parts(sequences, indices, share_prompts=share_prompts)
     lengths = [aligned(part.last - part.first, context) for part in parts]
@@ -237,17 +237,17 @@ def pack(
 
 
 def context_chunks(cu_seqlens: Tensor, context: int) -> Tensor:
-    """[context, T / context] int64: which tokens of the micro-batch each context-parallel rank owns, in its order.
+    """Return the tokens of the micro-batch that each context-parallel rank owns, [context, T / context] int64.
 
-    Megatron's and Transformer Engine's convention: each sequence is cut into 2 * context chunks, and rank r owns
-    chunks r and 2 * context - 1 - r of every one, so that causal attention costs all ranks the same.
+    Megatron and Transformer Engine cut each sequence into 2 * context chunks. Rank r owns chunks r and
+    2 * context - 1 - r, so that causal attention costs all ranks the same.
     """
-    starts, lengths = cu_seqlens[:-1].long(), (cu_seqlens[1:] - cu_seqlens[:-1]).long()
+    borders = cu_seqlens.tolist()
     owned = []
     for rank in range(context):
         pieces = []
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-            chunk = length // (2 * context)
+        for start, end in pairwise(borders):
+            chunk = (end - start) // (2 * context)
             for c in (rank, 2 * context - 1 - rank):
                 pieces.append(torch.arange(start + c * chunk, start + (c + 1) * chunk))
         owned.append(torch.cat(pieces))
@@ -255,7 +255,7 @@ def context_chunks(cu_seqlens: Tensor, context: int) -> Tensor:
 
 
 def split_context(batch: PackedBatch, *, rank: int, context: int) -> PackedBatch:
-    """Return the part of `batch` that context-parallel rank `rank` owns. cu_seqlens stay those of the whole batch."""
+    """Return the part of `batch` that context-parallel rank `rank` owns. Keep the cu_seqlens of the whole batch."""
     if context == 1:
         return batch
     owned_T = context_chunks(batch.cu_seqlens, context)[rank]

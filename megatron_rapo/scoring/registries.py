@@ -1,6 +1,6 @@
-"""Look up what [algorithm] names: a built-in entry of algo/, or the user's own, which is tried once before it is used.
+"""Look up the names in [algorithm]: built-in entries of algo/, or the user's own, which are tried before use.
 
-docs/extending.md says what to write. A reference is loaded once in a process.
+docs/extending.md says what to write. Each process loads the user's code once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _own_divergence(reference: str) -> Divergence:
 
 
 def _try_divergence(estimate: Callable[[Tensor, Tensor, float], Penalty], field: str) -> None:
-    """Refuse an estimate whose result is no Penalty of finite numbers, or has no gradient."""
+    """Raise UserCodeError if the result is not a Penalty of finite numbers with a gradient."""
     logp_T = torch.tensor([-0.25, -1.0, -6.0], requires_grad=True)
     ref_logp_T = torch.tensor([-0.5, -1.0, -3.0])
     penalty = guarded(lambda: estimate(logp_T, ref_logp_T, 10.0), field, _TRIAL_FAILED)
@@ -53,7 +53,7 @@ def _try_divergence(estimate: Callable[[Tensor, Tensor, float], Penalty], field:
     for part, values_T in penalty._asdict().items():
         _check_tensor(values_T, logp_T, f"{field}: {part}", dtype=torch.bool if part == "capped_T" else logp_T.dtype)
     if penalty.value_T.requires_grad:
-        raise UserCodeError(f"{field}: value_T carries a gradient, and it is only reported; detach it.")
+        raise UserCodeError(f"{field}: value_T has a gradient, and it is only reported; detach it.")
     if not penalty.loss_T.requires_grad:
         raise UserCodeError(f"{field}: loss_T has no gradient, so it would do nothing; make it depend on logp_T.")
     gradient_T = guarded(lambda: torch.autograd.grad(penalty.loss_T.sum(), logp_T)[0], field, _TRIAL_FAILED)
@@ -69,7 +69,7 @@ def advantage_of(name: str) -> Advantage:
 def _own_advantage(reference: str) -> Advantage:
     field = f"algorithm.advantage={reference!r}"
     function = load_function(reference, field, ("deviations_PG", "baseline_PG"))
-    # One completion right of four; then all equal, where a function divides by zero if it does.
+    # In the first group one of four completions is right. In the second all are equal: is there a division by zero?
     deviations_PG = torch.tensor([[0.75, -0.25, -0.25, -0.25], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     baseline_PG = torch.ones_like(deviations_PG, dtype=torch.bool)
     found_PG = guarded(lambda: function(deviations_PG.clone(), baseline_PG), field, _TRIAL_FAILED)
@@ -84,7 +84,7 @@ def phi_shape_of(name: str) -> PhiShape:
 
 @cache
 def _own_phi_shape(reference: str) -> PhiShape:
-    """Load a function of the share alone, whose result stays between 0 and 1 and never falls."""
+    """Load a function of the share alone. Its result must stay between 0 and 1 and never fall."""
     field = f"algorithm.phi={reference!r}"
     function = load_function(reference, field, ("share",))
     share = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -101,7 +101,7 @@ def _own_phi_shape(reference: str) -> PhiShape:
 
 
 def _check_tensor(found: object, like: Tensor, what: str, *, dtype: torch.dtype) -> None:
-    """Refuse what is not a finite tensor of the shape of `like`. Raises UserCodeError."""
+    """Raise UserCodeError if `found` is not a finite tensor of `like`'s shape and of `dtype`."""
     if not isinstance(found, Tensor):
         raise UserCodeError(f"{what} is {type(found).__name__}; return a tensor.")
     if found.shape != like.shape or found.dtype != dtype:

@@ -1,1 +1,1 @@
-"""The training step and what surrounds it: prompts, weight sync, parity, metrics, export."""
+"""Train: the step, and what it needs (groups of prompts, weight sync, parity, metrics, export)."""

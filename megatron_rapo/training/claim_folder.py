@@ -1,4 +1,4 @@
-"""Claim the folder of a run: lock it for one run at a time, and empty it for a new one where nothing is lost."""
+"""Claim a run folder: lock it for one run at a time, and empty it for a new run if nothing is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 import torch.distributed as dist
 
@@ -26,21 +25,21 @@ from megatron_rapo.runtime.safe_json import JSONError, parse_json
 
 
 def claim(config: Config, *, resume: bool = False, overwrite: bool) -> AbstractContextManager[object]:
-    """Take the run folder until the context is left, empty unless to `resume`. Collective: all learn of a refusal."""
+    """Hold the run folder within this context. Empty it first, unless to `resume`. Collective: all ranks raise."""
     with usable(config.run.folder):
         first = dist.get_rank() == 0
         return everywhere(lambda: _take(config, resume=resume, overwrite=overwrite) if first else nullcontext())
 
 
 def check_room(config: Config, shape: ModelShape) -> None:
-    """Refuse a run folder that cannot be written to, or has no room for a checkpoint. Collective."""
+    """Raise ConfigError if the run folder cannot be written to, or has no room for a checkpoint. Collective."""
     with usable(config.run.folder):
         on_first_rank(lambda: check_disk(config, shape))
 
 
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """Within it, that the disk does not take what is written is the input's fault."""
+    """Turn an OSError of a full, read-only or broken disk within this context into a ConfigError."""
     try:
         yield
     except OSError as error:
@@ -50,15 +49,15 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 def _take(config: Config, *, resume: bool, overwrite: bool) -> RunLock:
-    """Lock the run folder, which is made, and empty it. Raises ConfigError where that would lose something."""
+    """Make, lock and empty the run folder. Raises ConfigError if that would lose something."""
     folder = config.run.folder
     if not resume:
-        _check_removable(config, overwrite=overwrite)  # before there is a file of ours in it
+        _check_removable(config, overwrite=overwrite)  # before the lock file is in it
     folder.mkdir(parents=True, exist_ok=True)
     lock = RunLock(folder)
     if not resume:
-        _check_removable(config, overwrite=overwrite)  # now that nobody else writes
-        marker = RunFolder(folder).metrics  # goes last: it says that the folder is a run's
+        _check_removable(config, overwrite=overwrite)  # again, since now nobody else writes
+        marker = RunFolder(folder).metrics  # removed last: it shows that the folder belongs to a run
         for path in sorted(_content(folder), key=lambda path: path == marker):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return lock
@@ -67,43 +66,43 @@ def _take(config: Config, *, resume: bool, overwrite: bool) -> RunLock:
 def _check_removable(config: Config, *, overwrite: bool) -> None:
     folder = config.run.folder
     if folder.exists() and _content(folder):
-        refusal = _why_not_delete(config) if overwrite else _EARLIER_RUN.format(folder=folder)
-        if refusal:
-            raise ConfigError(refusal)
+        if not overwrite:
+            raise ConfigError(
+                f"run.folder={folder}: holds an earlier run, which would be lost; pass --resume to go on with it, "
+                "--overwrite to delete it, or name another folder."
+            )
+        _check_overwrite(config)
 
 
 def _content(folder: Path) -> list[Path]:
-    """List what a run would lose: all but the lock, which must stay one file for whoever tries it."""
+    """List what a run would lose. Leave out the lock: every run must try the same file."""
     return [path for path in folder.iterdir() if path != RunFolder(folder).lock]
 
 
-_EARLIER_RUN = (
-    "run.folder={folder}: holds an earlier run, which would be lost; pass --resume to go on with it, --overwrite to "
-    "delete it, or name another folder."
-)
-
-
-def _why_not_delete(config: Config) -> str | None:
-    """Return whether --overwrite would delete something else than an earlier run."""
+def _check_overwrite(config: Config) -> None:
+    """Raise ConfigError if --overwrite would delete something else than an earlier run."""
     folder = config.run.folder.resolve()
     metrics = RunFolder(folder).metrics
     if not metrics.is_file():
-        return f"run.folder={folder}: has no {metrics.name}, so no run made it; it is not deleted, name another folder."
+        raise ConfigError(
+            f"run.folder={folder}: has no {metrics.name}, so no run made it; it is not deleted, name another folder."
+        )
     needed = {"model.path": config.model.path, "data.train": config.data.train, "the current folder": Path.cwd()}
     if config.evaluation:
         needed["evaluation.data"] = config.evaluation.data
     for name, path in needed.items():
         if path.resolve().is_relative_to(folder):
-            return f"run.folder={folder}: holds {name}, which --overwrite would delete; name another folder."
-    return None
+            raise ConfigError(
+                f"run.folder={folder}: holds {name}, which --overwrite would delete; name another folder."
+            )
 
 
-class RunLock:
-    """Has a run folder until it is closed or the process ends, however it ends. One process of a run takes it.
+class RunLock(AbstractContextManager["RunLock"]):
+    """Locks a run folder until it is closed or the process ends. One process of a run takes it.
 
-    It is a lock of the system (flock), so a run that is gone cannot leave one behind. Between machines it works where
-    the folder's file system passes such locks on: NFS, Lustre mounted with flock, GPFS. A file system without any gets
-    a warning. Raises ConfigError where another run has the folder, and OSError.
+    It is a lock of the operating system (flock), so a run that has ended cannot leave one behind. It works between
+    machines if the folder's file system supports that: NFS, Lustre mounted with flock, GPFS. A file system without
+    locks gets a warning. Raises ConfigError if another run holds the folder, and OSError.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,17 +127,12 @@ class RunLock:
         self._file.truncate(0)
         self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now}).encode() + b"\n")
 
-    def __enter__(self) -> RunLock:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
 def _holder(content: bytes) -> str:
-    """Say which run it is; it may not have written that yet."""
+    """Name the run that holds the lock. It may not have written its name yet."""
     try:
         who = parse_json(content)
         return f"another run (process {who['pid']} on {who['host']}, since {who['since']})"

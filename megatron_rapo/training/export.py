@@ -1,4 +1,4 @@
-"""The policy written as a Hugging Face folder."""
+"""Write the policy as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from megatron_rapo.runtime.distributed import everywhere
 
 
 def export(policy: Policy, folder: Path) -> None:
-    """Write `folder`, whole or not at all, in the run's dtype. Collective over the world.
+    """Write `folder` atomically, in the run's dtype. Collective over the world.
 
-    Raises CheckpointError on every process where the first one cannot write.
+    Raises CheckpointError on every process if the first one cannot write.
     """
     try:
         everywhere(lambda: _export(policy, folder))
@@ -32,11 +32,7 @@ def _export(policy: Policy, folder: Path) -> None:
     try:
         if dist.get_rank() == 0:
             save_folder(
-                folder,
-                tensors,
-                shapes=hf_shapes(policy.shape),
-                dtype=policy.backend.dtype,
-                like=config.model.path,
+                folder, tensors, shapes=hf_shapes(policy.shape), dtype=policy.backend.dtype, like=config.model.path
             )
     finally:
         for _ in tensors:  # the gathers need every rank

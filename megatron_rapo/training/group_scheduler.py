@@ -1,6 +1,6 @@
-"""Where the groups of a step come from: the next prompts, what was begun in earlier steps, rounds, stragglers.
+"""Schedule the groups of each step: new prompts, partial rollouts of earlier steps, refill rounds.
 
-Every step samples batch.spare_prompts groups beyond those that it trains on, and ends the rollout when it has these
+Every step begins batch.spare_prompts more groups than it trains on, and ends the rollout when it has enough
 (docs/rollout.md).
 """
 
@@ -25,79 +25,71 @@ from megatron_rapo.types import NOTHING, Completion, Group, OpenGroup, Prompt, S
 class Begun:
     """A group that was begun and is not trained on yet."""
 
-    prompt: int  # its place among the training prompts
+    prompt: int  # index of the training prompt
     step: int  # in which it was begun
     completions: tuple[Completion, ...]
 
     @property
     def num_tokens(self) -> int:
-        """What there is of all its completions."""
+        """Return the number of tokens of all its completions so far."""
         return sum(len(completion.token_ids) for completion in self.completions)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint, where torch loads plain values only: numbers and texts (no empty bytes)."""
-        completions = [
-            dict(
-                vars(c),
-                token_ids=c.token_ids.tobytes().hex(),
-                logprobs=c.logprobs.tobytes().hex(),
-                spans=[list(span) for span in c.spans],
-            )
-            for c in self.completions
-        ]
-        return {"prompt": self.prompt, "step": self.step, "completions": completions}
+        """Return the state for a checkpoint, as numbers and texts: torch loads only plain values (no empty bytes)."""
+        return dict(vars(self), completions=[_completion_state(c) for c in self.completions])
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Begun:
-        """What `state_dict` was taken of."""
-        completions = tuple(
-            Completion(
-                **dict(
-                    c,
-                    token_ids=np.frombuffer(bytes.fromhex(c["token_ids"]), np.int32),
-                    logprobs=np.frombuffer(bytes.fromhex(c["logprobs"]), np.float32),
-                    spans=tuple(Span(*span) for span in c["spans"]),
-                )
-            )
-            for c in state["completions"]
-        )
-        return cls(prompt=state["prompt"], step=state["step"], completions=completions)
+        """Build the group from its `state_dict`."""
+        return cls(**dict(state, completions=tuple(_completion_from(c) for c in state["completions"])))
+
+
+def _completion_state(completion: Completion) -> dict[str, Any]:
+    token_ids, logprobs = completion.token_ids.tobytes().hex(), completion.logprobs.tobytes().hex()
+    return dict(vars(completion), token_ids=token_ids, logprobs=logprobs, spans=[list(s) for s in completion.spans])
+
+
+def _completion_from(state: Mapping[str, Any]) -> Completion:
+    token_ids = np.frombuffer(bytes.fromhex(state["token_ids"]), np.int32)
+    logprobs = np.frombuffer(bytes.fromhex(state["logprobs"]), np.float32)
+    spans = tuple(Span(*span) for span in state["spans"])
+    return Completion(**dict(state, token_ids=token_ids, logprobs=logprobs, spans=spans))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What one step sampled."""
+    """The groups that one step sampled."""
 
-    sampled: list[Group]  # all that is whole
-    groups: list[Group]  # what is trained on, in the order of sampling
+    sampled: list[Group]  # all complete groups
+    groups: list[Group]  # those to train on, in the order of sampling
     scalars: dict[str, float]
 
 
 class GroupScheduler:
-    """The rollouts of a run, one after the other. `next` is collective over the world; all processes hold the same."""
+    """The rollouts of a run. `next` is collective over the world, and gives every process the same."""
 
     def __init__(self, config: Config, *, sampler: Sampler, monitor: Monitor, prompts: Sequence[Prompt]) -> None:
         self._config, self._sampler, self._monitor, self._prompts = config, sampler, monitor, prompts
         self._order = EpochOrder(len(prompts), config.run.seed)
-        self._begun: list[Begun] = []  # the oldest first
-        self._work = Work()  # of this engine, in the step
+        self._begun: list[Begun] = []  # oldest first
+        self._work = Work()  # of this engine in this step
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next rollout goes on."""
+        """Return the state for a checkpoint."""
         return {"order": self._order.state_dict(), "begun": [each.state_dict() for each in self._begun]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken. Raises InputError for the state of another data order."""
+        """Continue from a `state_dict`. Raises InputError if it has another data order."""
         self._order.load_state_dict(state["order"])
         self._begun = [Begun.from_state_dict(each) for each in state["begun"]]
 
     def next(self, step: int) -> Rollout:
         """Sample and judge batch.prompts_per_step groups for `step`.
 
-        Groups without signal (`groups_with_signal`) are replaced by those of the next prompts, in at most
-        batch.refill_rounds more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded); where that is not enough
-        they fill up. What is begun in one round goes on in the next. No prompt is in a step twice: not over the
-        rounds, the groups carried from earlier steps and the end of an epoch.
+        Groups without signal (`groups_with_signal`) are replaced by groups of the next prompts, in at most
+        batch.refill_rounds more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded). If that is not enough,
+        groups without signal fill the step. Groups begun in one round continue in the next. A step never has a prompt
+        twice, also not with groups of earlier steps or at the end of an epoch.
         """
         batch, replicas = self._config.batch, self._sampler.engine.num_replicas
         sampled: list[Group] = []
@@ -120,15 +112,17 @@ class GroupScheduler:
         return Rollout(sampled=sampled, groups=groups, scalars=scalars)
 
     def _begin(self, step: int, count: int, in_step: set[int]) -> None:
-        """Begin groups of the next `count` prompts that the step does not have yet, and add these to `in_step`."""
+        """Begin groups of the next `count` prompts that are not `in_step`, and add the prompts to `in_step`."""
         nothing = (NOTHING,) * self._config.batch.completions_per_prompt
         taken = self._order.take(count, without=in_step)
         self._begun += [Begun(prompt=i, step=step, completions=nothing) for i in taken]
         in_step.update(taken)
 
     def _sample(self, step: int, *, first: int, wanted: int) -> list[Group]:
-        """The first `wanted` of the begun groups that are whole; the others stay. Seeds are of the places from `first`
-        on."""
+        """Sample until `wanted` of the begun groups are complete, and return these. Keep the others.
+
+        Group i gets the seeds of place `first` + i in the step.
+        """
         batch, begun, settings = self._config.batch, self._begun, self._config.rollout
         with self._monitor.phase("rollout"):
             sampled = self._sampler.go_on(
@@ -146,23 +140,19 @@ class GroupScheduler:
         return groups
 
     def _check_versions(self, groups: Sequence[Group], step: int) -> None:
-        """Whatever is trained on was sampled from weights that are known: those in place, or of the steps for which
-        groups are carried."""
+        """Check that all tokens come from the current weights, or from those of steps whose groups may be carried."""
         batch, present = self._config.batch, step - 1
         oldest = max(0, present - batch.max_carried_steps) if batch.carries else present
+        known = list(range(oldest, present + 1))
         assert {group.weight_version for group in groups} == {present}, "groups of another step"
         for completion in (c for group in groups for c in group.completions):
             versions = [span.weight_version for span in completion.spans]
-            known = list(range(oldest, present + 1))
-            assert sum(span.num_tokens for span in completion.spans) == len(completion.token_ids), (
-                "tokens of no weights"
-            )
-            assert versions == [v for v in known if v in versions], (
-                f"sampled from weights {versions}, not from some of {known}"
-            )
+            num_tokens = sum(span.num_tokens for span in completion.spans)
+            assert num_tokens == len(completion.token_ids), "tokens without a weight version"
+            assert versions == [v for v in known if v in versions], f"sampled from weights {versions}, not from {known}"
 
     def _scalars(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
-        """What the rollout was made of, by the names of monitor/scalars.py."""
+        """Return the rollout's scalars, by the names of monitor/scalars.py."""
         batch = self._config.batch
         scalars: dict[str, float] = {
             "rollout/decode_steps": self._work.steps,
@@ -183,7 +173,7 @@ class GroupScheduler:
 
 
 def with_signal_first(groups: Sequence[Group], count: int, settings: AlgorithmConfig) -> list[Group]:
-    """The first `count` groups with signal, filled up by the first without, in the order of sampling."""
+    """Return the first `count` groups with signal, in the order of sampling. The first without fill missing places."""
     signal = groups_with_signal(groups, settings)
     ranked = sorted(range(len(groups)), key=lambda i: not signal[i])
     return [groups[i] for i in sorted(ranked[:count])]

@@ -1,4 +1,4 @@
-"""A step's numbers, by the names that TensorBoard and metrics.jsonl show (monitor/scalars.py says what each means)."""
+"""Compute a step's scalars, by the names in TensorBoard and metrics.jsonl (monitor/scalars.py explains each)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_rapo.types import Group, Outcome, TrainingSequence
 
 
 def rollout_scalars(groups: Sequence[Group], algorithm: AlgorithmConfig) -> dict[str, float]:
-    """Rewards and their terms, verdicts and lengths of a rollout."""
+    """Return means of a rollout: rewards and their terms, verdicts, lengths."""
     rewards = [r for g in groups for r in g.rewards]
     verdicts = [v for g in groups for v in g.verdicts]
     completions = [c for g in groups for c in g.completions]
@@ -34,7 +34,7 @@ def rollout_scalars(groups: Sequence[Group], algorithm: AlgorithmConfig) -> dict
 
 
 def histograms(sampled: Sequence[Group], recorded: Sequence[RecordedCompletion]) -> dict[str, list[float]]:
-    """Values whose distribution is shown: of all completions of the step, and of the tokens of the `recorded` ones."""
+    """Return the values of histograms: of all completions of the step, and of the tokens of the `recorded` ones."""
     return {
         "histogram/reward": [r for g in sampled for r in g.rewards],
         "histogram/completion_tokens": [float(len(c.token_ids)) for g in sampled for c in g.completions],
@@ -44,16 +44,16 @@ def histograms(sampled: Sequence[Group], recorded: Sequence[RecordedCompletion])
 
 
 def reference_scalars(sequences: Sequence[TrainingSequence]) -> dict[str, float]:
-    """phi, over completions."""
+    """Return mean and minimum of phi over completions."""
     phi = [s.phi for s in sequences]
     return {"reference/phi_mean": sum(phi) / len(phi), "reference/phi_min": min(phi)}
 
 
 def training_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmConfig) -> dict[str, float]:
-    """Of the optimizer steps of a rollout: means over all their tokens; of the gradient norm over steps.
+    """Return means over all tokens of a rollout's optimizer steps, and the mean of their gradient norms.
 
-    policy/loss is the objective's value and not the mean of what was differentiated: that has the penalty's gradient,
-    which for an estimate is not the gradient of its value (algo/divergences.py).
+    policy/loss is the value of the objective. It is not the mean of the differentiated loss, whose penalty has the
+    right gradient and can have another value (algo/divergences.py).
     """
     surrogate, entropy_bonus = _mean(steps, "surrogate"), _mean(steps, "entropy_bonus")
     kl_cost = algorithm.alpha * _mean(steps, "divergence")
@@ -74,10 +74,10 @@ def training_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmC
 
 
 def estimator_scalars(steps: Sequence[Mapping[str, float]], algorithm: AlgorithmConfig) -> dict[str, float]:
-    """How well sampled tokens estimate what the objective is about: in all, and by reward.
+    """Return how well sampled tokens estimate the objective: for all tokens, and split by reward.
 
-    The effective sample size of weights w is (sum w)^2 / sum w^2; here as a share of the number of tokens. Without a
-    divergence there is no rho to say anything of.
+    The effective sample size of weights w is (sum w)^2 / sum w^2, here divided by the number of tokens. Without a
+    divergence there is no rho, and so none of its scalars.
     """
     scalars: dict[str, float] = {}
     for split in ("", *(f"/{name}" for name in REWARD_SPLITS)):
@@ -98,5 +98,5 @@ def estimator_scalars(steps: Sequence[Mapping[str, float]], algorithm: Algorithm
 
 
 def _mean(steps: Sequence[Mapping[str, float]], name: str) -> float:
-    """Over the tokens of all optimizer steps, each of which gives its own tokens' mean; 0 where there are none."""
+    """Return the mean over the tokens of all optimizer steps, from the mean of each. 0 if there are no tokens."""
     return sum(step[name] * step["num_tokens"] for step in steps) / max(1.0, sum(step["num_tokens"] for step in steps))

@@ -1,7 +1,7 @@
-"""Engine against trainer: log-probabilities of the same tokens from both, and how far they may differ.
+"""Compare log-probabilities of the same tokens from engine and trainer, and limit their difference.
 
-A rollout's gap is measured at every step, on other tokens each time. Here prompts and seeds stay the same, so that what
-changes from one measurement to the next is the weights and what was done to them.
+The gap of a rollout is measured at every step, on different tokens each time. Here prompts and seeds stay the same, so
+only the weights change from one measurement to the next.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from megatron_rapo.rollout.sampler import Sampler, sampling_seed
 from megatron_rapo.scoring.objective import to_sequences
 from megatron_rapo.types import Prompt
 
-PROMPTS, COMPLETIONS, TOKENS = 8, 2, 64  # of each prompt; of a completion, at most
+PROMPTS, COMPLETIONS, TOKENS = 8, 2, 64  # completions of each prompt; largest number of tokens of each
 
 
 def logprob_parity(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], config: Config) -> dict[str, float]:
-    """|engine - trainer| log-probability of the tokens that the engine answers the first `prompts` with, nats.
+    """Return |engine - trainer| log-probability of the engine's answers to the first `prompts`, in nats.
 
-    And what that is made of, where either is in FP8. By the names of monitor/scalars.py. Collective over the world;
-    changes nothing.
+    With FP8, also return the parts of it. Names are those of monitor/scalars.py. Collective over the world. Changes
+    nothing.
     """
     settings = config.rollout
     sampling = Sampling(
@@ -38,20 +38,19 @@ def logprob_parity(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], 
 
 
 class GapBudget:
-    """How far engine and trainer may differ, in nats per token on average, and what is done where they do.
+    """Limits the mean difference of engine and trainer, in nats per token.
 
-    The proof of a resharding says whether the engine has the weights; this, whether it computes with them what the
-    trainer does.
+    The proof of a resharding shows that the engine has the weights. This shows that it also computes the same.
     """
 
     def __init__(self, settings: PrecisionConfig, warn: Callable[[str], None]) -> None:
         self._settings, self._warn, self._above = settings, warn, False
 
     def check(self, gap: float, *, step: int) -> None:
-        """Of a mean |engine - trainer| log-probability after `step` steps.
+        """Check a mean |engine - trainer| log-probability after `step` steps.
 
-        Raises RuntimeError where that stops the run. A warning is said where the gap comes to be above the limit, not
-        at each step that it stays there.
+        Above the limit, raises RuntimeError or warns, as on_logprob_gap says. Warns once, not at each step while the
+        gap stays above the limit.
         """
         limit, was_above = self._settings.max_logprob_gap, self._above
         self._above = not gap <= limit  # nan is above
@@ -64,7 +63,7 @@ class GapBudget:
         if self._settings.on_logprob_gap == "stop":
             raise RuntimeError(
                 f"{found}, so the engine does not sample from this policy; if that is rounding (low precision; "
-                "reshard/parity_* says of what), raise the limit or set precision.on_logprob_gap=warn."
+                "see reshard/parity_*), raise the limit or set precision.on_logprob_gap=warn."
             )
         if not was_above:
             self._warn(f"WARNING: {found}")

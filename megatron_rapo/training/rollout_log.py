@@ -1,4 +1,4 @@
-"""Which completions of a rollout are written down token by token, and what is written of them."""
+"""Choose the completions of a rollout that are recorded token by token, and build their records."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from megatron_rapo.types import Group, TrainingSequence
 from megatron_rapo.verifier import Extract
 
 OF_A_PROMPT = 4
-"""Completions of one prompt, at most: enough to compare, and room for other prompts."""
+"""Largest number of recorded completions of one prompt: enough to compare, with room for other prompts."""
 
 
 def is_recorded(settings: MonitorConfig, step: int) -> bool:
-    """Return whether completions of `step` (from 1) are recorded: of the first, and of every so many."""
+    """Return whether completions of `step` (from 1) are recorded: at step 1 and every rollouts_every_steps."""
     every = settings.rollouts_every_steps
     return is_due(step, every) or (step == 1 and every > 0)
 
 
 def choose(groups: Sequence[Sequence[Group]], count: int) -> dict[Place, tuple[Group, int]]:
-    """The first completions of the first prompts, `count` of them; by reward none is preferred.
+    """Choose the first `count` completions of the first prompts, whatever their rewards.
 
-    `groups` are those of each optimizer step. Returns each one's place, its group and which one of that it is.
+    `groups` has the groups of each optimizer step. Returns the place of each completion -> its group, and its index in
+    the group.
     """
     found = [
         ((step, index * len(group.completions) + sample), (group, sample))
@@ -43,13 +44,13 @@ def recorded(
     decode: Callable[[Sequence[int]], str],
     extract: Extract,
 ) -> list[RecordedCompletion]:
-    """Those of `chosen` that `log_probs` has: all on the first process, none elsewhere."""
+    """Return the records of those `chosen` that `log_probs` has: all on the first process, none elsewhere."""
     records = []
     for place, (group, sample) in chosen.items():
         if place not in log_probs:
             continue
-        sequence, completion, of_tokens = sequences[place[0]][place[1]], group.completions[sample], log_probs[place]
-        reference_L = of_tokens.reference_L
+        sequence, completion = sequences[place[0]][place[1]], group.completions[sample]
+        policy_L, reference_L = log_probs[place]
         records.append(
             RecordedCompletion(
                 step=step,
@@ -59,7 +60,7 @@ def recorded(
                 reference_answer=group.prompt.problem.answer,
                 tokens=text_pieces(completion.token_ids.tolist(), decode),
                 engine_logp=completion.logprobs.tolist(),
-                trainer_logp=of_tokens.policy_L.tolist(),
+                trainer_logp=policy_L.tolist(),
                 reference_logp=None if reference_L is None else reference_L.tolist(),
                 advantage=sequence.advantage,
                 phi=sequence.phi,

@@ -1,4 +1,4 @@
-"""Optimizer steps left out because loss or gradient were not finite: told, kept for inspection, and not too many."""
+"""Report optimizer steps that were skipped because loss or gradient were not finite, and save their micro-batches."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from megatron_rapo.runtime.run_folder import RunFolder, step_name
 
 
 class SkippedSteps:
-    """Count the skipped steps of a run. `say` shows a message.
+    """Counts the skipped steps of a run. `say` shows a message.
 
-    RUN/not_finite gets the micro-batches of each, from every process that has the loss: a list of {field: tensor}.
+    Every process that has the loss writes the micro-batches of each to RUN/not_finite: a list of {field: tensor}.
     """
 
     def __init__(self, config: Config, say: Callable[[str], None]) -> None:
@@ -24,17 +24,17 @@ class SkippedSteps:
         self._in_a_row = 0
 
     def state_dict(self) -> dict[str, int]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Continue from a `state_dict`."""
         self._in_a_row = state["in_a_row"]
 
     def watched(self, step: int, trained: Trained) -> Trained:
-        """`trained` itself, an optimizer step of `step`.
+        """Return `trained`, one optimizer step of `step`, after counting it.
 
-        Raises RuntimeError where more than optimizer.max_skipped_steps in a row were skipped.
+        Raises RuntimeError if more than optimizer.max_skipped_steps in a row were skipped.
         """
         means = trained.means
         if not means["skipped"]:
@@ -45,9 +45,8 @@ class SkippedSteps:
         name = f"{step_name(step)}-{self._in_a_row}-rank-{dist.get_rank()}.pt"
         if trained.batches:
             torch.save([vars(batch) for batch in trained.batches], self._folder / name)
-        said = (
-            f"loss {means['loss']:.4g}, gradient norm {means['grad_norm']:.4g}; its micro-batches are in {self._folder}"
-        )
+        values = f"loss {means['loss']:.4g}, gradient norm {means['grad_norm']:.4g}"
+        said = f"{values}; its micro-batches are in {self._folder}"
         self._say(f"WARNING: an optimizer step of step {step} was skipped: {said}")
         if self._in_a_row > self._limit:
             raise RuntimeError(

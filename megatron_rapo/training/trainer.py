@@ -1,4 +1,4 @@
-"""The training loop: reshard -> prompts -> rollout -> verify -> advantages, phi -> score -> train -> log.
+"""Run the training loop: reshard -> prompts -> rollout -> verify -> advantages, phi -> score -> train -> log.
 
 One process per device runs all of it, in step with the others.
 """
@@ -81,10 +81,10 @@ class Trainer:
         )
         self._saver = Saver(self._folder.checkpoints, policy, inputs)
         self._step = self._saved_step = 0
-        self._scores: dict[str, dict[str, float]] = {}  # before and after -> {"pass@k": value, ...}
+        self._scores: dict[str, dict[str, float]] = {}  # "before" or "after" -> {"pass@k": value, ...}
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on from where `checkpoint` was written."""
+        """Continue from `checkpoint`."""
         state = load_checkpoint(checkpoint, self._policy)
         self._step = self._saved_step = state["step"]
         self._rollouts.load_state_dict(state["rollouts"])
@@ -95,9 +95,9 @@ class Trainer:
         self._monitor.load_state_dict(state["monitor"])
 
     def run(self) -> bool:
-        """Train to the configured number of steps, and evaluate before, meanwhile and after on held-out problems.
+        """Train for the configured number of steps. Evaluate held-out problems before, during and after that.
 
-        Returns False where a signal asked it to stop before; the last finished step is saved.
+        Returns False if a signal stopped it before. Then the last finished step is saved.
         """
         total = self._config.run.steps
         schedule = SaveSchedule(self._config.checkpoint, total)
@@ -107,7 +107,7 @@ class Trainer:
                 self._stop_if_told()
                 with self._monitor.phase("checkpoint"):
                     self._saver.poll()
-                self._evaluate()  # what a checkpoint was saved after, too: a run that stops here evaluates again
+                self._evaluate()  # not part of a checkpoint: a run that stops during it evaluates again when it resumes
                 if self._step >= total:
                     break
                 with self._profiler.step(self._step + 1):
@@ -185,7 +185,7 @@ class Trainer:
         sequences: Sequence[Sequence[TrainingSequence]],
         scored: Sequence[Sequence[PackedBatch]],
     ) -> list[RecordedCompletion]:
-        """Completions of the scored step that were written down token by token; where it is not due, none."""
+        """Record completions of the scored step token by token, and return them. Return none if it is not due."""
         settings = self._config.monitor
         if not is_recorded(settings, step):
             return []
@@ -198,12 +198,12 @@ class Trainer:
         return completions
 
     def _stop_if_told(self) -> None:
-        """Raises Stopped where a signal came to any process. All wait for each other here."""
+        """Raise Stopped if any process has received a signal. All processes wait for each other here."""
         with self._monitor.phase("wait"):
             self._signals.check()
 
     def _score(self, steps: Sequence[Sequence[PackedBatch]]) -> list[list[PackedBatch]]:
-        """The micro-batches with what the loss needs of them besides the policy as it trains."""
+        """Add the log-probabilities that the loss needs besides those of the training pass."""
         if self._config.batch.old_logprobs_from_training:
             return self._policy.score_reference(steps)
         return self._policy.score(steps)
@@ -211,9 +211,9 @@ class Trainer:
     def _gradient_shares(
         self, batches: Sequence[PackedBatch], wanted: Sequence[str] = (WHOLE, *BY_REWARD)
     ) -> dict[str, float]:
-        """Which share of the gradient the divergence has: |its| / (|its| + |the rest's|), in all and by reward.
+        """Return the divergence's share of the gradient: |its| / (|its| + |the rest's|), for all tokens and by reward.
 
-        Two passes each, so over one micro-batch of each rank only (as many as there are stages, which VPP needs).
+        Each takes two passes. To save time they use only one micro-batch of each rank (with a pipeline, one per stage).
         """
         batches = batches[: self._config.parallel.pipeline]
         only_divergence, only_rest = self._loss_with(beta=0.0), self._loss_with(alpha=0.0)
@@ -229,14 +229,14 @@ class Trainer:
         return shares
 
     def _loss_with(self, **settings: float) -> LossFunction:
-        """The run's loss, with `settings` of [algorithm] changed."""
+        """Return the run's loss with other `settings` of [algorithm]."""
         algorithm = self._config.algorithm.model_copy(update=settings)
         return loss_function(self._config.model_copy(update={"algorithm": algorithm}), self._policy.sequence_mean)
 
     def _evaluate(self) -> None:
-        """Before the first step, every so many, and after the last one; nothing at the others.
+        """Evaluate if it is due: before the first step, every evaluation.every_steps, and after the last one.
 
-        Training goes on as it would have without: every sample has a seed of its own, and an engine keeps nothing.
+        This does not change training: every sample has its own seed, and the engine keeps nothing.
         """
         heldout, step = self._heldout, self._step
         when = "after" if step >= self._config.run.steps else "before" if step == 0 else None
@@ -262,7 +262,7 @@ class Trainer:
                 self._monitor.message(f"WARNING: held-out problems: {text}")
 
     def _save(self, due: Due = Due.STEPS) -> None:
-        """Begin to; a checkpoint is there when `self._saver` has finished it."""
+        """Begin to save a checkpoint. It exists when `self._saver` has finished it."""
         state = {
             "step": self._step,
             "rollouts": self._rollouts.state_dict(),
@@ -278,7 +278,7 @@ class Trainer:
             self._monitor.message(f"saving step {self._step} ({due.value})")
 
     def _stop(self) -> None:
-        """Keep what was trained so far, where that is not kept already; the step under way is lost."""
+        """Save the last finished step if it is not saved yet. The unfinished step is lost."""
         if self._step and self._saved_step != self._step:
             self._save()
         self._saver.finish()
@@ -288,7 +288,7 @@ class Trainer:
             self._monitor.message("stopped before the end of step 1, so nothing is saved; --resume begins it again")
 
     def _finish(self) -> None:
-        """Keep what was trained and say where it is."""
+        """Finish the last checkpoint, export, and show where everything is."""
         folder = self._folder
         where = {"checkpoint": str(folder.checkpoint(self._step))}
         with self._monitor.phase("checkpoint"):
@@ -306,7 +306,7 @@ class Trainer:
 
 
 def samples(groups: Sequence[Group], count: int) -> list[Sample]:
-    """The first completion of each of the first `count` prompts, to be read by people."""
+    """Return the first completion of each of the first `count` prompts, for people to read."""
     return [
         Sample(
             prompt=group.prompt.text,

@@ -1,4 +1,4 @@
-"""The engine's weights kept those of the policy: resharded where they are of an earlier step, proven, compared."""
+"""Keep the engine's weights equal to the policy's: reshard, prove and compare them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from megatron_rapo.types import Prompt
 
 
 class WeightSync:
-    """Of one policy and one engine, whose weights' version is the number of steps trained.
+    """Keeps one engine's weights equal to one policy's. Their version is the number of trained steps.
 
-    The first sync of a start is always proven, and compared on fixed prompts, of which `prompts` are the first; later
-    ones as often as [reshard] says.
+    The first sync after a start is always proven, and compared on fixed prompts (the first of `prompts`). [reshard]
+    says how often later ones are.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class WeightSync:
         self._scalars: dict[str, float] = {}
 
     def run(self, step: int) -> dict[str, float]:
-        """Have the engine hold the policy of `step`. Returns what its resharding took and showed. Collective.
+        """Give the engine the weights of `step`. Returns the scalars of its resharding. Collective.
 
-        Raises ReshardError where the engine holds something else, RuntimeError where it computes something else.
+        Raises ReshardError if the engine holds something else, RuntimeError if it computes something else.
         """
         settings, version = self._config.reshard, self._sampler.engine.weight_version
         if version != step:
@@ -66,5 +66,5 @@ class WeightSync:
 
 
 def _is_proven(how_often: str | int, step: int) -> bool:
-    """Return whether the resharding at `step`, not the first of a start, is proven: by [reshard] verify."""
+    """Return whether the resharding at `step` is proven, by [reshard] verify. (The first after a start always is.)"""
     return how_often == "every" if isinstance(how_often, str) else is_due(step, how_often)

@@ -1,4 +1,4 @@
-"""A policy over V = 6 tokens, its logits the parameters, in fp64: an expectation is a sum over the vocabulary.
+"""Define a policy over V = 6 tokens in fp64. Its parameters are the logits. Expectations are sums over the vocabulary.
 
 The loss under test is the training's own, from logits through the output head to `rapo_loss`. Its expectation over the
 engine's samples is the loss of all V tokens at once, each weighted by the engine's probability of it.
@@ -22,7 +22,7 @@ UNTRUNCATED: dict[str, Any] = {"importance_cap": NO_CAP, "log_rho_cap": NO_CAP, 
 
 @dataclass(frozen=True, kw_only=True)
 class TabularPolicy:
-    """Log-probabilities of all distributions of one state but the policy's, which has logits."""
+    """The logits of the policy, and the log-probabilities of the other distributions, in one state."""
 
     logits_V: Tensor
     ref_logits_V: Tensor
@@ -33,7 +33,7 @@ class TabularPolicy:
     advantage_V: Tensor
 
     def scores(self, logits_V: Tensor, direction: Any = None) -> TokenScores:
-        """What the output head says of each token of the vocabulary; its hidden states are the logits themselves."""
+        """Return the output head's scores of each token of the vocabulary. The hidden states are the logits."""
         reference = direction and ReferenceHead(
             hidden_TD=self.ref_logits_V.repeat(V, 1),
             weight_VpD=torch.eye(V, dtype=torch.float64),
@@ -46,7 +46,7 @@ class TabularPolicy:
     def expected_loss(
         self, logits_V: Tensor, divergence: str, *, alpha: float, beta: float, **settings: Any
     ) -> LossSums:
-        """E over the engine's samples of the loss and, per token, of its metrics that carry a weight."""
+        """Return the expectation over the engine's samples of the loss, and of its weighted metrics per token."""
         inputs = LossInputs(
             **self.scores(logits_V, DIVERGENCES[divergence].exact)._asdict(),
             old_logp_T=self.old_logp_V,
@@ -60,13 +60,13 @@ class TabularPolicy:
         return rapo_loss(inputs, LossSettings(divergence=divergence, alpha=alpha, beta=beta, **limits))
 
     def expected_gradient(self, divergence: str, **settings: Any) -> Tensor:
-        """Of that loss by the policy's logits."""
+        """Return the gradient of the expected loss by the policy's logits."""
         logits_V = self.logits_V.clone().requires_grad_()
         return torch.autograd.grad(self.expected_loss(logits_V, divergence, **settings).loss, logits_V)[0]
 
 
 def make_world(seed: int, phi: float, *, old_noise: float = 0.0, engine_noise: float = 0.0) -> TabularPolicy:
-    """Random distributions; without noise the old policy is the policy, and the engine's is the old one."""
+    """Build random distributions. Without noise, old policy and engine are equal to the policy."""
     generator = torch.Generator().manual_seed(seed)
     logits_V, ref_V, advantage_V, old_V, engine_V = torch.randn(5, V, dtype=torch.float64, generator=generator)
     reweighted_V = ref_V.softmax(0) ** phi

@@ -39,7 +39,7 @@ def test_leave_one_out_is_the_reward_less_the_mean_of_the_others():
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, -0.3, 1e8, 1 / 3])
 @pytest.mark.parametrize("size", [2, 3, 7, 16])
 def test_equal_rewards_are_exactly_zero(reward, size, kind):
-    """The mean of equal numbers may be one rounding off (of seven times 0.1 it is)."""
+    """The mean of equal numbers can have a rounding error (for example of seven times 0.1)."""
     for dtype in (torch.float32, torch.float64):
         found = group_advantages(torch.full((2, size), reward, dtype=dtype), kind)
         assert torch.equal(found, torch.zeros(2, size, dtype=torch.float64))
@@ -131,7 +131,7 @@ def test_signal_among_the_trained(trained, keeps_baseline, signal):
 
 
 def test_signal_is_of_each_group():
-    """In one of them the trained one's reward is the mean, so that it has no advantage."""
+    """In one group the trained completion's reward is the mean, so it has no advantage."""
     rewards_PG = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 1.0], [0.0, 0.0, 1.0]])
     trained_PG = torch.tensor([[True, False, False]]).expand(3, 3)
     assert have_signal(rewards_PG, trained_PG, torch.ones_like(trained_PG)).tolist() == [False, False, True]

@@ -1,4 +1,4 @@
-"""Values and gradients of every divergence, token by token and in expectation by exact enumeration, fp64."""
+"""Check values and gradients of every divergence, per token and in expectation (by enumeration), in fp64."""
 
 import math
 from dataclasses import replace
@@ -27,12 +27,12 @@ ALONE = {"alpha": 1.0, "beta": 0.0}  # of the loss's terms, in an expectation wh
 
 
 def of_divergence(world):
-    """The same world, in which the loss is the penalty alone."""
+    """Return the same world with advantages of 0, so that the loss is only the penalty."""
     return replace(world, advantage_V=torch.zeros(V, dtype=torch.float64))
 
 
 def quantity_and_gradient(world, name):
-    """A quantity's value and its gradient by the policy's logits; nothing of nothing."""
+    """Return a quantity's value and its gradient by the policy's logits. Zeros without a quantity."""
     if name is None:
         return torch.zeros((), dtype=torch.float64), torch.zeros(V, dtype=torch.float64)
     logits_V = world.logits_V.clone().requires_grad_()
@@ -41,14 +41,14 @@ def quantity_and_gradient(world, name):
 
 
 def by_logp(world, name):
-    """The penalty of each token, and its gradient by that token's log-probability."""
+    """Return the penalty of each token, and its gradient by that token's log-probability."""
     logp_V = world.logits_V.log_softmax(0).requires_grad_()
     penalty = DIVERGENCES[name].estimate(logp_V, world.ref_logp_V, NO_CAP)
     return penalty, torch.autograd.grad(penalty.loss_T.sum(), logp_V)[0]
 
 
 def test_the_quantities_are_what_their_names_say():
-    """Against torch's, and half of E_p^[(log rho)^2] of p^ = (1/2, 1/2) and pi = (1/4, 3/4): rho = (2, 2/3)."""
+    """The KLs are torch's. 1/2 E_p^[(log rho)^2] is by hand: p^ = (1/2, 1/2), pi = (1/4, 3/4), rho = (2, 2/3)."""
     world = make_world(0, 0.4)
     pi, ref = Categorical(logits=world.logits_V), Categorical(logits=0.4 * world.ref_logits_V)
     logp_V, ref_logp_V = world.logits_V.log_softmax(0), world.ref_logp_V
@@ -61,7 +61,7 @@ def test_the_quantities_are_what_their_names_say():
 
 
 def test_the_quantities_have_different_gradients():
-    """Else none of the tests below could tell a wrong name from a right one."""
+    """Otherwise the tests below could not find a wrong name."""
     gradients = [quantity_and_gradient(make_world(0, 0.4), name)[1] for name in QUANTITIES]
     assert min((a - b).abs().max() for i, a in enumerate(gradients) for b in gradients[:i]) > 0.05
 
@@ -86,9 +86,9 @@ def test_on_policy(name, phi, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_off_policy(name, seed):
-    """Tokens of a third distribution, the engine's: corrected and exact divergences are the same as on-policy.
+    """Tokens come from the engine's distribution. Corrected and exact divergences are as on-policy.
 
-    k3, as it is commonly run, has another gradient and another value: off by a half and a fifth, and more.
+    The usual k3 has a gradient that is wrong by at least a half, and a value that is wrong by at least a fifth.
     """
     world = of_divergence(make_world(seed, 0.4, old_noise=1.0, engine_noise=1.0))
     kind = DIVERGENCES[name]
@@ -106,7 +106,7 @@ def test_off_policy(name, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", [name for name in DIVERGENCES if DIVERGENCES[name].corrected])
 def test_truncated_importance_weights_are_a_bias_that_is_counted(name, seed):
-    """The gradient is sum_v mu(v) min(pi(v) / mu(v), 1.1) grad(v), and counted is each v with pi(v) > 1.1 mu(v)."""
+    """The gradient is sum_v mu(v) min(pi(v) / mu(v), 1.1) grad(v). Each v with pi(v) > 1.1 mu(v) is counted."""
     world = of_divergence(make_world(seed, 0.4, old_noise=1.0, engine_noise=1.0))
     world = replace(world, old_logp_V=world.engine_logp_V)  # no count from the surrogate's weights
     pi_V, mu_V = world.logits_V.softmax(0), world.engine_logp_V.exp()
@@ -145,7 +145,7 @@ def test_phi_of_one_is_the_plain_forward_kl():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_identities_of_every_token(seed):
-    """The forward KL's gradient is k3's and the paper's with its score-function term; k3 with its own has k2's."""
+    """forward_kl has the gradient of k3, and of the paper's with its score-function term. k3 with its own has k2's."""
     world = make_world(seed, 0.4)
     _, forward_V = by_logp(world, "forward_kl")
     _, k3_V = by_logp(world, "forward_kl_k3")
@@ -159,14 +159,14 @@ def test_identities_of_every_token(seed):
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_every_token_reports_at_least_zero(name):
-    """So that the mean has little variance, and a negative divergence is never shown."""
+    """So the mean has little variance, and a negative divergence is never shown."""
     penalty, _ = by_logp(make_world(0, 0.4), name)
     assert (penalty.value_T > 0).all() and not penalty.value_T.requires_grad
 
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_at_the_reference_no_token_has_a_gradient(name):
-    """Not only their mean: there the estimate is without noise."""
+    """Not only the mean is 0: the estimate has no noise there."""
     world = make_world(0, 1.0)
     world = replace(world, ref_logp_V=world.logits_V.log_softmax(0))
     penalty, gradient_V = by_logp(world, name)
@@ -223,7 +223,7 @@ E3 = math.exp(3.0)
     ],
 )
 def test_cap(estimate, values, gradients):
-    """Beyond the cap tokens are counted, their value is that at the cap, and so is their gradient: it is not lost."""
+    """Tokens beyond the cap are counted. They have the value and the gradient at the cap, not a gradient of 0."""
     logp_T = torch.tensor([-7.0, -5.0, -1.0], dtype=torch.float64, requires_grad=True)
     ref_logp_T = torch.tensor([-2.0, -2.0, -6.0], dtype=torch.float64)
     penalty = estimate(logp_T, ref_logp_T, 3.0)
@@ -245,7 +245,7 @@ def test_cap_keeps_float32_finite(name, log_rho):
 
 
 def test_k3_keeps_the_gradient_that_a_clamp_to_10_takes():
-    """As docs/data.md says of the recipe whose k3 is clamped: the same between log rho = -10.99 and 2.61, 0 beyond."""
+    """As docs/data.md says of a clamped k3: the same gradient between log rho = -10.99 and 2.61, and 0 beyond."""
     log_rho_T = torch.tensor([-12.0, -10.99, -1.0, 0.5, 2.61, 2.62, 9.0], dtype=torch.float64)
     logp_T = torch.zeros_like(log_rho_T, requires_grad=True)
     ours_T = forward_kl_k3(logp_T, log_rho_T, 20.0).loss_T

@@ -1,4 +1,4 @@
-"""The loss by hand, against a plain-Python copy of its formula, by finite differences and in expectation; fp64."""
+"""Check the loss by hand, with a plain-Python copy, by finite differences and in expectation, in fp64."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def f64(*values):
 
 @dataclass
 class Run:
-    """What a call of the loss gave."""
+    """The results of a call of the loss."""
 
     loss: float
     by: dict[str, torch.Tensor]  # gradients by the names in GRADIENTS
@@ -40,7 +40,7 @@ class Run:
 
 
 def run(logp_T, **given):
-    """On-policy, at the reference, advantage 0, weight 1 and all masked in, unless given otherwise."""
+    """Run the loss. Defaults: on-policy, at the reference, advantage 0, weight 1, all tokens selected."""
     ones_T = torch.ones_like(logp_T)
     tensors = {
         **{"logp_T": logp_T, "entropy_T": ones_T, "kl_T": ones_T, "old_logp_T": logp_T, "ref_logp_T": logp_T},
@@ -86,7 +86,7 @@ def test_clip(ratio, advantage, expected, clipped):
 @pytest.mark.parametrize("of_sequence", [False, True])
 @pytest.mark.parametrize(("ratio", "advantage", "expected", "clipped"), CLIP)
 def test_the_loss_is_minus_the_surrogate(ratio, advantage, expected, clipped, of_sequence):
-    """Of the token's own ratio, or of its sequence's, whatever the token's own is then."""
+    """It uses the token's own ratio, or only the ratio of its sequence."""
     given = {"old_logp_T": f64(-3.0), "engine_logp_T": f64(-3.0), "advantage_T": f64(advantage)}
     if of_sequence:
         found = run(f64(-2.0), **given, sequence_log_ratio_T=f64(math.log(ratio)))
@@ -135,7 +135,7 @@ def test_divergence_is_a_penalty(divergence, loss_of_one, value_of_one, gradient
 
 @pytest.mark.parametrize("divergence", ["forward_kl_exact", "reverse_kl_exact"])
 def test_an_exact_divergence_is_the_output_heads(divergence):
-    """Neither rho = 2 nor pi / engine = 2 matters to it."""
+    """rho = 2 and pi / engine = 2 have no effect."""
     given = {"ref_logp_T": f64(math.log(0.5)), "engine_logp_T": f64(math.log(0.125)), "divergence": divergence}
     found = run(f64(math.log(0.25)), kl_T=f64(0.7), alpha=0.3, **given)
     assert found.loss == pytest.approx(0.3 * 0.7) and found.metrics["divergence"] == pytest.approx(0.7)
@@ -147,7 +147,7 @@ def test_an_exact_divergence_is_the_output_heads(divergence):
 
 
 def test_weights_by_hand():
-    """Tokens of weight 1/2 and 2, with rho = 2 as above; what is only watched is not weighted."""
+    """Tokens have weights 1/2 and 2, and rho = 2 as above. Metrics outside of the objective are not weighted."""
     found = run(
         f64(0.25, 0.25).log(),
         ref_logp_T=f64(0.5, 0.5).log(),
@@ -168,7 +168,7 @@ def test_weights_by_hand():
 
 
 def test_importance_weights_by_hand():
-    """The surrogate carries pi_old / engine, the divergence pi / engine; at most 2, and detached.
+    """The surrogate's weight is pi_old / engine, the divergence's pi / engine. Both are at most 2 and detached.
 
     token  engine  old   pi    pihat  pi_old/engine  pi/engine  w = pi/pi_old
     0      1/4     3/8   3/8   3/4    3/2            3/2        1
@@ -219,7 +219,7 @@ def test_truncated_importance_weights_are_counted(engine, old, pi, of_surrogate,
 
 
 def test_metrics_of_the_estimate_by_hand_and_by_split():
-    """Four tokens, the last masked out; rho = 2, 1/2, 8 -> 4 (the cap), pi / engine = 1, 3/2, 4 -> 2 (the cap)."""
+    """Four tokens, the last masked out. rho = 2, 1/2, 8 -> 4 (the cap). pi / engine = 1, 3/2, 4 -> 2 (the cap)."""
     pi, rho, weight = f64(0.25, 0.375, 0.125, 0.5), f64(2.0, 0.5, 8.0, 9.0), f64(1.0, 1.5, 4.0, 9.0)
     found = run(
         pi.log(),
@@ -260,7 +260,7 @@ def test_metrics_of_the_estimate_by_hand_and_by_split():
 @pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
 @pytest.mark.parametrize("log_ratio", [90.0, -90.0])
 def test_policies_far_apart_stay_finite_and_are_counted(advantage, log_ratio):
-    """Without a guard exp(90) is infinite in float32, and 0 * inf the gradient of the token that was clipped."""
+    """Without the clamp exp(90) is infinite in float32, and the clipped token has the gradient 0 * inf = nan."""
     logp_T = torch.tensor([-1.0 - max(0.0, -log_ratio)], requires_grad=True)
     inputs = LossInputs(
         logp_T=logp_T,
@@ -284,7 +284,7 @@ def test_policies_far_apart_stay_finite_and_are_counted(advantage, log_ratio):
 def test_gspo_by_its_own_equation():
     """1/S sum_i min(s_i A_i, clip(s_i) A_i), s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|): arXiv 2507.18071, equation 5.
 
-    With each token weighted by 1 / (S |y_i|), values and gradients are those of sequences differentiated as a whole.
+    With weights 1 / (S |y_i|), values and gradients equal those of whole sequences, differentiated directly.
     """
     lengths, advantages = [3, 2, 4, 1, 2], [1.0, -2.0, 0.5, -1.0, 2.0]
     log_ratios = [0.05, 0.1, 0.5, -0.6, -0.7]  # free, free, clipped above, clipped below, pulled back
@@ -324,7 +324,7 @@ AS_WRITTEN = ["rapo_paper", "forward_kl_k3", "reverse_kl", "forward_kl_exact", "
 
 @pytest.mark.parametrize("divergence", AS_WRITTEN)
 def test_finite_differences_of_the_loss_as_written(divergence):
-    """By the logits of eight tokens, through log-probability, entropy and exact KL of the output head.
+    """Differentiate by the logits of eight tokens, through the output head's log-probability, entropy and exact KL.
 
     Every importance weight is truncated and so constant. Advantages have both signs, ratios are clipped on both sides
     and not at all, one token is masked out, and each has another weight.
@@ -375,10 +375,10 @@ REGIMES = {
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_finite_differences_of_the_objective(divergence, regime):
-    """The whole loss's expected gradient is that of the objective with the quantity that the divergence names, and its
-    expected metrics are the objective's terms. k3 is uncorrected: where the policy is not the engine, neither holds.
+    """The loss's expected gradient is that of the objective, with the quantity that the divergence is named after.
 
-    The surrogate's expectation is sum_v pi_old(v) min(w A, clip(w) A), whatever the engine is.
+    Its expected metrics are the terms of the objective. k3 is uncorrected, so both hold only if the policy is the
+    engine. The surrogate's expectation is sum_v pi_old(v) min(w A, clip(w) A) for every engine.
     """
     world, alpha, beta = make_world(3, 0.4, **REGIMES[regime]), 0.3, 0.2
     kind = DIVERGENCES[divergence]
@@ -414,7 +414,7 @@ def test_finite_differences_of_the_objective(divergence, regime):
 
 
 def random_tokens(count=64, seed=0):
-    """Every case at once: clips on both sides, truncated weights, capped log rho, masked-out tokens."""
+    """Return tokens of every kind: clips on both sides, truncated weights, capped log rho, masked-out tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale):
@@ -436,7 +436,7 @@ def random_tokens(count=64, seed=0):
 
 
 def plain_loss(token, frozen_logp, *, divergence, ratio, settings):
-    """One token's loss as the formulas have it; `frozen_logp` is the policy wherever it is detached."""
+    """Return one token's loss by the formulas. `frozen_logp` is the policy's log-probability where it is detached."""
     low, high, cap = 1 - settings["clip_low"], 1 + settings["clip_high"], settings["log_rho_cap"]
     logp, advantage = token["logp_T"], token["advantage_T"]
     log_ratio = logp - token["old_logp_T"] if ratio == "token" else token["sequence_log_ratio_T"] + logp - frozen_logp
@@ -497,7 +497,7 @@ def test_against_the_formula_and_its_finite_differences(divergence, ratio):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("name", [*GRADIENTS, *CONSTANTS])
 def test_what_is_masked_out_leaves_no_trace(name, divergence):
-    """Not in values, nor in metrics or gradients, even where it is not finite."""
+    """Values, metrics and gradients do not change, even if masked-out numbers are not finite."""
     tensors = random_tokens(count=8, seed=2)
     tensors["mask_T"][:2] = torch.tensor([False, True])
     settings = {"divergence": divergence, "alpha": 0.4, "beta": 0.05, "splits": {"all": torch.ones(8).bool()}}

@@ -19,7 +19,7 @@ def phi(rewards, shape="linear", *, reward_range=(0.0, 1.0), phi_min=0.5, phi_ma
 
 
 def sigmoid_share(share, sharpness):
-    """(s(x) - s(0)) / (s(1) - s(0)) with s the logistic function around the middle."""
+    """Return (s(x) - s(0)) / (s(1) - s(0)), where s is the logistic function around the middle."""
     at, low, high = (1 / (1 + math.exp(-sharpness * (x - 0.5))) for x in (share, 0.0, 1.0))
     return (at - low) / (high - low)
 

@@ -1,4 +1,4 @@
-"""The GRPO baselines against TRL 1.16: the loss and its gradient by every parameter of a model, to 1e-5.
+"""Compare the GRPO baselines with TRL 1.16: the loss and its gradient by every parameter of a model, to 1e-5.
 
 TRL's own trainer, built from its public settings, computes its loss from token ids; ours starts from the logits of the
 same model. Masks, advantages and the log-probabilities of the old policy, the reference and the engine are the same
@@ -54,7 +54,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:TRL currently supports vLLM vers
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What both losses are given."""
+    """The inputs of both losses."""
 
     ids_BS: Tensor
     attends_BS: Tensor  # 0 on padding: prompts are padded on the left, completions on the right
@@ -108,7 +108,7 @@ def batch(folder):
 
 
 def completion_scores(model, ids_BS, attends_BS):
-    """Log-probability of each token of the completion, and entropy, from the logits."""
+    """Return log-probability and entropy of each token of the completion, from the logits."""
     logp_BCV = model(input_ids=ids_BS, attention_mask=attends_BS).logits[:, PROMPT - 1 : -1].log_softmax(-1)
     logp_BC = logp_BCV.gather(-1, ids_BS[:, PROMPT:, None]).squeeze(-1)
     return logp_BC, -(logp_BCV.exp() * logp_BCV).sum(-1)
@@ -120,7 +120,7 @@ def gradient_of(model):
 
 @pytest.fixture(scope="module")
 def run_trl(folder, batch, tmp_path_factory):
-    """run_trl(**settings of GRPOConfig): TRL's loss summed over the micro-batches of one optimizer step."""
+    """Return run_trl(**settings of GRPOConfig): TRL's loss, summed over the micro-batches of an optimizer step."""
     pytest.importorskip("trl", reason="TRL is not installed; pip install '.[peers]' brings it")
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -181,7 +181,7 @@ def run_trl(folder, batch, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_ours(folder, batch):
-    """run_ours(**settings of rapo_loss, and which weights, ratios and samplers): our loss of one optimizer step."""
+    """Return run_ours(**settings of rapo_loss, weights, ratios and samplers): our loss of an optimizer step."""
 
     def run_ours(
         *, weights: str = "token_mean", sequence_ratio: bool = False, engine: bool = False, **settings: Any
@@ -224,7 +224,7 @@ def run_ours(folder, batch):
 
 
 def relative_error(found: Result, expected: Result) -> float:
-    """The larger of the loss's and the gradient's."""
+    """Return the larger relative error of loss and gradient."""
     loss = abs(found.loss - expected.loss) / abs(expected.loss)
     gradient = (found.gradient - expected.gradient).abs().max() / expected.gradient.abs().max()
     return max(loss, gradient.item())
@@ -282,7 +282,7 @@ def test_loss_and_gradient(run_trl, run_ours, trl_settings, our_settings):
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_clips_and_metrics(run_trl, run_ours, level):
-    """Both count the same clips, of both signs of the advantage; KL and entropy are the same means over tokens."""
+    """Both count the same clips, for advantages of both signs. KL and entropy are the same means over tokens."""
     expected = run_trl(loss_type="dapo", importance_sampling_level=level, **PLAIN_K3).metrics
     found = run_ours(sequence_ratio=level == "sequence", divergence="forward_kl_k3", alpha=0.3).metrics
     assert expected["clip_ratio/low_mean"] > 0 and expected["clip_ratio/high_mean"] > 0
@@ -297,7 +297,7 @@ def test_weights_are_truncated(run_ours):
 
 
 def test_k2_has_the_gradient_of_trl_s_default_kl(run_trl, run_ours):
-    """w k3, differentiated with its weight, is w (1 - rho + k3) = -w log rho token by token: k2's. Values differ."""
+    """The gradient of w k3, with its weight w, is w (1 - rho + k3) = -w log rho per token: k2's. Values differ."""
     expected = run_trl(loss_type="dapo", beta=0.3)
     found = run_ours(divergence="reverse_kl", alpha=0.3)
     assert relative_error(found._replace(loss=expected.loss), expected) < 1e-5

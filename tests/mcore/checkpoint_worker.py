@@ -1,4 +1,4 @@
-"""Started on 2 processes: train, save, train on; then load under several layouts and train on again."""
+"""Train, save and continue; then load under several layouts and continue again. Runs on 2 processes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def main() -> None:
 def save_while_going_on(
     policy: Policy, config: Config, root: Path, rollout: list[TrainingSequence]
 ) -> tuple[Path, list[dict[str, float]], list[float]]:
-    """The checkpoint of now, what two more steps give before any of it is written, and random numbers of now."""
+    """Return a checkpoint, the results of two more steps before it is written, and random numbers at its time."""
     saver, gone_on = Saver(root, policy), threading.Event()
     with mock.patch.object(checkpoint_writer, "write", lambda files: gone_on.wait() and WRITE(files)):
         checkpoint = saver.save(2, {"step": 2, "words": ["any", 1]})
@@ -102,7 +102,7 @@ def save_while_going_on(
 
 
 def full_disk(model: Path, folder: Path) -> dict[str, Any]:
-    """One checkpoint, and another that the last rank has no room for: what every rank says, and what is left."""
+    """Save a checkpoint, and one that does not fit on the last rank's disk. Return the errors and what is left."""
     policy, _ = build(model, folder, "TP2")
     root = folder / "full"
     saver = Saver(root, policy)
@@ -129,7 +129,7 @@ def to_full_disk(files: Sequence[checkpoint_writer.Content]) -> checkpoint_write
 
 
 def random_numbers() -> list[float]:
-    """Of every generator on the host, other ones on each rank."""
+    """Return random numbers of every generator on the host, different ones on each rank."""
     for generator in (random.random, np.random.random, lambda: float(torch.rand(()))):
         for _ in range(dist.get_rank()):
             generator()
@@ -137,7 +137,7 @@ def random_numbers() -> list[float]:
 
 
 def optimizer_tensors(policy: Policy) -> list[torch.Tensor]:
-    """What this rank's Adam updates and keeps, parameter by parameter."""
+    """Return the tensors that this rank's Adam updates and keeps, by parameter."""
     found = []
     for part in getattr(policy.optimizer, "chained_optimizers", [policy.optimizer]):
         for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
@@ -157,7 +157,7 @@ def on_all(fact: bool) -> bool:
 
 
 def go_on_resharded(checkpoint: Path, model: Path, folder: Path, saved: str, rollout: Any) -> Any:
-    """Two steps from the checkpoint as megatron-rapo convert cuts it up for another layout."""
+    """Take two steps from the checkpoint after `megatron-rapo convert` has resharded it for another layout."""
     target = checkpoint.with_name(f"{saved} anew".replace(" ", "-")) / checkpoint.name
     if dist.get_rank() == 0:
         layout = convert.Layout(tensor=2, pipeline=2)

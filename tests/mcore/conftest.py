@@ -1,4 +1,4 @@
-"""The recorded rollout under every layout, run once for all tests of this folder."""
+"""Run the recorded rollout under every layout, once for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKER = Path(__file__).with_name("layout_worker.py")
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the models that LAYOUTS names."""
+    """Return the folder of the models that LAYOUTS names."""
     folder = tmp_path_factory.mktemp("models")
     shape = {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "gain": 0.7}
     save_tiny_model(folder / "untied", tied=False, vocab_size=131, seed=1, **shape)  # not divisible by 2
@@ -30,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def found(models: Path) -> dict[str, Any]:
-    """What layout_worker.py says of each layout."""
+    """Return the results of layout_worker.py for each layout."""
     results: dict[str, Any] = {}
     for nproc in sorted({layout.nproc for layout in ALL.values()}):
         results |= run_distributed(WORKER, nproc, models) or {}

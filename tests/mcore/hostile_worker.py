@@ -1,4 +1,4 @@
-"""`hostile_worker.py FOLDER` on one process: checkpoints that hold code, given to everything that reads checkpoints."""
+"""`hostile_worker.py FOLDER` on one process: give checkpoints with code in them to all that reads checkpoints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LAYOUT = convert.Layout()
 
 
 class Evil:
-    """Makes a folder where it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -77,7 +77,7 @@ def said(read: Callable[[Path, Policy], Any], checkpoint: Path, policy: Policy) 
 
 
 def manifest(checkpoint: Path) -> None:
-    """As anyone can write it anew."""
+    """Write a new manifest, as an attacker can."""
     kept = json.loads((checkpoint / MANIFEST).read_text())["files"]
     names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
     written = [name for name in names if name != MANIFEST]
@@ -94,7 +94,7 @@ def of_metadata(change: Callable[[Any, Path], Any]) -> Callable[[Path, Path], No
 
 
 def of_object(kind: str, evil: Callable[[Path], Any]) -> Callable[[Path, Path], None]:
-    """Every object of the kind is another, in a file of its own."""
+    """Return an attack that replaces every object of the kind by another one, in a file of its own."""
 
     def attack(checkpoint: Path, marker: Path) -> None:
         stream = io.BytesIO()
@@ -132,7 +132,7 @@ def another_backend(checkpoint: Path, _marker: Path) -> None:
 
 
 def pickled(marker: Path) -> torch.Tensor:
-    """As Transformer Engine keeps its state, which it unpickles."""
+    """Return pickled code in a tensor: Transformer Engine keeps its state so, and unpickles it."""
     return torch.frombuffer(bytearray(pickle.dumps(Evil(marker))), dtype=torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Started on several processes: `layout_worker.py MODELS`; what each layout of that many makes of the same rollout."""
+"""`layout_worker.py MODELS` on several processes: run the same rollout under each layout of that many."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def build(
 
 
 def compare(policy: Policy, rollout: Sequence[TrainingSequence], model: Path) -> dict[str, Any]:
-    """Everything before the first update, with transformers and by hand."""
+    """Compare everything before the first update, with transformers and by hand."""
     batches, reference = policy.pack(rollout), load_reference(model)
     logits = over_all_ranks(compare_logits(policy, batches, rollout, reference))
     parts = [rollout[:5], rollout[5:]]  # as optimizer steps of their own
@@ -115,7 +115,7 @@ def compare(policy: Policy, rollout: Sequence[TrainingSequence], model: Path) ->
 def train(
     policy: Policy, config: Config, rollout: Sequence[TrainingSequence], *, save: bool, name: str
 ) -> dict[str, Any]:
-    """Three steps on the rollout, whose old log-probabilities come from the first one's training pass."""
+    """Take three steps on the rollout. Old log-probabilities come from the first training pass."""
     (referenced,) = policy.score_reference([policy.pack(rollout)])
     loss = loss_function(config, policy.sequence_mean)
     first = policy.train_step(referenced, loss)
@@ -129,7 +129,7 @@ def train(
 def train_on_groups(
     policy: Policy, config: Config, rollout: Sequence[TrainingSequence], *, save: bool
 ) -> dict[str, Any]:
-    """The same with completions of three prompts, twice."""
+    """Train with completions of three prompts, twice."""
     reference = load_reference(config.model.path)
     groups = [grouped for i in (0, 4, 8) for grouped in with_one_prompt(rollout[i : i + 4], reference)] * 2
     batches = policy.pack(groups)
@@ -145,7 +145,7 @@ def train_on_groups(
 
 
 def with_one_prompt(sequences: Sequence[TrainingSequence], reference: torch.nn.Module) -> list[TrainingSequence]:
-    """Their completions behind all of their prompts in a row, with transformers' log-probabilities."""
+    """Give all completions one prompt, their prompts in a row, with transformers' log-probabilities."""
     prompt = np.concatenate([s.token_ids[: s.prompt_length] for s in sequences])
     found = []
     for sequence in sequences:
@@ -156,7 +156,7 @@ def with_one_prompt(sequences: Sequence[TrainingSequence], reference: torch.nn.M
 
 
 def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[TrainingSequence]) -> dict[str, Any]:
-    """The same from a scoring pass, with gradient norms before each step."""
+    """Train with a scoring pass, and measure gradient norms before each step."""
     (scored,) = policy.score([policy.pack(rollout)])
     alpha = config.algorithm.alpha
 
@@ -201,7 +201,7 @@ def loss_with(policy: Policy, config: Config, **settings: float) -> LossFunction
 
 
 def digest(policy: Policy) -> str:
-    """Of every bit of the weights."""
+    """Return a digest of every bit of the weights."""
     content = hashlib.sha256()
     for name, tensor in policy.hf_tensors():
         content.update(name.encode())
@@ -210,14 +210,14 @@ def digest(policy: Policy) -> str:
 
 
 def spread(batch: PackedBatch) -> PackedBatch:
-    """With log-ratios of up to 30 nats, which depend on the token alone."""
+    """Give each token a log-ratio of up to 30 nats that depends only on the token."""
     if batch.old_logp_T is None:
         return batch
     return replace(batch, ref_logp_T=batch.old_logp_T + 30 * torch.sin(batch.targets_T.float()))
 
 
 def diagnose(policy: Policy, scored: Sequence[PackedBatch]) -> dict[str, Any]:
-    """The scalars, and of all ranks what is behind them: of each token log-ratio, reward, gap, and if it is stale."""
+    """Return the scalars, and log-ratio, reward, gap and staleness of each token of all ranks."""
     mine = []
     if policy.parallel.is_last_stage and policy.parallel.tensor_group.rank() == 0:
         for batch in scored:
@@ -233,7 +233,7 @@ def diagnose(policy: Policy, scored: Sequence[PackedBatch]) -> dict[str, Any]:
 def compare_sequence_means(
     policy: Policy, batches: Sequence[PackedBatch], rollout: Sequence[TrainingSequence]
 ) -> Comparison:
-    """Of each token's place in its sequence: halfway between the first and the last that the loss counts."""
+    """Compare means of token positions: halfway between the first and the last that the loss counts."""
     comparison = Comparison()
     for batch in batches:
         found_T = policy.sequence_mean(batch.position_T.float(), batch)
@@ -246,7 +246,7 @@ def compare_sequence_means(
 
 @dataclass
 class Comparison:
-    """Of values that this rank has with those that transformers computes."""
+    """Compares this rank's values with those of transformers."""
 
     error: float = 0.0  # largest |difference|
     tokens: int = 0
@@ -258,7 +258,7 @@ class Comparison:
 
 
 def over_all_ranks(comparison: Comparison) -> dict[str, float]:
-    """Every token is counted once: what the ranks of a tensor-parallel group have in common only on its first."""
+    """Count every token once: only on the first rank of a tensor-parallel group."""
     group = parallel_state.get_tensor_model_parallel_group()
     error = torch.tensor(comparison.error)
     tokens = torch.tensor(comparison.tokens if group.rank() == 0 else 0)
@@ -271,7 +271,7 @@ def over_all_ranks(comparison: Comparison) -> dict[str, float]:
 def compare_logits(
     policy: Policy, batches: Sequence[PackedBatch], rollout: Sequence[TrainingSequence], reference: torch.nn.Module
 ) -> Comparison:
-    """Megatron's logits of every token of the rollout, on the last pipeline stage."""
+    """Compare Megatron's logits of every token of the rollout, on the last pipeline stage."""
 
     def forward(data: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
         return policy._passes._hidden(chunk, next(data)), lambda hidden, non_loss_data: hidden
@@ -306,7 +306,7 @@ def compare_log_probs(
     old: Comparison,
     ref: Comparison,
 ) -> None:
-    """The policy's and the reweighted reference's log-probabilities of sampled tokens, on the last pipeline stage."""
+    """Compare log-probabilities of sampled tokens by policy and reweighted reference, on the last pipeline stage."""
     for batch in scored:
         assert (batch.old_logp_T is None) == (batch.ref_logp_T is None) == (not policy.parallel.is_last_stage)
         if batch.old_logp_T is None or batch.ref_logp_T is None:
@@ -326,7 +326,7 @@ def compare_chosen(
     rollout: Sequence[Sequence[TrainingSequence]],
     reference: torch.nn.Module,
 ) -> dict[str, float]:
-    """The same of some completions, as the first process has them; the second takes no part in the loss."""
+    """Compare log-probabilities of some completions on the first process. The loss excludes the second one."""
     places = [(0, 0), (0, 2), (1, 3), (1, 6)]
     comparison, chosen = Comparison(), {(step, index): rollout[step][index] for step, index in places}
     for place, found in policy.token_log_probs(steps, chosen).items():
@@ -339,7 +339,7 @@ def compare_chosen(
 
 
 def bitwise_equal(policy: Policy, model: Path) -> bool:
-    """On every rank, the HF tensors gathered from all are those of the model's file: names, order-free, every bit."""
+    """Return whether the gathered HF tensors equal the model's file on every rank: names and every bit."""
     expected, found = load_file(model / "model.safetensors"), dict(policy.hf_tensors())
     equal = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     verdict = torch.tensor(int(equal))
@@ -348,9 +348,9 @@ def bitwise_equal(policy: Policy, model: Path) -> bool:
 
 
 def update_errors(policy: Policy, model: Path, file: str, *, save: bool) -> dict[str, float]:
-    """By HF tensor: |this layout's update - one process's| / |one process's|, L2 norms; the latter is kept in a file.
+    """Return |this layout's update - one process's| / |one process's| by HF tensor (L2 norms).
 
-    The worst of all ranks.
+    Each is the largest of all ranks. A file has the update of one process.
     """
     before = load_file(model / "model.safetensors")
     update = {name: tensor.float() - before[name] for name, tensor in policy.hf_tensors()}

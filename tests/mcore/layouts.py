@@ -1,4 +1,4 @@
-"""Every layout and every setting that `layout_worker.py` runs the recorded rollout with."""
+"""List every layout and every setting of `layout_worker.py`."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ TRAINED = [(layout, setting) for layout in ALL for setting in SETTINGS if settin
 
 
 def one_process(layout: str) -> str:
-    """The layout whose results this one's must equal."""
+    """Return the layout on one process whose results this layout's must equal."""
     return f"TP1 {ALL[layout].model}"

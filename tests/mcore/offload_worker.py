@@ -1,4 +1,4 @@
-"""Started on 2 processes: `offload_worker.py FOLDER`; trains with the training state in place, then away."""
+"""`offload_worker.py FOLDER` on 2 processes: train with the training state in place, then offloaded."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def build(folder: Path, name: str, *, offload: bool) -> tuple[Policy, Config]:
 
 
 def step(policy: Policy, config: Config, rollout: list[TrainingSequence]) -> float:
-    """Score, then train; the gradient's norm before and in the update."""
+    """Score and train. Return the gradient's norm before and in the update."""
     [scored] = policy.score([policy.pack(rollout)])
     loss = loss_function(config, policy.sequence_mean)
     with policy.training_state.in_place():
@@ -90,7 +90,7 @@ def refusal(policy: Policy, config: Config, rollout: list[TrainingSequence]) -> 
 
 
 def optimizer_bytes(policy: Policy) -> int:
-    """Memory of Adam's moments on this rank."""
+    """Return the memory of Adam's moments on this rank."""
     parts = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
     states = [state for part in parts for state in part.optimizer.state.values()]
     return sum(state[m].untyped_storage().nbytes() for state in states for m in ("exp_avg", "exp_avg_sq") if m in state)

@@ -1,4 +1,4 @@
-"""`optimizer_state_worker.py FOLDER` on 6 processes: what 6, 4 and 2 of them save, and what they load of it."""
+"""`optimizer_state_worker.py FOLDER` on 6 processes: save and load checkpoints with 6, 4 and 2 of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
 
 @contextmanager
 def world(rank: int, processes: int) -> Iterator[None]:
-    """The first `processes` as all that there are."""
+    """Make the first `processes` the whole world."""
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     own = dist.PrefixStore(str(processes), store)
     dist.init_process_group("gloo", None, timedelta(seconds=60), processes, rank, own)
@@ -59,7 +59,7 @@ def world(rank: int, processes: int) -> Iterator[None]:
 
 
 def of_world(folder: Path, processes: int) -> dict[str, Any]:
-    """Every case that so many processes load; they save its checkpoint first where they are as many."""
+    """Run every case that so many processes load. If the layout is that of the checkpoint, save it first."""
     found: dict[str, Any] = {}
     for case in (case for case in CASES if case.loaded_on == processes):
         root = folder / f"{case.model} {case.saved} on {case.saved_on}".replace(" ", "-")
@@ -77,7 +77,7 @@ def of_world(folder: Path, processes: int) -> dict[str, Any]:
 
 
 def unmended(folder: Path) -> dict[str, str]:
-    """What is said of checkpoints that Megatron saved as it does by itself, with and without digests in them."""
+    """Return the errors for checkpoints of unpatched Megatron, with and without digests."""
     said = {}
     for name, content in (("with digests", CONTENT), ("without digests", without_digests)):
         root = folder / name
@@ -94,7 +94,7 @@ def unmended(folder: Path) -> dict[str, str]:
 
 
 def without_digests(*arguments: Any) -> dict[str, Any]:
-    """As checkpoints were before."""
+    """Return the content of a checkpoint of an older version."""
     return {name: value for name, value in CONTENT(*arguments).items() if name != "digests"}
 
 
@@ -110,7 +110,7 @@ def refusal(folder: Path, root: Path) -> str:
 
 
 def save(folder: Path, model: str, layout: str, root: Path) -> tuple[dict[str, torch.Tensor], float]:
-    """A checkpoint after one step: what this rank has then, and the next loss."""
+    """Save a checkpoint after one step. Return this rank's state then, and the next loss."""
     policy, config = build(folder, model, layout)
     step(policy, config)
     saved(root, 1, policy, {"step": 1})
@@ -121,7 +121,7 @@ def save(folder: Path, model: str, layout: str, root: Path) -> tuple[dict[str, t
 
 
 def state(policy: Policy) -> dict[str, torch.Tensor]:
-    """Everything of this rank: weights, master weights, moments and steps."""
+    """Return weights, master weights, moments and steps of this rank."""
     found = {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
     for number, part in enumerate(torch_adam.parts(policy.optimizer)):
         masters = [parameter for group in part.optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""The checkpoints that tests/mcore/test_optimizer_states.py saves and loads, by model and layout."""
+"""List the checkpoints that tests/mcore/test_optimizer_states.py saves and loads, by model and layout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROCESSES = (6, 4, 2)  # data-parallel 3, 2 and 1 with PP2
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint of `model`, saved by some processes and loaded by as many or fewer."""
+    """A checkpoint of `model`. Some processes save it, and as many or fewer load it."""
 
     model: str
     saved: str

@@ -1,4 +1,4 @@
-"""Checkpoints saved by tests."""
+"""Save checkpoints for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_rapo.mcore.saver import Saver
 
 
 def saved(root: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:
-    """A checkpoint of `policy`, when it is there. Collective."""
+    """Save a checkpoint of `policy`, and wait for it. Collective."""
     saver = Saver(root, policy)
     folder = saver.save(step, state)
     saver.finish()

@@ -1,7 +1,7 @@
-"""Started on one process: `schedule_worker.py FOLDER SETTINGS`; the rate that each optimizer step is taken with.
+"""`schedule_worker.py FOLDER SETTINGS` on one process: report the learning rate of each optimizer step.
 
-For "linear without warm-up" also those of schedules that were saved and loaded: "resumed", and "resumed earlier" of
-what this project wrote before the last step was at min_lr. And for a run of "one step".
+For "linear without warm-up" also report those of schedules that were saved and loaded: "resumed", and "resumed earlier"
+from a checkpoint of a version whose last step was not at min_lr. Also report a run of "one step".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.runs import recorded_rollout, tiny_config
 
 
 def following(policy: Policy, state: dict[str, Any]) -> list[float]:
-    """Load `state` into a schedule as new, and return the rates of the steps that are left."""
+    """Load `state` into a new schedule, and return the rates of the remaining steps."""
     scheduler = make_scheduler(policy.config, policy.optimizer)
     scheduler.load_state_dict(state)
     rates = []

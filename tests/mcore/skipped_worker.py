@@ -1,4 +1,4 @@
-"""Started on 2 processes: `skipped_worker.py FOLDER`; optimizer steps whose loss is not finite, among others."""
+"""`skipped_worker.py FOLDER` on 2 processes: take optimizer steps, some with a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
 
 
 def train(folder: Path, name: str, rollout: Any, *, poisoned: tuple[int, ...]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What three good steps gave, with others before some of them, and the weights at the end."""
+    """Take three good steps, with bad ones before some of them. Return their results and the final weights."""
     schedule = {"schedule": "linear", "warmup_steps": 2, "lr": 1e-3, "min_lr": 1e-4}
     sections = CASES[name] | {"optimizer": CASES[name].get("optimizer", {}) | schedule}
     config = tiny_config(folder / "model", folder, **sections)
@@ -66,13 +66,13 @@ def train(folder: Path, name: str, rollout: Any, *, poisoned: tuple[int, ...]) -
 
 
 def poison(batch: PackedBatch, parallel: Parallel) -> PackedBatch:
-    """With an advantage that is not a number, on the first data-parallel rank only."""
+    """Set an advantage to nan, only on the first data-parallel rank."""
     factor = float("nan") if parallel.data_group.rank() == 0 else 1.0
     return replace(batch, advantage_T=batch.advantage_T * factor)
 
 
 def watch(config: Config) -> dict[str, Any]:
-    """What is said and kept of skipped steps, and of one too many."""
+    """Return the messages and files of skipped steps, and the error after too many."""
     said: list[str] = []
     batch = PackedBatch(**{name: torch.ones(1) for name in PackedBatch.__dataclass_fields__})
     skipped = SkippedSteps(config, said.append)

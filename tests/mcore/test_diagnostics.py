@@ -1,4 +1,4 @@
-"""What is measured beside training, under every layout: quantiles of the log-ratio, norms and shares of gradients."""
+"""Check measurements under every layout: quantiles of the log-ratio, norms and shares of gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHARES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 
 def quantiles(measured: dict[str, Any]) -> dict[str, float]:
-    """The scalars by numpy, from all log-ratios; the least value that has the share of them at or below it."""
+    """Return the scalars by numpy: the smallest log-ratio that has the share of all at or below it."""
     log_rho, reward, *_ = np.array(measured["tokens"]).T
     splits = {"": reward > -1, "/low_reward": reward < 0.5, "/high_reward": reward >= 0.5}
     return {
@@ -52,7 +52,7 @@ def test_every_layout_says_the_same(found: dict[str, Any], layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tokens_of_earlier_weights_have_a_gap_of_their_own(found: dict[str, Any], layout: str) -> None:
-    """Half of every third completion."""
+    """Half of every third completion is stale."""
     measured = found[layout]["diagnostics"]
     _, _, gap, stale = np.array(measured["tokens"]).T
     fresh = gap[stale == 0]
@@ -95,7 +95,7 @@ def test_the_gradients_norm_is_that_of_the_step(found: dict[str, Any], layout: s
 def test_old_log_probs_are_the_training_passes_and_measuring_a_gradient_leaves_nothing_behind(
     found: dict[str, Any], layout: str
 ) -> None:
-    """The same three steps, scored by the policy first and measured in between, and neither: every number and bit."""
+    """Three steps are the same to the bit with and without a scoring pass and measurements between them."""
     assert found[layout][MEASURED]["steps"] == found[layout][SAMPLED]["steps"]
     assert found[layout][MEASURED]["weights"] == found[layout][SAMPLED]["weights"]
 
@@ -112,7 +112,7 @@ def test_the_gradient_is_that_of_its_parts(found: dict[str, Any], layout: str) -
 
 @pytest.mark.parametrize("layout", MEASURED_LAYOUTS)
 def test_shares_of_the_divergence(found: dict[str, Any], layout: str) -> None:
-    """Of the first micro-batches of each rank, in all and by reward; none where these have no such sequence."""
+    """Shares are of each rank's first micro-batches, in all and by reward; none if they have no such sequence."""
     measured = found[layout][MEASURED]
     for split, norms in measured["norms_of_shares"].items():
         share = measured["shares"].get(f"estimator/kl_gradient_share{split}", 0.0)

@@ -1,4 +1,4 @@
-"""Models of real size and layout, built on one process, against what preflight counts."""
+"""Build models of real size and layout on one process, and compare them with preflight's counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounding to FP8 and back. tests/reshard/engine_parity_worker.py has a real engine with such weights."""
+"""Check rounding to FP8 and back. tests/reshard/engine_parity_worker.py has a real engine with such weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rounded(weight: Tensor) -> Tensor:
 
 
 def test_values_by_hand() -> None:
-    """e4m3 has 3 bits of mantissa: from 256 to 448 its numbers are 32 apart, from 8 to 16 1."""
+    """e4m3 has 3 mantissa bits. Its numbers are 32 apart from 256 to 448, and 1 apart from 8 to 16."""
     weight = torch.tensor([[448.0, 300.0, 8.6, 0.0], [-0.875, 0.33, 0.5, -0.875]])
     scale = 0.875 / 448  # of the second row; 0.33 / scale = 168.96, where the numbers are 16 apart
     expected = torch.tensor([[448.0, 288.0, 9.0, 0.0], [-0.875, 176 * scale, 0.5, -0.875]])

@@ -1,4 +1,4 @@
-"""The recipe as Megatron gets it. tests/gpu/test_precision.py runs it on a GPU."""
+"""Check the recipe that Megatron gets. tests/gpu/test_precision.py runs it on a GPU."""
 
 from __future__ import annotations
 

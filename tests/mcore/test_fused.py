@@ -1,4 +1,4 @@
-"""Which fused kernels are used on a GPU that has which packages. On a CPU there are none."""
+"""Check which fused kernels a GPU uses, depending on the installed packages. A CPU has none."""
 
 from __future__ import annotations
 

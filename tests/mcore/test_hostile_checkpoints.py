@@ -1,4 +1,4 @@
-"""A checkpoint in which there is code: refused in a line by all that read it, and the code is not run."""
+"""A checkpoint with code in it is refused by everything that reads it. The code does not run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_logits_equal_transformers(found: dict[str, Any], rollouts: dict[str, An
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_micro_batches_differ_in_size_and_are_not_filled_up(found: dict[str, Any], layout: str) -> None:
-    """Not even where pipeline stages send them to each other; context parallelism aligns 28 tokens to 4 or 8."""
+    """Pipeline stages send them without filling. Context parallelism aligns sequences of 28 tokens to 4 or 8."""
     context = LAYOUTS[layout].sections.get("parallel", {}).get("context", 1)
     assert len(set(found[layout]["sizes"])) > 1
     assert found[layout]["filled_up"] < (0.05 if context == 1 else 0.1)
@@ -53,7 +53,7 @@ def test_log_probs_equal_transformers(found: dict[str, Any], rollouts: dict[str,
 def test_single_completions_come_to_the_first_process(
     found: dict[str, Any], rollouts: dict[str, Any], layout: str
 ) -> None:
-    """Of two optimizer steps, wherever pipeline, context and data parallelism have put them; all of their tokens."""
+    """All their tokens come, of two optimizer steps, from every pipeline, context and data-parallel rank."""
     rollout = rollouts[LAYOUTS[layout].model]
     assert found[layout]["chosen"]["error"] < 1e-5
     assert found[layout]["chosen"]["tokens"] == 2 * sum(len(rollout[i].engine_logprobs) for i in (0, 2, 8, 11))
@@ -61,7 +61,7 @@ def test_single_completions_come_to_the_first_process(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sequence_means_by_hand(found: dict[str, Any], rollouts: dict[str, Any], layout: str) -> None:
-    """The mean place of the tokens that the loss counts, on every rank that has some of the sequence."""
+    """Every rank with a part of a sequence has the mean position of the tokens that the loss counts."""
     assert found[layout]["sequence_mean"]["error"] < 1e-5
     assert found[layout]["sequence_mean"]["tokens"] == found[layout]["logits"]["tokens"]
 
@@ -94,7 +94,7 @@ def test_the_updated_weights_are_the_same(found: dict[str, Any], models: Path, l
 def test_sharing_prompts_changes_nothing_but_the_work(
     found: dict[str, Any], rollouts: dict[str, Any], layout: str
 ) -> None:
-    """Log-probabilities are transformers', losses, gradients and updates those of whole sequences on one process."""
+    """Log-probabilities equal transformers'. Losses, gradients and updates equal those without sharing."""
     whole, shared = found[one_process(layout)]["share_prompts=False"], found[layout]["share_prompts=True"]
     sampled = sum(len(s.engine_logprobs) for s in rollouts[LAYOUTS[layout].model] if s.in_loss)
     for whose in ("policy", "reference"):
@@ -122,7 +122,7 @@ def test_bf16_is_near_float32(found: dict[str, Any], setting: str) -> None:
 def test_loss_over_the_vocabulary_equals_transformers(
     found: dict[str, Any], models: Path, model: str, setting: str
 ) -> None:
-    """After one update, so that policy, policy of the rollout and reference are different distributions."""
+    """It is measured after one update, so that policy, old policy and reference differ."""
     config, steps = tiny_config(models / model, models, **SETTINGS[setting]), found[f"TP1 {model}"][setting]["steps"]
     base, policy = load_reference(models / model), load_reference(models / model)
     update = load_file(models / model / f"{setting}.safetensors")
@@ -138,7 +138,7 @@ def test_loss_over_the_vocabulary_equals_transformers(
 def by_definition(
     config: Config, policy: torch.nn.Module, base: torch.nn.Module, rollout: Sequence[TrainingSequence]
 ) -> tuple[float, float]:
-    """Divergence and loss: means over tokens, or over sequences of their means."""
+    """Return divergence and loss: means over tokens, or means over sequences of their means."""
     settings, scale = config.algorithm, 1 / config.rollout.temperature
     of_sequences = []  # [sequence][divergence or loss, token]
     for sequence in (s for s in rollout if s.in_loss):

@@ -1,4 +1,4 @@
-"""What Megatron is told of number formats and of the model family."""
+"""Check Megatron's settings of number formats and of the model family."""
 
 from __future__ import annotations
 

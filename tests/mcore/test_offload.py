@@ -1,4 +1,4 @@
-"""Training with gradients and optimizer state away between steps: bit by bit the same, and they are away."""
+"""Training with offloaded gradients and optimizer state is the same to the bit, and they are really away."""
 
 from __future__ import annotations
 

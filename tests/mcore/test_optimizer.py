@@ -1,4 +1,4 @@
-"""The learning rate of each of the 6 optimizer steps of a run (3 rollouts, 2 steps on each), through Megatron."""
+"""Check Megatron's learning rate in each of the 6 optimizer steps of a run (3 rollouts, 2 steps each)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_run_of_one_step_is_taken_at_lr(rates: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("taken", ["1", "3", "5"])
 def test_a_loaded_schedule_goes_on(rates: dict[str, Any], taken: str) -> None:
-    """Saved after so many steps and loaded into a new one; and one that an earlier version saved, by its own rates."""
+    """It is saved after some steps and loaded into a new one. One of an earlier version keeps its own rates."""
     assert rates["resumed"][taken] == rates["linear without warm-up"][int(taken) :]
     earlier = [1e-3 * (0.1 + 0.9 * (1 - i / 7)) for i in range(1, 7)]
     assert rates["resumed earlier"][taken] == pytest.approx(earlier[int(taken) :], rel=1e-12)

@@ -1,4 +1,4 @@
-"""A distributed optimizer's state is restored bit by bit, and a checkpoint in which it is not is refused."""
+"""A distributed optimizer's state is restored to the bit. A checkpoint with a wrong state is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_same_layout_restores_every_bit(results: dict[str, Any], case: Case)
 
 @pytest.mark.parametrize("case", CHANGED, ids=lambda case: case.name)
 def test_another_layout_goes_on_with_the_same_state(results: dict[str, Any], case: Case) -> None:
-    """Loading compares the digests of all weights and moments; the loss is that of one process' order of sums."""
+    """Loading compares the digests of all weights and moments. The loss differs only by the order of sums."""
     [saved] = [
         same for same in SAME if (same.model, same.saved, same.saved_on) == (case.model, case.saved, case.saved_on)
     ]

@@ -1,4 +1,4 @@
-"""A step whose loss is not finite changes nothing, is told and kept, and too many of them end the run."""
+"""A step whose loss is not finite changes nothing and is reported and saved. Too many of them end the run."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def edited(model, tmp_path):
-    """edited(key=value, ...): a folder whose config.json says so; None takes the key away."""
+    """Return edited(key=value, ...): a folder with these values in config.json. None removes the key."""
 
     def edit(**changes):
         config = json.loads((model / "config.json").read_text()) | changes

@@ -49,5 +49,6 @@ def test_a_default_that_is_another_here(tmp_path):
 def test_what_transformers_cannot_read(edited, changes):
     folder = edited(**changes)
     message = refusal(folder)
-    assert message.startswith(f"model.path={folder}: transformers, with which the engine reads config.json, cannot (")
+    reads = "transformers, which reads config.json for the engine, cannot read it ("
+    assert message.startswith(f"model.path={folder}: {reads}")
     assert message.endswith("); take the model's own file.") and "\n" not in message and len(message) < 500

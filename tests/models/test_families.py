@@ -1,4 +1,4 @@
-"""What the descriptors say, against transformers; and that the guide shows what the code has."""
+"""Compare the descriptors with transformers, and the guide with the code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_biases_and_norms_by_family() -> None:
 
 @pytest.mark.parametrize("name", TRANSFORMERS_NAMES)
 def test_the_tensors_are_those_of_transformers(tmp_path: Path, name: str) -> None:
-    """Of heads that are wider than hidden_size / num_heads too."""
+    """Heads may be wider than hidden_size / num_heads."""
     options: dict[str, Any] = {"head_dim": None if name == "qwen2" else 64, "num_heads": 4, "num_kv_heads": 2}
     folder = save_tiny_model(tmp_path, tied=False, family=name, hidden_size=128, **options)
     shape = read_shape(folder)
@@ -72,9 +72,24 @@ def test_a_mistral_with_a_sliding_window_is_refused(mistral: Path, window: Any) 
 
 
 def test_a_mistral_that_leaves_the_window_to_the_default_is_refused(mistral: Path) -> None:
-    """transformers, and so vLLM, takes 4096 then."""
+    """Then transformers, and so vLLM, uses 4096."""
     with pytest.raises(ConfigError, match="sliding_window=4096 is not implemented"):
         read_shape(edit(mistral, {}, without="sliding_window"))
+
+
+@pytest.mark.parametrize("window", [4096, 0, False])
+def test_a_llama_with_a_sliding_window_is_refused(tmp_path: Path, window: Any) -> None:
+    """vLLM would use it, transformers and Megatron would not. A file without the key, or with null, is read."""
+    llama = save_tiny_model(tmp_path / "llama", tied=False, family="llama")
+    assert "sliding_window" not in json.loads((llama / "config.json").read_text())
+    for changes in ({}, {"sliding_window": None}):
+        assert read_shape(edit(llama, changes)).architecture == "LlamaForCausalLM"
+    with pytest.raises(ConfigError) as refused:
+        read_shape(edit(llama, {"sliding_window": window, "use_sliding_window": False}))
+    assert str(refused.value) == (
+        f"model.path={llama}: sliding_window={window} is not implemented and would be trained wrongly; use a model "
+        "with sliding_window in [None]."
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ def refusal(call, *arguments, **keywords):
 
 
 def contents(folder):
-    """All tensors of a folder, by the reader."""
+    """Read all tensors of a folder."""
     reader = WeightReader(folder)
     return {name: reader.read(name, 0, 0, 10**9) for name in reader.names}
 
 
 def save(folder, tensors, *, like, dtype=torch.float32, **options):
-    """save_folder of a dict."""
+    """Save a dict of tensors with save_folder."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     save_folder(folder, tensors.items(), shapes=shapes, dtype=dtype, like=like, **options)
 
@@ -205,7 +205,7 @@ def test_a_first_save_that_fails_leaves_no_folder_and_does_not_stop_the_next(mod
 
 
 def test_saving_over_the_model_itself(model, tmp_path):
-    """The configuration and the tokenizer are copied before the old folder goes."""
+    """Configuration and tokenizer are copied before the old folder is removed."""
     folder = tmp_path / "own"
     shutil.copytree(model, folder)
     expected = {name: value + 1 for name, value in contents(folder).items()}
@@ -215,7 +215,7 @@ def test_saving_over_the_model_itself(model, tmp_path):
 
 
 def test_what_belongs_to_a_model_is_files(tmp_path):
-    """Sub-folders are passed over; links are followed; what cannot be read is refused by name."""
+    """Sub-folders are left out, links are followed, and a file that cannot be read is refused by name."""
     source = tmp_path / "model"
     (source / "token_cache").mkdir(parents=True)
     (tmp_path / "blob").write_text("{}")

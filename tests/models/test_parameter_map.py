@@ -52,7 +52,7 @@ IDS = [f"{m.architecture}-{'tied' if m.tied else 'untied'}-v{m.vocab_size}-kv{m.
 
 
 def hf_weights(model, seed=0):
-    """Distinct random tensors by name, and a reader of their slices."""
+    """Return distinct random tensors by name, and a reader of their slices."""
     generator = torch.Generator().manual_seed(seed)
     weights = {name: torch.randn(size, generator=generator) for name, size in hf_shapes(model).items()}
 
@@ -91,7 +91,7 @@ def test_fill_then_merge_is_the_identity(model, tensor):
 
 @pytest.mark.parametrize(("model", "tensor"), SHAPES, ids=IDS)
 def test_every_element_is_held_once(model, tensor):
-    """Split parameters: once over the tensor ranks. The others (norms): once on each. Tied embeddings: twice."""
+    """Tensor ranks hold split parameters once, and norms once each. Tied embeddings are held twice."""
     whole = hf_shapes(model)
     by_rank = ranks(model, tensor)
     for name in by_rank[0]:
@@ -113,7 +113,7 @@ def test_every_element_is_held_once(model, tensor):
 
 
 def numbered(model):
-    """Row i of q holds 100 + i, of k 200 + i, of v 300 + i; of gate 400 + i, of up 500 + i; columns likewise."""
+    """Make tensors: row i of q holds 100 + i, k 200 + i, v 300 + i, gate 400 + i, up 500 + i. Columns likewise."""
     first = {"q": 100, "k": 200, "v": 300, "gate": 400, "up": 500, "o": 600, "down": 700, "embed": 800, "lm": 900}
 
     def read(name, axis, start, stop):
@@ -127,7 +127,7 @@ def numbered(model):
 
 
 def along(shard, read):
-    """The values of a shard filled with numbered rows (or columns), which are the same across the other axis."""
+    """Return the values of a shard filled with numbered rows (or columns). They are equal along the other axis."""
     local = filled(shard, read)
     lines = local if shard.axis == 0 else local.T
     if lines.dim() == 2:
@@ -156,7 +156,7 @@ def test_qkv_rows_by_hand(tensor, expected, kind):
 
 
 def test_each_head_its_own_group():
-    """4 heads, 4 KV heads, tensor rank 1 of 2 has heads 2 and 3."""
+    """With 4 heads and 4 KV heads, tensor rank 1 of 2 has heads 2 and 3."""
     model = shape(num_kv_heads=4)
     shard = ranks(model, 2)[1]["decoder.layers.0.self_attention.linear_qkv.weight"]
     assert along(shard, numbered(model)) == [104, 105, 204, 205, 304, 305, 106, 107, 206, 207, 306, 307]
@@ -179,7 +179,7 @@ def test_linear_layers_by_hand(name, expected):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_vocabulary_padding_is_zero(tied):
-    """5 tokens over 2 ranks: 3 rows each, the last of them padding; over 4 ranks: 2 rows each, the last rank's both."""
+    """5 tokens on 2 ranks: 3 rows each, the last row is padding. On 4 ranks: 2 rows each, the last rank's are both."""
     model = shape(vocab_size=5, tied=tied, num_kv_heads=4)
     head = 800 if tied else 900
     for name, base in ((EMBEDDING, 800), (OUTPUT, head)):
@@ -275,7 +275,7 @@ def test_kv_heads_that_neither_divide_nor_are_divided_are_refused():
 
 @pytest.mark.parametrize("wrong", [(4, 7), (3, 8)])
 def test_weights_of_another_shape_are_refused(wrong):
-    """A slice that broadcasting would accept, too."""
+    """This includes a slice that broadcasting would accept."""
     model = shape()
     shard = ranks(model, 2)[0]["decoder.layers.0.self_attention.linear_qkv.weight"]
     with pytest.raises(ValueError) as raised:
@@ -310,7 +310,7 @@ def test_layers_per_chunk(num_layers, chunks, expected):
 
 
 def test_stages_of_layers():
-    """Two stages of two chunks, [1, 2, 1, 1] layers: chunks 0 and 2 are the first stage's."""
+    """Two stages have two chunks each, with [1, 2, 1, 1] layers. The first stage has chunks 0 and 2."""
     assert stages_of_layers(5, pipeline=2, virtual_pipeline=2) == [0, 1, 1, 0, 1]
     assert stages_of_layers(5, pipeline=2, virtual_pipeline=1) == [0, 0, 0, 1, 1]
     assert stages_of_layers(3, pipeline=1, virtual_pipeline=1) == [0, 0, 0]

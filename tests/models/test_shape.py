@@ -59,7 +59,7 @@ def test_settings_that_may_be_left_out_or_changed(edited, changes, field, expect
 
 
 def test_cost_of_a_sequence():
-    """Qwen2.5-7B: 6.525e9 weights of linears in its layers and 0.545e9 of its output layer."""
+    """Qwen2.5-7B has 6.525e9 weights in the linears of its layers and 0.545e9 in its output layer."""
     shape = QWEN2_5["7B"]
     assert shape.sequence_cost(0) == 0.0
     assert shape.sequence_cost(1000) == pytest.approx(1000 + 28 * 3584 * 1000**2 / 7.070e9, rel=1e-5)
@@ -110,9 +110,9 @@ def test_no_config(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"architectures": ', "not valid JSON (Expecting value, line 1, column 19); mend the file, or copy"),
-        (b"\xff\xff", "not UTF-8 (byte 0); mend the file, or copy the model's own again."),
-        (b"[1, 2]", "not a JSON object; mend the file, or copy the model's own again."),
+        (b'{"architectures": ', "not valid JSON (Expecting value, line 1, column 19); correct the file, or copy"),
+        (b"\xff\xff", "not UTF-8 (byte 0); correct the file, or copy the model's own again."),
+        (b"[1, 2]", "not a JSON object; correct the file, or copy the model's own again."),
     ],
 )
 def test_broken_config(tmp_path, content, said):
@@ -213,6 +213,6 @@ def test_a_config_of_gigabytes(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(2**40)  # sparse
     assert refusal(read_shape, tmp_path) == (
-        f"{tmp_path / 'config.json'}: has 1,099,511,627,776 bytes, and 67,108,864 is the limit; mend the file, or copy "
-        "the model's own again."
+        f"{tmp_path / 'config.json'}: has 1,099,511,627,776 bytes, and 67,108,864 is the limit; correct the file, or "
+        "copy the model's own again."
     )

@@ -1,4 +1,4 @@
-"""What the safetensors files of a folder hold must be the model of its config.json, and nothing else."""
+"""The safetensors files of a folder must hold the model of its config.json, and nothing else."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def tied(tmp_path_factory):
 
 @pytest.fixture
 def folder(model, tmp_path):
-    """A copy of the untied model."""
+    """Copy the untied model."""
     return shutil.copytree(model, tmp_path / "model")
 
 
@@ -41,7 +41,7 @@ def refusal(folder, call=check):
 
 
 def edit(folder, change):
-    """Replace the weights by what `change` makes of their dict."""
+    """Apply `change` to the dict of weights."""
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -134,7 +134,7 @@ def test_number_formats_that_are_not_read(folder, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("into", [torch.float32, torch.bfloat16])
 def test_half_precision_weights_are_loaded_as_the_trainer_keeps_them(folder, dtype, into):
-    """Rounded once from what the file has; a conversion keeps the file's own format."""
+    """They are rounded once from the file's format. A conversion keeps that format."""
     edit(folder, lambda tensors: tensors.update({name: value.to(dtype) for name, value in tensors.items()}))
     assert open_source(folder).dtype == dtype
     check(folder)

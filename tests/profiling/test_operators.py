@@ -1,4 +1,4 @@
-"""What took longest, of events whose times are known."""
+"""Check the table of operators with events of known times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces by the real profiler: of chosen steps, of steps that fail, of one that Ctrl-C ends."""
+"""Check traces of the real profiler: of chosen steps, of failing steps, and of a step that Ctrl-C interrupts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.patience import HANG_S
 
 
 def ranges(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Of a trace: (start, end) of everything, by name."""
+    """Return (start, end) of all events of a trace, by name."""
     found: dict[str, list[tuple[float, float]]] = {}
     for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]:
         if event["ph"] == "X":
@@ -48,7 +48,7 @@ def test_a_chosen_step_is_written_and_no_other(tmp_path: Path) -> None:
         assert not profiler.has_trace
     folder = tmp_path / "profile/step-000002"
     assert list((tmp_path / "profile").iterdir()) == [folder]
-    assert said == [f"step 2 is profiled in {folder}: rank-*.txt says what took longest"]
+    assert said == [f"profile of step 2: {folder}; rank-*.txt lists what took longest"]
     found = ranges(folder / "rank-1.json.gz")
     [(start, end)], [rollout] = found["train"], found["rollout"]
     assert rollout[1] <= start
@@ -88,7 +88,7 @@ finally:
 
 
 def test_ctrl_c_leaves_the_trace_of_the_step_that_it_ends(tmp_path: Path) -> None:
-    """It comes twice: from the terminal, and from the launcher, which passes it on."""
+    """The signal comes twice: from the terminal, and from the launcher."""
     process: Any = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], stdout=-1, stderr=-1, text=True)
     try:
         assert process.stdout.readline() == "up\n"

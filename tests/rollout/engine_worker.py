@@ -1,8 +1,8 @@
-"""Runs under torchrun, on 2 processes: `engine_worker.py FOLDER TENSOR`. test_engine.py asserts what it finds.
+"""`engine_worker.py FOLDER TENSOR` on 2 processes: run an engine. test_engine.py checks the results.
 
 FOLDER holds tiny models: tied and untied, and tied-other and untied-other with other weights.
 
-Every check is a function of the engine and returns what JSON can hold; rank 0 writes the results of all ranks.
+Every check is a function of the engine and returns a value for JSON. Rank 0 writes the results of all ranks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def completions(engine: Engine, temperature: float = 1.0, top_p: float = 1.0, to
 def gap(
     model: torch.nn.Module, answers: list[Completion], temperature: float = 1.0, top_p: float = 1.0
 ) -> tuple[float, float]:
-    """Largest |engine - transformers in float64| log-probability, and the spread (std) of those log-probabilities."""
+    """Return the largest |engine - transformers in float64| log-probability, and their standard deviation."""
     model = copy.deepcopy(model).double()
     worst, seen = 0.0, []
     for prompt, answer in zip(PROMPTS, answers, strict=True):
@@ -79,7 +79,7 @@ def logprobs_match_transformers(engine: Engine, folder: Path) -> dict[str, Any]:
 
 
 def seeds_decide(engine: Engine, _: Path) -> dict[str, Any]:
-    """24 requests that together need more blocks than the cache has (so that vLLM preempts some), and each alone."""
+    """Run 24 requests that need more blocks than the cache has (so vLLM preempts some), and each alone."""
     prompts = [tuple(3 + (5 * i + j) % 95 for j in range(120)) for i in range(24)]
     seeds = [1000 + i for i in range(24)]
     sampling = Sampling(temperature=1.0, max_completion_tokens=150)
@@ -100,8 +100,10 @@ def seeds_decide(engine: Engine, _: Path) -> dict[str, Any]:
 
 
 def cached_prompt_tokens(engine: Engine, _: Path) -> dict[str, list[int]]:
-    """Steps, prompt tokens, and how many of these are cached: of a call, of one with the same prompt after it, with and
-    without what it does about that, and of a group of four that is begun all at once."""
+    """Return steps, prompt tokens and cached prompt tokens of four calls.
+
+    The second has the prompt of the first. The third does not reset the cache before it. The last begins four requests.
+    """
     reset, found = engine._llm.reset_prefix_cache, {}
     calls = {"first": (reset, 1), "second": (reset, 1), "without a reset": (lambda: True, 1), "a group": (reset, 4)}
     for name, (resets, n) in calls.items():
@@ -115,8 +117,10 @@ def cached_prompt_tokens(engine: Engine, _: Path) -> dict[str, list[int]]:
 
 
 def stopped_and_gone_on(engine: Engine, folder: Path) -> dict[str, Any]:
-    """15 completions, stopped when five are finished; the others, some of which had to wait for room in the cache, are
-    gone on with by other weights."""
+    """Stop 15 completions when five are finished, and continue the others with other weights.
+
+    Some of them had to wait for room in the cache.
+    """
     sampling = Sampling(temperature=1.0, max_completion_tokens=60)
     prompts, seeds = PROMPTS * 3, [100 + i for i in range(15)]
     whole, finished = engine.generate(prompts, sampling, seeds), {}
@@ -174,7 +178,7 @@ def same(a: Completion, b: Completion) -> bool:
 def token_logprobs(
     model: torch.nn.Module, prompts: list[tuple[int, ...]], answers: list[Completion]
 ) -> list[np.ndarray]:
-    """Of each token of each answer, by transformers in float64."""
+    """Return the log-probability of each token of each answer, by transformers in float64."""
     model, found = model.double(), []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([[*prompt, *answer.token_ids.tolist()]])
@@ -184,7 +188,7 @@ def token_logprobs(
 
 
 def sampled_frequencies(engine: Engine, folder: Path) -> dict[str, float]:
-    """The first token of one prompt under 2048 consecutive seeds, against its distribution (chi-squared)."""
+    """Compare the first token of a prompt under 2048 consecutive seeds with its distribution (chi-squared)."""
     with torch.no_grad():
         probability = load_reference(folder)(torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1).double().numpy()
     number = 2048
@@ -199,7 +203,7 @@ def sampled_frequencies(engine: Engine, folder: Path) -> dict[str, float]:
 
 
 def endings(engine: Engine, _: Path) -> dict[str, Any]:
-    """How completions end, and their text."""
+    """Return how completions end, and their text."""
     sampling = Sampling(temperature=1.0, max_completion_tokens=60)
     answers = engine.generate([PROMPTS[0]] * 64, sampling, list(range(64)))
     decode = ["".join("\n" if i == 98 else chr(i + 29) for i in c.token_ids.tolist() if 3 <= i <= 98) for c in answers]
@@ -217,8 +221,10 @@ def endings(engine: Engine, _: Path) -> dict[str, Any]:
 
 
 def stops(engine: Engine, folder: Path) -> dict[str, Any]:
-    """Completions that stop at a string of two characters or at a token, beside the same without; and some that are
-    gone on with, whose stop is across the boundary, before it, or has been spelled."""
+    """Compare completions that stop at a string of two characters or at a token with the same ones without stops.
+
+    Also continue partial completions whose stop is across the boundary, before it, or spelled.
+    """
     prompts, seeds, sampling = [PROMPTS[0]] * 64, list(range(64)), Sampling(temperature=1.0, max_completion_tokens=60)
     plain, pair, token = engine.generate(prompts, sampling, seeds), "h'", 40
     with stopping_at(engine, (pair, "never"), token):
@@ -281,7 +287,7 @@ def text_of(engine: Engine, token_ids: np.ndarray) -> str:
 
 
 def written(engine: Engine, text: str) -> Completion:
-    """A completion of these characters, to go on with."""
+    """Return a partial completion of these characters."""
     token_ids = np.array(engine._tokenizer.encode(text), np.int32)
     return NOTHING.extended(
         token_ids, np.zeros(len(token_ids)), engine.weight_version, text="", truncated=False, finished=False
@@ -291,7 +297,7 @@ def written(engine: Engine, text: str) -> Completion:
 def gone_on(
     engine: Engine, sampling: Sampling, begun: list[Completion], seeds: list[int] | None = None
 ) -> list[Completion]:
-    """What they become."""
+    """Return the continued completions."""
     seeds, found = list(range(len(begun))) if seeds is None else seeds, {}
     with engine.generating([PROMPTS[0]] * len(begun), sampling, seeds, begun=begun) as generation:
         while generation.unfinished:
@@ -301,7 +307,7 @@ def gone_on(
 
 @contextmanager
 def stopping_at(engine: Engine, strings: tuple[str, ...], *token_ids: int) -> Iterator[None]:
-    """An engine of other settings: building one takes seconds."""
+    """Give an engine other stops. Building a new one would take seconds."""
     before = engine.stops, engine._endings
     engine.stops = Stops(token_ids=(*engine.stops.token_ids, *token_ids), strings=strings)
     engine._endings = Endings(engine.stops, lambda ids: engine.decode(ids, special_tokens=False))
@@ -318,7 +324,7 @@ def refusals(engine: Engine, folder: Path) -> dict[str, str]:
         "empty": error_of(lambda: engine.generate([()], sampling, [0])),
         "number": error_of(lambda: engine.generate([(5,)], sampling, [0, 1])),
         "seed": error_of(lambda: engine.generate([(5,)], sampling, [-1])),
-        "nothing to go on with": error_of(lambda: go_on(engine, sampling, np.arange(3, 7, dtype=np.int32))),
+        "nothing left to sample": error_of(lambda: go_on(engine, sampling, np.arange(3, 7, dtype=np.int32))),
         "big seed": error_of(lambda: engine.generate([(5,)], sampling, [2**32])),
         "an engine over 3 of 2 processes": error_of(
             lambda: Engine(folder, RolloutConfig(tensor=3), dtype="float32", max_sequence_tokens=9, seed=0)
@@ -333,7 +339,7 @@ def go_on(engine: Engine, sampling: Sampling, token_ids: np.ndarray) -> None:
 
 
 def loading(engine: Engine, folder: Path) -> dict[str, Any]:
-    """New weights: version, prompts in the prefix cache, and back again."""
+    """Load new weights and the old ones again. Return versions, and answers to prompts in the prefix cache."""
     other = folder.with_name(f"{folder.name}-other")
     new, old = load_reference(other), load_reference(folder)
     found: dict[str, Any] = {"version before": engine.weight_version}
@@ -353,7 +359,7 @@ def loading(engine: Engine, folder: Path) -> dict[str, Any]:
 
 
 def incomplete(engine: Engine, folder: Path) -> dict[str, Any]:
-    """An update that leaves a parameter out: refused, and nothing works later."""
+    """Leave a parameter out of an update. It is refused, and nothing works later."""
     version = engine.weight_version
     return {
         "error": error_of(lambda: load(engine, folder, version=99, left_out="model.layers.1.self_attn.qkv_proj.bias")),
@@ -364,7 +370,7 @@ def incomplete(engine: Engine, folder: Path) -> dict[str, Any]:
 
 
 def interrupted(engine: Engine, folder: Path) -> dict[str, str]:
-    """An update in whose middle something fails."""
+    """Fail in the middle of an update."""
 
     def update() -> None:
         with engine.updating(5) as weights:
@@ -375,7 +381,7 @@ def interrupted(engine: Engine, folder: Path) -> dict[str, str]:
 
 
 def process_left_alone(folder: Path, tensor: int) -> dict[str, Any]:
-    """Build, use and close an engine; what of the trainer's process is changed?"""
+    """Build, use and close an engine. Return what has changed in the trainer's process."""
 
     def state() -> tuple[Any, ...]:
         return (
@@ -410,7 +416,7 @@ def process_left_alone(folder: Path, tensor: int) -> dict[str, Any]:
 
 
 def load(engine: Engine, folder: Path, *, version: int, left_out: str = "") -> None:
-    """This rank's shards of a model folder, by the parameter map."""
+    """Load this rank's shards of a model folder, by the parameter map."""
     shards = engine_shards(read_shape(folder), tensor=engine.replica_size, rank=engine.rank_in_replica)
     reader = WeightReader(folder)
     with engine.updating(version) as weights:

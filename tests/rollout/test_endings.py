@@ -1,4 +1,4 @@
-"""Where completions end, by a tokenizer whose tokens are characters, parts of characters and words."""
+"""Check where completions end, with a tokenizer of characters, parts of characters and words."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ SPECIAL = ("<eos>", "<|im_end|>")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Byte-level: any text has tokens, and a character of several bytes has several."""
+    """Build a byte-level tokenizer. Any text has tokens, and a character of several bytes can have several."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -76,13 +76,13 @@ def test_the_end_by_a_token(tokenizer, endings):
 
 
 def test_the_text_before_a_stop_token_has_not_its_word(tokenizer, endings):
-    """A token that is no special one has a text, which is not part of what is judged (as vLLM has it)."""
+    """A stop token that is not special has a text, but that is not judged (as in vLLM)."""
     word = tokenizer.convert_tokens_to_ids("Question:")
     assert endings(token_ids=(word,)).find(tokens_of(tokenizer, "a", "Question:", "b")) == Ending(2, "a", True)
 
 
 def test_the_same_end_whenever_it_is_looked_for(tokenizer, endings):
-    """Found in all the tokens there are, or in those up to any later one: the tokens that are kept are the same."""
+    """The same tokens are kept if all tokens are searched, or only those up to any token after the end."""
     token_ids = tokens_of(tokenizer, *"a long text about <|im_en and: <|im_end|", ">", *" <|im_end|> more")
     found = endings("<|im_end|>")
     ends = [found.find(token_ids[:n]) for n in range(len(token_ids) + 1)]

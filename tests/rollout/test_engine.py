@@ -1,4 +1,4 @@
-"""What engine_worker.py found on two processes: two replicas with TP=1, one engine with TP=2."""
+"""Check the results of engine_worker.py on two processes: two replicas with TP=1, one engine with TP=2."""
 
 from __future__ import annotations
 
@@ -95,19 +95,19 @@ def test_a_seed_decides_the_tokens(replicas: Found, tensor_parallel: Found) -> N
 
 
 def test_a_call_does_not_go_on_from_what_the_one_before_computed(ranks: Found) -> None:
-    """So that an evaluation meanwhile changes nothing of a training, however a kernel rounds."""
+    """So an evaluation does not change training, whatever a kernel's rounding is."""
     for rank in ranks:
         found = rank["cached_prompt_tokens"]
         assert found["first"] == found["second"] == [1, 200, 0] and found["without a reset"] == [1, 200, 128]
 
 
 def test_a_groups_prompt_is_computed_once(ranks: Found) -> None:
-    """vLLM knows a block by its content as soon as it is scheduled: the others of the same step find it there."""
+    """vLLM registers a block by its content when it is scheduled. The other requests of the step reuse it."""
     assert all(rank["cached_prompt_tokens"]["a group"] == [1, 4 * 200, 3 * 128] for rank in ranks)
 
 
 def test_what_is_stopped_is_the_beginning_of_what_would_have_been(ranks: Found) -> None:
-    """And what was finished by then is what it is without a stop; all processes of an engine stop alike."""
+    """Finished completions are as without a stop. All processes of an engine stop at the same place."""
     for rank in ranks:
         found = rank["stopped_and_gone_on"]
         assert found["finished are the same"] and found["others are their beginnings"] and found["nothing is left"]
@@ -154,7 +154,7 @@ def test_endings_and_text(replicas: Found) -> None:
 
 
 def test_a_completion_stops_at_a_string_or_a_token(ranks: Found) -> None:
-    """Its tokens are those that it would have without, up to the one that stopped it; its text ends before."""
+    """It has the same tokens as without the stop, up to the one that stopped it. Its text ends before that."""
     for found in [rank["stops"] for rank in ranks]:
         assert found["stopped"][0] > found["stopped"][1] > 3
         assert found["lengths"] == found["expected lengths"] and len(set(found["lengths"])) > 10
@@ -172,7 +172,7 @@ def test_a_carried_completion_stops_at_what_it_was_begun_with(ranks: Found) -> N
 
 
 def test_what_is_behind_the_end_of_a_turn_is_not_judged(replicas: Found) -> None:
-    """A model that spells the token: the answer before it counts, and the one behind it does not."""
+    """The model spells the token. The answer before it counts, the answer after it does not."""
     verdicts = []
     for text in replicas[0]["stops"]["spelled"]:
         answer = last_boxed(text)
@@ -187,11 +187,11 @@ def test_refusals(replicas: Found) -> None:
         assert found["long"].startswith("ValueError: prompt 1 has 320 tokens: ") and "1 to 319" in found["long"]
         assert found["empty"].startswith("ValueError: prompt 0 has 0 tokens")
         assert found["number"] == (
-            "ValueError: 1 prompts, 2 seeds, 1 begun completions: give one seed for each prompt, and what is begun of "
-            "each or of none."
+            "ValueError: 1 prompts, 2 seeds, 1 begun completions: give one seed for each prompt, and a begun "
+            "completion for each prompt or for none."
         )
-        assert found["nothing to go on with"] == (
-            "ValueError: completion 0 has 4 of 4 tokens: there is nothing to go on with; leave it out."
+        assert found["nothing left to sample"] == (
+            "ValueError: completion 0 has 4 of 4 tokens: there is nothing left to sample; leave it out."
         )
         assert found["seed"].startswith("ValueError: seed 0 is -1")
         assert found["big seed"].startswith("ValueError: seed 0 is 4294967296")
@@ -214,7 +214,7 @@ def test_loading(replicas: Found, tensor_parallel: Found, model: str) -> None:
 
 
 def test_the_prefix_cache_is_stale_unless_reset(replicas: Found) -> None:
-    """Why an update resets it: the same prompts were answered with the old weights before."""
+    """This is why an update resets it: the same prompts were answered with the old weights before."""
     assert all(rank["loading"]["without a reset of the prefix cache"][0] > STALE for rank in replicas)
 
 

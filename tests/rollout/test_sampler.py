@@ -27,12 +27,12 @@ from tests.scripted import ScriptedEngine, ScriptedVerifier
     ],
 )
 def test_seeds_are_fixed_for_ever(path, expected):
-    """A run resumes with the samples that it would have had."""
+    """A resumed run gets the samples that it would have had."""
     assert sampling_seed(*path) == expected
 
 
 def test_seeds_are_32_bit_and_all_different():
-    """65 536 draws of 2^32: about half a collision is expected, so more than a few would be a flaw."""
+    """65,536 draws from 2^32 have half a collision on average. More than a few would be a fault."""
     seeds = [sampling_seed(*path) for path in product(range(4), range(-1, 15), range(32), range(32))]
     assert min(seeds) >= 0 and max(seeds) < MAX_SEED == 2**32
     assert max(seeds) > 2**31 and min(seeds) < 2**20  # spread over all of them
@@ -81,7 +81,7 @@ LENGTHS = {0: (9, 2), 1: (3, 3), 2: (1, 5), 3: (2, 2), 4: (4, 1)}
 
 
 def stopped(*, num_replicas=1, replica=0, **options):
-    """A sampler of such an engine, and what it has where it stops."""
+    """Return a sampler with such an engine, and what it has when it stops."""
     engine = ScriptedEngine(lambda i, s: LENGTHS[i][s % 10], num_replicas=num_replicas, replica=replica)
     sampler = Sampler(engine, ScriptedVerifier(), REWARDS)
     groups = [OpenGroup(prompt=prompt, completions=(NOTHING, NOTHING)) for prompt in PROMPTS]
@@ -113,7 +113,7 @@ def test_an_engine_stops_when_it_has_its_share(options, steps, whole):
 
 
 def test_a_completion_is_judged_once_and_as_soon_as_it_is_finished():
-    """Of the groups that are taken, verdicts; of the others, what there is, with which another call goes on."""
+    """Taken groups have verdicts. Of other groups, another call continues the partial rollouts."""
     sampler, sampled = stopped(wanted=2)
     assert [text for text, _ in sampler.verifier.judged] == ["2 20", "4 41", *("0 1", "3 30", "3 31"), "1 10", "1 11"]
     assert {i: [v.outcome.value for v in found] for i, found in sampled.verdicts().items()} == {
@@ -133,9 +133,9 @@ def test_a_completion_is_judged_once_and_as_soon_as_it_is_finished():
 
 
 def test_judging_is_shared_out_and_the_same_everywhere(monkeypatch):
-    """2 engines of 2 processes, here threads: each has all groups in the prompts' order, having judged a share.
+    """2 engines have 2 processes (here threads) each. Each judges a share, and gets all groups in order.
 
-    The user's function says something else on each of them, and all get to know what it said where a group was judged.
+    The user's function returns a different value on each. All get the value from where a group was judged.
     """
     parts, all_there, this = {}, Barrier(4, timeout=HANG_S), local()
 

@@ -1,4 +1,4 @@
-"""What vLLM must have; the rest of vllm_patches.py is seen at work in tests/rollout/test_engine.py."""
+"""Check what vLLM must have. tests/rollout/test_engine.py runs the rest of vllm_patches.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of an engine's weights needs no engine; tests/rollout/test_engine.py has the rest."""
+"""Check the part of an engine's weights that needs no engine. tests/rollout/test_engine.py has the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Started on 4 processes: `token_scores` over groups of 1, 2 and 4 of them against the definitions in float64."""
+"""Compare `token_scores` over groups of 1, 2 and 4 processes with the float64 definitions. Runs on 4 processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REF_SCALE_T = (0.5, 1.0, 0.0, 0.9, 1.0, 1 / 0.7, 0.1, 0.0, 2.0, 0.7, 1.0)
 
 
 class Variant(NamedTuple):
-    """What the scores are asked for, and what of them the loss uses."""
+    """The scores that are computed, and those that the loss uses."""
 
     direction: str | None = None  # of the KL
     used: tuple[str, ...] = ("logp", "entropy", "kl")
@@ -65,13 +65,13 @@ CASES = {
 
 
 def variants(case: Case) -> dict[str, Variant]:
-    """Of large logits all in one loss: alone, a part may have a gradient far below the rounding of what it is from."""
+    """Return variants. Large logits have all scores in one loss: alone, a gradient may be smaller than its rounding."""
     return {name: v for name, v in VARIANTS.items() if case.size == 1 or v.itself or len(v.used) == 3}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One output layer (T tokens, D hidden, V vocabulary) with its padding, another as reference, and a loss."""
+    """An output layer with padding (T tokens, D hidden size, V vocabulary), a reference's, and a loss."""
 
     hidden_TD: Tensor
     weight_VD: Tensor  # padded
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def make_inputs(case: Case, variant: Variant) -> Inputs:
-    """The last hidden feature is 1 and the weights' last column a bias, so that padding can have a high logit."""
+    """Make inputs. The last hidden feature is 1, so the last weight column is a bias: padding can get a high logit."""
     generator = torch.Generator().manual_seed(0)
     wide = torch.promote_types(case.dtype, torch.float32)
 
@@ -141,7 +141,7 @@ def make_inputs(case: Case, variant: Variant) -> Inputs:
 
 
 def ours(inputs: Inputs, vocab_size: int, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
-    """Values, and gradients of the whole model put together from the group's parts."""
+    """Return values, and gradients of the whole model joined from the parts of the group."""
     rank, nproc = (group.rank(), group.size()) if group else (0, 1)
     columns = PADDED // nproc
     mine = slice(rank * columns, (rank + 1) * columns)
@@ -174,7 +174,7 @@ def ours(inputs: Inputs, vocab_size: int, group: dist.ProcessGroup | None) -> di
 
 
 def by_definition(inputs: Inputs, vocab_size: int) -> dict[str, Tensor]:
-    """The same from whole distributions in float64: pi^scale / Z of the output layer's logits, without padding."""
+    """Return the same from whole distributions in float64: pi^scale / Z of the logits without padding."""
     hidden_TD = inputs.hidden_TD.to(torch.float64, copy=True).requires_grad_()
     weight_VD = inputs.weight_VD[:vocab_size].to(torch.float64, copy=True).requires_grad_()
 
@@ -206,7 +206,7 @@ def loss_of(inputs: Inputs, values: dict[str, Tensor]) -> Tensor:
 
 
 def worst(found: Tensor, expected: Tensor) -> float:
-    """Largest |difference| over all processes, relative to the largest number if that is above 1; inf for nan."""
+    """Return the largest |difference| over all processes, relative to max(1, largest number). inf for nan."""
     if not found.numel():
         found = expected = torch.zeros(1)
     error = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1)

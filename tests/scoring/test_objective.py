@@ -1,4 +1,4 @@
-"""What the [algorithm] section makes of judged groups and of scored micro-batches."""
+"""Check how [algorithm] turns judged groups into sequences and scored micro-batches into the loss."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from megatron_rapo.types import Completion, Group, Outcome, Problem, Prompt, Spa
 
 
 def group(prompt_tokens, *completions):
-    """From (tokens, reward, truncated) of each completion; the engine's log-probabilities tell the tokens apart."""
+    """Build a group from (tokens, reward, truncated) of each completion. Each token has its own engine logprob."""
     return Group(
         prompt=Prompt(problem=Problem(id="a", text="?", answer="4"), text="?", token_ids=tuple(prompt_tokens)),
         completions=tuple(
@@ -57,7 +57,7 @@ def test_sequences_are_the_completions_behind_their_prompts(load):
 
 
 def test_tokens_of_other_weights_than_the_groups_are_stale(load):
-    """Of three tokens the first two; of the one none; of two both."""
+    """Stale are the first two of three tokens, none of one, and both of two."""
     spans = (Span(3, 1), Span(4, 1), Span(5, 1)), (Span(5, 1),), (Span(4, 2),), (Span(5, 6),)
     groups = [
         replace(
@@ -131,7 +131,7 @@ def test_weights_and_who_is_in_the_loss(load, overrides, weights, in_loss):
     ],
 )
 def test_completions_left_out_and_their_groups_baseline(load, overlong, advantages):
-    """The second was cut off. In a group of which all but one were cut off, only those that count make a signal."""
+    """The second was truncated. If all but one of a group were truncated, only those that count can give a signal."""
     cut_off = [group([5], ([1], 1.0, False), ([2], 1.0, True), ([3], 0.0, False), ([4], 0.0, False))]
     overrides = ["algorithm.advantage=mean", f"algorithm.overlong={overlong}"]
     assert column("advantage", load, *overrides, groups=cut_off) == pytest.approx(advantages, abs=1e-15)
@@ -143,7 +143,7 @@ def test_completions_left_out_and_their_groups_baseline(load, overlong, advantag
 
 @pytest.mark.parametrize("overlong", ["keep", "mask"])
 def test_the_weighted_sum_over_tokens_is_the_mean_over_sequences(load, overlong):
-    """Packed, summed and divided by the number of tokens in the loss, as the trainer does with all that it sums."""
+    """Values are packed, summed and divided by the number of tokens in the loss, as in the trainer."""
     sequences = to_sequences(GROUPS, load(*RANGE, "algorithm.aggregation=sequence", f"algorithm.overlong={overlong}"))
     batch = pack(sequences, range(4), context=1, num_tokens=24)
     values_T = torch.rand(24, generator=torch.Generator().manual_seed(0))
@@ -169,7 +169,7 @@ FIELDS = ("old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T", "weight_T"
 
 
 def scored_batch(load):
-    """Both groups packed, with random scores of the policy, its old self and the reference."""
+    """Pack both groups, with random scores of policy, old policy and reference."""
     batch = pack(to_sequences(GROUPS, load(*RANGE)), range(4), context=1, num_tokens=20)
     generator = torch.Generator().manual_seed(0)
     logp_T, entropy_T, kl_T, old_T, ref_T, weight_T = torch.randn(6, 20, generator=generator)

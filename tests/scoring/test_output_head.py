@@ -1,4 +1,4 @@
-"""Log-probability, entropy and exact KL of the chunked output head: values and gradients are the definitions'."""
+"""Check values and gradients of the chunked output head: log-probability, entropy and exact KL."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def results() -> dict[str, Any]:
     [(case, name) for case in CASES for name, variant in variants(CASES[case]).items() if not variant.itself],
 )
 def test_values_and_gradients(results: dict[str, Any], case: str, variant: str, nproc: int) -> None:
-    """All in one loss, or some: of each token, of the hidden states (summed over the group) and of the weight."""
+    """Values per token, and gradients of hidden states (summed over the group) and weight, of all or some scores."""
     value, gradient = TOLERANCES[case]
     found = results[f"{case}, {variant}, {nproc}"]
     values = {"logp", "entropy"} | ({"kl"} if VARIANTS[variant].direction else set())
@@ -57,7 +57,7 @@ def test_values_and_gradients(results: dict[str, Any], case: str, variant: str, 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_policy_that_is_its_reference(results: dict[str, Any], case: str, direction: str, nproc: int) -> None:
-    """Has a KL of 0, at its minimum."""
+    """The KL is 0, its minimum, so its gradient is 0 too."""
     errors = results[f"{case}, {direction}, itself, {nproc}"]["errors"]
     limit = 1e-12 if case.startswith("float64") else 1e-6
     assert max(errors["kl"], errors["hidden_gradient"], errors["weight_gradient"]) < limit, errors
@@ -65,7 +65,7 @@ def test_a_policy_that_is_its_reference(results: dict[str, Any], case: str, dire
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 100])
 def test_chunks_and_a_second_backward_pass_change_nothing(chunk_tokens: int) -> None:
-    """The last chunk's logits are kept for the first backward pass alone."""
+    """Only the first backward pass can use the last chunk's logits."""
     hidden_TD = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     weight_VD = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     targets_T, scale_T = torch.arange(7), torch.linspace(0.5, 1.5, 7, dtype=torch.float64)

@@ -33,7 +33,7 @@ from megatron_rapo.types import TrainingSequence
     ],
 )
 def test_assign_by_hand(lengths, ranks, max_tokens, multiple_of, expected):
-    """Where a token costs the same everywhere."""
+    """Here every token has the same cost."""
     assert assign(lengths, lengths, num_ranks=ranks, max_tokens=max_tokens, multiple_of=multiple_of) == expected
 
 
@@ -51,7 +51,7 @@ def test_assign_by_hand(lengths, ranks, max_tokens, multiple_of, expected):
     ],
 )
 def test_assign_shares_out_costs(lengths, ranks, max_tokens, expected):
-    """Where a sequence costs the square of its length."""
+    """Here the cost of a sequence is the square of its length."""
     assert assign(lengths, [n * n for n in lengths], num_ranks=ranks, max_tokens=max_tokens) == expected
 
 
@@ -78,7 +78,7 @@ def test_assign_holds_what_it_promises(seed):
 @pytest.mark.parametrize("max_tokens", [8192, 16384, 32768])
 @pytest.mark.parametrize("median", [400, 1000])
 def test_rollouts_of_mathematics_are_shared_out_evenly(ranks, max_tokens, median):
-    """Log-normal lengths up to 8k; costs as a 1.5B model's."""
+    """Lengths are log-normal, up to 8k. Costs are those of a 1.5B model."""
     rng = np.random.default_rng(ranks)
     lengths = np.clip(rng.lognormal(np.log(median), 0.9, 64 * ranks), 20, 8192).astype(int).tolist()
     costs = [n + n * n / 35_890 for n in lengths]
@@ -131,7 +131,7 @@ def fields(batch):
 
 
 def test_pack_by_hand():
-    """Two sequences and two tokens of filling; position t is about the token after it."""
+    """Pack two sequences and two tokens of filling. Position t is about the token after it."""
     batch = pack([FIRST, SECOND], [7, 3], context=1, num_tokens=10)
     assert fields(batch) == {
         "token_ids_T": [5, 6, 7, 8, 9, 10, 11, 12, 0, 0],
@@ -152,7 +152,7 @@ def test_pack_by_hand():
 
 
 def test_pack_aligned_for_context_parallelism():
-    """Sequences of 5 and 3 take 8 and 4 places, each with filling of its own, and 4 more are a sequence of filling."""
+    """Sequences of 5 and 3 tokens are padded to 8 and 4. 4 more tokens are a sequence of filling."""
     batch = pack([FIRST, SECOND], [0, 1], context=2, num_tokens=16)
     assert fields(batch) == {
         "token_ids_T": [5, 6, 7, 8, 9, 0, 0, 0, 10, 11, 12, 0, 0, 0, 0, 0],
@@ -218,7 +218,7 @@ def test_dtypes():
 
 
 def test_what_is_left_out_of_the_loss_is_packed_all_the_same():
-    """It is scored, and nothing but the mask says that it takes no part."""
+    """It is scored. Only the mask excludes it."""
     whole, without = (fields(pack([FIRST, last], [0, 1], context=1, num_tokens=9)) for last in (SECOND, LEFT_OUT))
     assert without.pop("mask_T") == [t in (1, 2, 3) for t in range(9)]
     assert whole.pop("mask_T") == [t in (1, 2, 3, 5, 6) for t in range(9)]
@@ -237,7 +237,7 @@ def test_tokens_by_reward(middle, high):
 
 
 def test_only_some_tokens():
-    """Those that are chosen and were in the loss before; nothing else changes, nor does the first batch."""
+    """The loss counts tokens that are chosen and were in the mask. Other fields and the first batch stay the same."""
     batch = pack([FIRST, SECOND], [0, 1], context=1, num_tokens=10)
     before, chosen = fields(batch), batch.only(torch.arange(10) >= 3)
     assert chosen.mask_T.tolist() == [t in (3, 5, 6) for t in range(10)]
@@ -274,7 +274,7 @@ def completion(*tokens, prompt=PROMPT, reward=1.0):
 
 
 def test_a_shared_prompt_by_hand():
-    """It comes first but for its last token, which begins each completion: 7 8 9 | 7 10; another prompt's is whole."""
+    """The prompt comes first, without its last token, which begins each completion. Another prompt stays whole."""
     others = completion(8, 9), completion(10, reward=0.0), completion(12, prompt=[11])
     batch = pack(others, [4, 2, 0], context=1, num_tokens=10, share_prompts=True)
     found = fields(batch)
@@ -307,7 +307,7 @@ def test_a_prompt_of_one_token_is_not_shared():
 
 
 def test_families_by_hand():
-    """Of 5, 4, 4, 2 and 4 tokens: 5, and 2 without the first two of the prompt, are 7; another 2 would be 9."""
+    """Lengths are 5, 4, 4, 2 and 4. Sharing two prompt tokens, the first two take 5 + 2 = 7; a third would make 9."""
     rollout = completion(8, 9), completion(10), completion(11), completion(12, prompt=[11]), completion(13)
     assert families(rollout, most_tokens=8) == [[0, 1], [2], [3], [4]]  # not those that are no neighbours
     assert families(rollout, most_tokens=9) == [[0, 1, 2], [3], [4]]
@@ -319,7 +319,7 @@ def test_families_by_hand():
 
 
 def test_zigzag_by_hand():
-    """Sequences of 8, 4 and 4 on 2 ranks: chunks of 2, 1 and 1; rank 0 has the outer ones, rank 1 the inner."""
+    """Sequences of 8, 4 and 4 on 2 ranks have chunks of 2, 1 and 1. Rank 0 has the outer ones, rank 1 the inner."""
     chunks = context_chunks(torch.tensor([0, 8, 12, 16], dtype=torch.int32), 2)
     assert chunks.tolist() == [[0, 1, 6, 7, 8, 11, 12, 15], [2, 3, 4, 5, 9, 10, 13, 14]]
     assert chunks.dtype == torch.int64

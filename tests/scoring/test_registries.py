@@ -1,4 +1,4 @@
-"""Entries of [algorithm] by name, by module and by file; what users' own do in the loss; what is refused of them."""
+"""Look up entries of [algorithm] by name, module and file. Check users' own in the loss, and their refusals."""
 
 import uuid
 
@@ -18,7 +18,7 @@ from tests.settings import refusal
 
 @pytest.fixture
 def write(tmp_path):
-    """write(source): a new file with it under a name that no other module has."""
+    """Return write(source), which writes a new file under a name that no other module has."""
 
     def written(source):
         path = tmp_path / f"mine_{uuid.uuid4().hex}.py"
@@ -59,7 +59,7 @@ def test_a_built_in_divergence(name):
 @pytest.mark.parametrize("name", ["k2", "claimed"])
 @pytest.mark.parametrize("by", ["file", "module"])
 def test_a_divergence_of_ones_own_is_the_one_in_the_loss(load, write, monkeypatch, name, by):
-    """The built-in k2, written again: so the same loss, gradient and metrics to the bit."""
+    """It is a copy of the built-in k2, so loss, gradient and metrics are the same to the bit."""
     path = write(K2)
     monkeypatch.syspath_prepend(path.parent)
     own = f"{path if by == 'file' else path.stem}:{name}"
@@ -107,7 +107,7 @@ def test_the_audit_holds_a_divergence_to_its_claim(write):
         ),
         (
             "Penalty(logp_T, logp_T, logp_T > 0)",
-            "value_T carries a gradient, and it is only reported; detach it.",
+            "value_T has a gradient, and it is only reported; detach it.",
         ),
         (
             "Penalty(ref_logp_T, ref_logp_T, logp_T > 0)",
@@ -188,7 +188,7 @@ def test_a_built_in_shape_of_phi(name):
 
 @pytest.mark.parametrize("by", ["file", "module"])
 def test_a_shape_of_ones_own_is_in_the_training_sequences(load, write, monkeypatch, by):
-    """Rewards 1, 0, 0, 1/2 of a range from -1 to 1."""
+    """Rewards are 1, 0, 0 and 1/2, in a range from -1 to 1."""
     path = write("def cubed(share): return share**3\n")
     monkeypatch.syspath_prepend(path.parent)
     own = f"algorithm.phi={path if by == 'file' else path.stem}:cubed"

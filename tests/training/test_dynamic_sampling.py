@@ -1,4 +1,4 @@
-"""Which groups a step trains on, where those whose rewards are all equal are replaced (DAPO's dynamic sampling)."""
+"""Check which groups a step trains on if groups with equal rewards are replaced (DAPO's dynamic sampling)."""
 
 from types import SimpleNamespace
 
@@ -17,9 +17,9 @@ REWARDS = {"S": (0.0, 0.0, 1.0), ".": (1.0, 1.0, 1.0), "r": (0.3, 0.1 + 0.2, 0.3
 
 
 class Sampler:
-    """Engines and verifiers that only write down what they are asked; draw i has signal where signals[i] is S.
+    """Engines and verifiers that only record their calls. Group i has signal if signals[i] is "S".
 
-    "r": its rewards differ by rounding. "t": by that of a completion that the length limit cut off.
+    "r": its rewards differ by rounding. "t": they differ only by the reward of a truncated completion.
     """
 
     def __init__(self, num_engines, signals):
@@ -63,7 +63,7 @@ def prompts_of(count):
 
 
 def roll_out(load, signals, *, refill_rounds, num_engines=1, overlong="keep"):
-    """A step's rollout of four groups of three, the sampler that was asked for it, and where the data order stands."""
+    """Return a step's rollout of four groups of three, its sampler, and the state of the data order."""
     config = load(
         *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", f"batch.refill_rounds={refill_rounds}"),
         *(f"run.seed={RUN_SEED}", f"algorithm.overlong={overlong}"),
@@ -124,7 +124,7 @@ def test_rounding_and_masked_completions_are_no_signal(load, overlong, rounds, c
 
 
 def test_rounds_across_the_end_of_an_epoch_have_no_problem_twice(load):
-    """Of twelve problems; a step with three rounds draws eleven."""
+    """There are twelve problems. A step with three rounds draws eleven."""
     config = load(
         *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", "batch.refill_rounds=2", f"run.seed={RUN_SEED}")
     )

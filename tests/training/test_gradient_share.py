@@ -1,4 +1,4 @@
-"""What is measured of the penalty's share of the gradient at which step, and what is reckoned for it."""
+"""Check at which steps the penalty's share of the gradient is measured, and the estimated cost."""
 
 import json
 import random
@@ -11,7 +11,7 @@ ALL, WHOLE = ("", "/low_reward", "/high_reward"), ("",)
 
 
 def measured(every_steps, microbatches, count, *, pipeline=1):
-    """Of `count` steps with these micro-batches in each optimizer step, what is measured at which."""
+    """Return the measurements of `count` steps with these micro-batches in each optimizer step, by step."""
     schedule = GradientShareSchedule(every_steps, pipeline=pipeline)
     found = {step: schedule.due(step, microbatches) for step in range(1, count + 1)}
     return {step: wanted for step, wanted in found.items() if wanted}
@@ -44,7 +44,7 @@ def test_a_number_of_steps(every, expected):
 
 
 def test_the_bound_holds_at_every_step_and_a_resumed_run_measures_at_the_same_ones():
-    """With micro-batches that change from step to step, and a resume after every step."""
+    """Micro-batches change from step to step. The second run resumes after every step."""
     counts = random.Random(0)
     rollouts = [[counts.randint(1, 8) for _ in range(2)] for _ in range(300)]
     whole, resumed = (GradientShareSchedule("auto", pipeline=2) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Which groups a step trains on, where a rollout does not wait for stragglers, and what becomes of these."""
+"""Check which groups a step trains on if a rollout does not wait for the slowest, and what happens to these."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def one_process() -> Iterator[None]:
 
 
 def begin(load, *overrides, length=lambda _, seed: 1 + seed % 40, prompts=PROMPTS):
-    """Rollouts of four groups of three, most of them with a completion that is long."""
+    """Begin rollouts of four groups of three. Most groups have a long completion."""
     settings = [f"batch.completions_per_prompt={GROUP}", "batch.prompts_per_step=4", f"run.seed={RUN_SEED}"]
     sampler = Sampler(ScriptedEngine(length), ScriptedVerifier(), Rewards(RewardConfig()))
     return GroupScheduler(load(*settings, *overrides), sampler=sampler, monitor=Monitor(), prompts=prompts), sampler
 
 
 def roll_out(rollouts, sampler, step):
-    """The rollout of a step, with weights of which the version is the number of steps before it."""
+    """Return the rollout of a step. The version of the weights is the number of steps before it."""
     sampler.engine.weight_version = step - 1
     return rollouts.next(step)
 
@@ -53,7 +53,7 @@ def ids(groups):
 
 
 def ages(group, step):
-    """How many steps old the weights are that its tokens are of, for each token of each completion."""
+    """Return the age in steps of the weights that sampled each token of each completion."""
     return [
         step - 1 - span.weight_version for c in group.completions for span in c.spans for _ in range(span.num_tokens)
     ]
@@ -85,7 +85,7 @@ def test_what_is_carried_is_trained_on_once_and_in_time(load, carried_steps, ref
 @pytest.mark.parametrize("carried_steps", [0, 1, 2, 3])
 @pytest.mark.parametrize("refill_rounds", [0, 2])
 def test_no_problem_is_in_a_step_twice(load, carried_steps, refill_rounds) -> None:
-    """With as few problems as are allowed: every step crosses the end of an epoch, with groups of the step before."""
+    """With the minimum number of problems, every step crosses the end of an epoch and has groups of the step before."""
     spare = 3
     settings = f"batch.spare_prompts={spare}", f"batch.refill_rounds={refill_rounds}"
     prompts = PROMPTS[: 4 * (1 + refill_rounds) + spare]
@@ -120,7 +120,7 @@ def test_what_is_dropped_is_not_seen_again(load) -> None:
 
 
 def test_scalars_and_seeds_by_hand(load) -> None:
-    """Four groups of six are taken in the first step. Prompts that are drawn third and sixth take their time."""
+    """The first step takes four groups of six. The third and the sixth prompt are slow."""
     order = drawn(10)
     slow = {int(order[2]): 20, int(order[5]): 7}
     rollouts, sampler = begin(load, "batch.spare_prompts=2", length=lambda prompt, _: slow.get(prompt, 2))
@@ -173,7 +173,7 @@ def test_it_goes_on_from_its_state(load, carried_steps) -> None:
 
 
 def test_a_group_of_which_there_is_no_token_yet_is_kept() -> None:
-    """Empty bytes are none of the values that torch loads."""
+    """torch does not load empty bytes."""
     file = BytesIO()
     torch.save(Begun(prompt=3, step=2, completions=(NOTHING,) * GROUP).state_dict(), file)
     file.seek(0)
@@ -188,7 +188,7 @@ def plainly(group):
 
 
 def test_no_step_trains_on_tokens_of_unknown_weights(load) -> None:
-    """Weights that were never loaded, of a later step, or older than groups are carried."""
+    """The weights were never loaded, are of a later step, or are older than any carried group."""
     rollouts, sampler = begin(load, "batch.spare_prompts=2")
     roll_out(rollouts, sampler, 1)
     for version in (None, 3, 0):
@@ -197,5 +197,5 @@ def test_no_step_trains_on_tokens_of_unknown_weights(load) -> None:
             rollouts.next(2)
     rollouts, sampler = begin(load, "batch.spare_prompts=2")
     roll_out(rollouts, sampler, 1)
-    with pytest.raises(AssertionError, match=r"sampled from weights \[0\], not from some of \[3, 4\]"):
+    with pytest.raises(AssertionError, match=r"sampled from weights \[0\], not from \[3, 4\]"):
         roll_out(rollouts, sampler, 5)

@@ -12,7 +12,7 @@ PROMPT = Prompt(problem=Problem(id="a", text="?", answer="4"), text="?", token_i
 
 
 def group(*completions):
-    """From (outcome, formatted, reward, tokens, truncated) of each completion; what has no box is the format's."""
+    """Build a group from (outcome, formatted, reward, tokens, truncated) of each completion."""
     return Group(
         prompt=PROMPT,
         completions=tuple(
@@ -144,7 +144,7 @@ def test_training_by_hand():
 
 
 def test_estimator_by_hand():
-    """Means over both steps' tokens; high rewards are 0.75 of 2 of them. No completion earned little: nothing is said.
+    """Means are over both steps' tokens; high rewards have 0.75 of 2. No completion has a low reward: no scalars.
 
     Effective sample sizes: 2^2 / (5 * 2) and 3^2 / (8 * 2); of high rewards 0.75^2 / (1.5 * 0.75), / (1.25 * 0.75).
     """
@@ -163,7 +163,7 @@ def test_estimator_by_hand():
 
 
 def test_equal_weights_have_the_best_effective_sample_size():
-    """5 of 8 tokens earned much: whatever their common weight is, all of them count."""
+    """5 of 8 tokens have a high reward. They have the same weight, so all of them count."""
     whole = {"kl": 1.0, "rho": 0.3, "rho_squared": 0.09, "importance": 2.0, "importance_squared": 4.0}
     step = whole | {"log_rho_capped": 0.0, "importance_capped": 0.0, "num_tokens": 8.0}
     of_high = {f"{name}/high_reward": 5 / 8 * value for name, value in step.items()} | {"tokens/high_reward": 5 / 8}
@@ -185,7 +185,7 @@ def test_without_a_divergence_only_the_engines_weights_are_estimates():
 
 
 def test_steps_count_by_their_tokens():
-    """A step all of whose completions are left out of the loss has no say; alone it says nothing, and does not fail."""
+    """A step without completions in the loss has no weight. Alone it gives 0 and does not fail."""
     empty = dict.fromkeys(STEPS[0], 0.0) | {"grad_norm": 0.0, "lr": 1e-6}
     assert estimator_scalars([*STEPS, empty], ALGORITHM) == estimator_scalars(STEPS, ALGORITHM)
     assert estimator_scalars([empty], ALGORITHM) == {}
@@ -195,7 +195,7 @@ def test_steps_count_by_their_tokens():
 
 
 def test_every_scalar_is_declared_and_every_sum_is_the_losses():
-    """From the metrics of a real loss, with tokens of low and of high reward."""
+    """The metrics are those of a real loss, with tokens of low and high reward."""
     ones_T = torch.ones(2)
     names = ("logp_T", "entropy_T", "old_logp_T", "ref_logp_T", "engine_logp_T", "advantage_T", "weight_T")
     limits = {"clip_low": 0.2, "clip_high": 0.2, "importance_cap": 2.0, "log_rho_cap": 10.0}

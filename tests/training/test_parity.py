@@ -1,4 +1,4 @@
-"""What is done where engine and trainer differ. tests/reshard/test_engine_parity.py has them differ."""
+"""Check the reaction if engine and trainer differ. tests/reshard/test_engine_parity.py makes real ones differ."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def test_a_gap_above_the_limit_stops_the_run(gap: float) -> None:
         budget.check(gap, step=4)
     assert str(raised.value) == (
         f"precision.max_logprob_gap=0.05: engine and trainer differ by {gap:.4g} nats per token on average after step "
-        "4, so the engine does not sample from this policy; if that is rounding (low precision; reshard/parity_* says "
-        "of what), raise the limit or set precision.on_logprob_gap=warn."
+        "4, so the engine does not sample from this policy; if that is rounding (low precision; see "
+        "reshard/parity_*), raise the limit or set precision.on_logprob_gap=warn."
     )
 
 

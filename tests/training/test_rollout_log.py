@@ -1,4 +1,4 @@
-"""Which completions are written down, and with which numbers."""
+"""Check which completions are recorded, and their numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.runs import tiny_config
 
 
 def group(name: str, *rewards: float) -> Group:
-    """A completion of two tokens for each reward."""
+    """Build a group with a completion of two tokens for each reward."""
     completions = tuple(
         Completion(
             token_ids=np.array([65 + i, 66], np.int32),

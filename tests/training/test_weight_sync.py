@@ -1,4 +1,4 @@
-"""When the engine is resharded, proven and compared. tests/test_train.py has the real parts do it."""
+"""Check when weights are resharded, proven and compared. tests/test_train.py does it with the real parts."""
 
 from contextlib import contextmanager
 
@@ -13,7 +13,7 @@ GAP = {"reshard/parity_mean": 1e-6, "reshard/parity_max": 1e-5}
 
 
 class Parts:
-    """Engine, sampler and resharder in one, which write down what they are asked."""
+    """Engine, sampler and resharder in one. It records its calls."""
 
     def __init__(self):
         self.engine, self.weight_version = self, None
@@ -34,7 +34,7 @@ class Parts:
 
 @pytest.fixture
 def follow(load, monkeypatch):
-    """follow(steps, settings...): the parts after a sync at each of the steps, and what the syncs gave."""
+    """Return follow(steps, settings...): sync at each of the steps, and return the parts and the syncs' results."""
 
     def follow(steps, *settings, gap=GAP):
         parts = Parts()

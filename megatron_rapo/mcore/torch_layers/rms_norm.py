@@ -1,7 +1,4 @@
-"""RMSNorm for layers of plain torch.
-
-D hidden size, or that of a head.
-"""
+"""RMSNorm for layers of plain torch. D hidden size, or size of a head."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""SwiGLU for layers of plain torch.
-
-F features of the feed-forward layer on this tensor rank.
-"""
+"""SwiGLU for layers of plain torch. F features of the feed-forward layer on this tensor rank."""
 
 from __future__ import annotations
 

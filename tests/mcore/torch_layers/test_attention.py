@@ -1,4 +1,4 @@
-"""Packed attention on one process against each sequence by itself, by the definition."""
+"""Compare packed attention on one process with the definition for each sequence alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def attention() -> Iterator[PackedAttention]:
 
 
 def sequence(length: int, prompt: int) -> TrainingSequence:
-    """A prompt of five tokens that are `prompt`, then others."""
+    """Return a sequence: a prompt of five tokens `prompt`, then others."""
     return TrainingSequence(
         token_ids=np.array([prompt] * 5 + [0] * (length - 5), np.int32)[:length],
         prompt_length=min(5, length - 1),
@@ -52,7 +52,7 @@ def described(batch: PackedBatch) -> TorchSequences:
 
 
 def by_definition(query_LHD: torch.Tensor, key_LHD: torch.Tensor, value_LHD: torch.Tensor) -> torch.Tensor:
-    """Of one sequence, [L, H * D]: pairs of a head's halves are complex numbers, which positions turn."""
+    """Return the attention of one sequence, [L, H * D]. Halves of a head are complex numbers, rotated by position."""
     angle_LD = torch.outer(
         torch.arange(len(query_LHD)).double(), THETA ** (-torch.arange(HEAD_DIM // 2) / (HEAD_DIM / 2))
     )
@@ -93,7 +93,7 @@ def test_outputs_and_gradients(attention: PackedAttention, lengths: list[int]) -
 def test_completions_that_share_a_prompt(
     attention: PackedAttention, monkeypatch: pytest.MonkeyPatch, masked_queries: int
 ) -> None:
-    """Of 9, 7 and 7 tokens, and of 8 and 6 of another prompt: all with masks, some of them, none."""
+    """They have 9, 7 and 7 tokens, and 8 and 6 with another prompt. All, some or none use masks."""
     monkeypatch.setattr("megatron_rapo.mcore.torch_layers.attention.MASKED_QUERIES", masked_queries)
     rollout = [sequence(n, 1) for n in (9, 7, 7)] + [sequence(n, 2) for n in (8, 6)]
     batch = pack(rollout, range(5), context=1, num_tokens=25, share_prompts=True)

@@ -1,4 +1,4 @@
-"""RMSNorm of torch's layers, by its definition and against torch's own."""
+"""Compare RMSNorm of torch's layers with the definition and with torch's own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_gradients() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
 def test_it_is_torchs(dtype: torch.dtype, tolerance: float) -> None:
-    """To the last bit or two of the number format, gradients too."""
+    """Values and gradients agree to the last one or two bits of the number format."""
     made, x = norm(dtype), torch.randn(50, SIZE, dtype=dtype, requires_grad=True)
     grad = torch.randn(50, SIZE, dtype=dtype)
     ours = torch.autograd.grad(made(x), (x, made.weight), grad)

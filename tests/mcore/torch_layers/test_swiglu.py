@@ -1,4 +1,4 @@
-"""SwiGLU of torch's layers, by its definition."""
+"""Compare SwiGLU of torch's layers with the definition."""
 
 from __future__ import annotations
 
