@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_rapo.checkpoints.tensors import Chunk, nothing, write_file
+from megatron_rapo.checkpoints.tensors import Chunk, saved_none, write_file
 from megatron_rapo.convert.files import Progress, make_folder, state_of
 from megatron_rapo.convert.megatron_folder import finish_folder, in_files
 from megatron_rapo.convert.model_tensors import (
@@ -43,7 +43,7 @@ def hf_to_megatron(
     ]
 
     def finish(folder: Path, done: Mapping[str, list[dict[str, Any]]]) -> None:
-        objects = dict.fromkeys(extra_states(model), nothing())
+        objects = dict.fromkeys(extra_states(model), saved_none())
         common = {"checkpoint_version": 3.0, "iteration": 0}
         finish_folder(folder, done, objects=objects, common=common, layout=layout, like=source)
 
