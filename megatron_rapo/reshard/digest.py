@@ -1,6 +1,6 @@
 """Compute a digest of a tensor's bits and their positions: 64 bits, the same on every device.
 
-R rows, W words of 8 bytes in a row; N tensors. With many tensors the number of operations costs the time. So only the
+R rows, W words of 8 bytes in a row; N tensors. With many tensors most time goes into starting operations. So only the
 sums are computed per tensor, and the rest for all tensors together.
 """
 
@@ -35,7 +35,7 @@ class Sums:
 
 
 def sums(values: Tensor) -> Sums:
-    """Return the sums that a tensor's digest is computed from. Reads all of the tensor."""
+    """Return the sums that a tensor's digest is computed from. Reads the whole tensor."""
     words_RW = _words(values)
     num_rows, num_columns = words_RW.shape
     step = max(1, BLOCK_BYTES // (WORD_BYTES * num_columns)) if values.device.type == "cpu" else num_rows

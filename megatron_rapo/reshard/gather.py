@@ -39,7 +39,7 @@ class ShardedWeights:
         held: list[set[str]] = [set() for _ in range(pipeline_group.size())]
         dist.all_gather_object(held, set(parameters), group=pipeline_group)
         self._stage = {name: stage for stage in reversed(range(len(held))) for name in held[stage]}
-        skipped = {OUTPUT} if model.tied else set()  # the copy of the embedding on the last stage
+        skipped = {OUTPUT} if model.tied else set()  # the last stage's copy of the embedding
         self._names = [name for name in self._shards[0] if name not in skipped]
         missing = set(self._names) - set(self._stage)
         assert not missing, f"no pipeline stage holds {sorted(missing)}"
