@@ -1,4 +1,4 @@
-"""The audit against what is known by hand, and against losses that are not what they are called."""
+"""The audit agrees with results by hand, and finds losses whose gradient does not match their name."""
 
 import pytest
 import torch
