@@ -81,20 +81,17 @@ def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float =
             divergence=algorithm.divergence, named=None, nearest=None, agrees=True, terms=terms, capped={}, coupling=0.0
         )
     penalties = {regime: those["divergence"] for regime, those in terms.items()}
+    nearest: Quantity = max(QUANTITIES, key=penalties["on-policy"].cosines.__getitem__)
     promised = REGIMES if kind.corrected or kind.exact else REGIMES[:1]
     return Audit(
         divergence=algorithm.divergence,
         named=kind.gradient,
-        nearest=_nearest(penalties["on-policy"]),
+        nearest=nearest,
         agrees=all(penalties[regime].bias <= TOLERANCE for regime in promised),
         terms=terms,
         capped=lab.capped(policies["off-policy"]),
         coupling=max(lab.coupling(policy) for policy in policies["on-policy"]),
     )
-
-
-def _nearest(term: TermAudit) -> Quantity:
-    return max(term.cosines, key=lambda quantity: term.cosines[quantity])
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,6 @@ class TabularPolicy:
     rewards_N: Tensor
     temperature: float
 
-    @property
-    def completions(self) -> list[tuple[int, int]]:
-        """List all completions as pairs of tokens."""
-        return [(first, second) for first in range(VOCABULARY) for second in range(VOCABULARY)]
-
     def log_probs(self, logits_SV: Tensor, phi: float | Tensor = 1.0) -> Tensor:
         """Return the log softmax at the sampling temperature, same shape. `phi` reweights the reference."""
         return (logits_SV * phi / self.temperature).log_softmax(-1)
@@ -55,8 +50,9 @@ class TabularPolicy:
     @property
     def path(self) -> tuple[Tensor, Tensor]:
         """Return the states [T] of all completions, one after another, and the tokens [T] chosen there."""
-        states = [state for first, _ in self.completions for state in (0, 1 + first)]
-        return torch.tensor(states), torch.tensor(self.completions).flatten()
+        tokens_N2 = torch.cartesian_prod(torch.arange(VOCABULARY), torch.arange(VOCABULARY))
+        states_N2 = torch.stack([torch.zeros_like(tokens_N2[:, 0]), 1 + tokens_N2[:, 0]], dim=1)
+        return states_N2.flatten(), tokens_N2.flatten()
 
     def batch(self, *, advantage_N: Tensor, phi_N: Tensor) -> PackedBatch:
         """Pack all completions, scored, like the trainer. Weight each by its probability under the engine."""

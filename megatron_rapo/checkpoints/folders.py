@@ -26,25 +26,12 @@ _LATEST, _REMOVED = "latest", ".removed"
 _NAME = re.compile(rf"{STEP_PREFIX}[0-9]{{1,18}}")
 _FREE_SECTIONS = {"parallel", "reshard", "memory", "precision", "checkpoint", "monitor", "evaluation"}
 _FREE = {
-    "model.layers",
-    "model.recompute",
-    "batch.old_logprobs_from_training",
-    "reward.workers",
-    "reward.timeout_s",
-    "reward.budget_s",
-    "reward.memory_mib",
-    "batch.tokens_per_microbatch",
-    "batch.share_prompts",
-    "rollout.tensor",
-    "rollout.kv_cache_mib",
-    "rollout.max_concurrent",
-    "rollout.compile",
-    "rollout.fp8",
-    "rollout.packed",
-    "optimizer.max_skipped_steps",
-    "run.folder",
-    "run.deterministic",
-    "run.timeout_s",
+    *("model.layers", "model.recompute", "optimizer.max_skipped_steps"),
+    *("batch.old_logprobs_from_training", "batch.tokens_per_microbatch", "batch.share_prompts"),
+    *("reward.workers", "reward.timeout_s", "reward.budget_s", "reward.memory_mib"),
+    *("rollout.tensor", "rollout.kv_cache_mib", "rollout.max_concurrent"),
+    *("rollout.compile", "rollout.fp8", "rollout.packed"),
+    *("run.folder", "run.deterministic", "run.timeout_s"),
 }
 _INPUTS = {"model.path", "data.train"}  # free if the checkpoint has digests of these files
 _BEFORE: dict[str, object] = {"rollout.stop": [], "rollout.stop_token_ids": [], "data.template_digest": ""}

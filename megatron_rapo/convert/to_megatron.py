@@ -13,14 +13,7 @@ from torch import Tensor
 from megatron_rapo.checkpoints.tensors import Chunk, saved_none
 from megatron_rapo.convert.files import Progress, state_of
 from megatron_rapo.convert.megatron_folder import Rest, make_checkpoint
-from megatron_rapo.convert.model_tensors import (
-    Layout,
-    ModelTensor,
-    check_layout,
-    extra_states,
-    model_tensors,
-    stage_of,
-)
+from megatron_rapo.convert.model_tensors import Layout, ModelTensor, check_layout, extra_states, model_tensors, stage_of
 from megatron_rapo.convert.source import HfSource
 from megatron_rapo.models import WeightReader
 

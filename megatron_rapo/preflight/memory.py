@@ -48,8 +48,7 @@ class Layers:
     """Bytes per token that a layer keeps for the backward pass."""
 
     whole: int
-    without_core: int  # with the inputs of the attention core, which is recomputed
-    core: int
+    core: int  # of these, by the attention core; its inputs take as many
     block_input: int
     after_last: int  # kept by the final norm and the output layer
 
@@ -178,7 +177,7 @@ def activation_bytes(model: ModelShape, config: Config, stage: int, layers: str)
     of_layer = layer_bytes(model, config, layers)
     kept, again = {
         "none": (of_layer.whole, 0),
-        "selective": (of_layer.without_core, of_layer.core),
+        "selective": (of_layer.whole, of_layer.core),  # keeps the core's inputs instead
         "full": (of_layer.block_input, of_layer.whole),
     }[config.model.recompute]
     after = of_layer.after_last if stage == config.parallel.pipeline - 1 else 0
@@ -204,16 +203,13 @@ def layer_bytes(model: ModelShape, config: Config, layers: str) -> Layers:
     q = model.q_size // layout.tensor * number_bytes
     k = max(1, model.num_kv_heads // layout.tensor) * model.head_dim * number_bytes
     f = model.ffn_hidden_size // layout.tensor * number_bytes
-    core = inputs = 2 * q + 2 * k
+    core = 2 * q + 2 * k
     gate_up = model.gate_up_size // layout.tensor * number_bytes
-    norm = hidden  # a norm keeps its input
     norms = sum(parameter.shape == ("hidden_size",) for parameter in model.family.layer)
-    rest = norms * (norm + hidden) + gate_up + f  # linears keep the outputs of norms and of the gated MLP
+    rest = norms * 2 * hidden + gate_up + f  # norms keep their inputs, linears the outputs of norms and gated MLP
     if layers == "torch":
         rest += q  # a copy of attention's output for its projection
-    return Layers(
-        whole=rest + core, without_core=rest + inputs, core=core, block_input=hidden, after_last=norm + hidden
-    )
+    return Layers(whole=rest + core, core=core, block_input=hidden, after_last=2 * hidden)
 
 
 def _scoring_bytes(model: ModelShape, config: Config) -> int:

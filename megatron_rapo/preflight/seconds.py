@@ -50,24 +50,15 @@ def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> T
     layout, number_bytes, layouts = config.parallel, itemsize(config), Layouts.of(config, world)
     bucket_bytes = config.reshard.bucket_mib * 2**20
     rounds = plan(model, TORCH_NORMS, layouts, rank=0, itemsize=number_bytes, bucket_bytes=bucket_bytes)
-    replicas = layouts.replicas
+    replicas, tensor, numel = layouts.replicas, layout.tensor, parameters(model, config)[0]
+    sums = 2 * (_passes(config) + 1) + 2  # of hidden states in a layer: twice per forward pass and twice backward
     of_rank = batch.tokens / (world // layout.model_size) / layout.context / layout.pipeline
     return Traffic(
         copied=sum(move.numel for each in rounds for move in each.copies) * number_bytes,
         sent=sum(move.numel for each in rounds for moves in each.sends.values() for move in moves) * number_bytes,
-        gradients=round(
-            2 * (replicas - 1) / replicas * parameters(model, config)[0] * GRADIENT_BYTES * batch.optimizer_steps
-        ),
-        # Each layer sums hidden states twice per forward pass (training and scoring) and twice backward, in rings.
+        gradients=round(2 * (replicas - 1) / replicas * numel * GRADIENT_BYTES * batch.optimizer_steps),
         tensor_parallel=round(
-            (2 * (_passes(config) + 1) + 2)
-            * 2
-            * (layout.tensor - 1)
-            / layout.tensor
-            * of_rank
-            * model.hidden_size
-            * number_bytes
-            * model.num_layers
+            sums * 2 * (tensor - 1) / tensor * of_rank * model.hidden_size * number_bytes * model.num_layers
         ),
     )
 

@@ -7,6 +7,7 @@ sums are computed per tensor, and the rest for all tensors together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +28,11 @@ def digest(values: Tensor) -> Tensor:
     return digests([sums(values)])[0]
 
 
-class Sums:
-    """Sums of a tensor at one time: over each column of words, int64 [W], and over each row, int64 [R]."""
+class Sums(NamedTuple):
+    """Sums of a tensor at one time, int64."""
 
-    def __init__(self, by_column_W: Tensor, by_row_R: Tensor) -> None:
-        self.by_column_W, self.by_row_R = by_column_W, by_row_R
+    by_column_W: Tensor  # over each column of words
+    by_row_R: Tensor
 
 
 def sums(values: Tensor) -> Sums:

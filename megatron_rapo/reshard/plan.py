@@ -21,15 +21,7 @@ import numpy as np
 
 from megatron_rapo.config import Config
 from megatron_rapo.models import ModelShape
-from megatron_rapo.models.parameter_map import (
-    EMBEDDING,
-    OUTPUT,
-    Entry,
-    NormNames,
-    Shard,
-    entries,
-    stages_of_layers,
-)
+from megatron_rapo.models.parameter_map import EMBEDDING, OUTPUT, Entry, NormNames, Shard, entries, stages_of_layers
 
 FAIR = 0.02
 """A receiver's own replica sends while the most and the least loaded holder differ by at most this share."""
@@ -194,7 +186,7 @@ def waves(model: ModelShape, norms: NormNames, layouts: Layouts) -> Iterator[lis
     Order: parameters outside layers, then one parameter of the first layer of each stage, then its next parameter, ...
     """
     stages = stages_of_layers(model.num_layers, pipeline=layouts.pipeline, virtual_pipeline=layouts.virtual_pipeline)
-    turns = _turns(stages)
+    turns = [stages[:layer].count(stage) for layer, stage in enumerate(stages)]  # a layer's position in its stage
     by_turn: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in entries(model, norms):
         if entry.trainer == OUTPUT and model.tied:
@@ -203,16 +195,6 @@ def waves(model: ModelShape, norms: NormNames, layouts: Layouts) -> Iterator[lis
     router = _Router(layouts)
     for _, together in sorted(by_turn.items(), key=lambda item: item[0][0]):  # stable: keeps the parameters' order
         yield [route for entry in together for route in router.routes(entry, _holders(entry, model, stages, layouts))]
-
-
-def _turns(stages: Sequence[int]) -> list[int]:
-    """Return each layer's position within its stage: 0, 1, ..."""
-    seen: dict[int, int] = defaultdict(int)
-    turns = []
-    for stage in stages:
-        turns.append(seen[stage])
-        seen[stage] += 1
-    return turns
 
 
 def _holders(entry: Entry, model: ModelShape, stages: Sequence[int], layouts: Layouts) -> dict[int, str]:
