@@ -88,7 +88,7 @@ def _checkpoints(root: Path) -> list[Path]:
 
 
 def prune(newest: Path, *, keep_last: int, keep_every: int) -> None:
-    """Remove checkpoints before `newest`. Keep the last `keep_last`, with it, and one every `keep_every` steps.
+    """Remove checkpoints before `newest`. Keep the last `keep_last` (counting it) and one every `keep_every` steps.
 
     keep_last=0 keeps all, keep_every=0 keeps no others. Checkpoints that were saved by time are always removed. Each
     folder is renamed first, so an interrupted removal never leaves something that looks like a checkpoint.

@@ -124,10 +124,11 @@ def check_machine(config: Config) -> None:
 
 def check_engine(config: Config) -> None:
     """Refuse an engine without kernels or memory on this machine. Raises ConfigError."""
-    _check_engine_fp8(config)
     rollout, processes = config.rollout, local_world_size()
     host_mib = psutil.virtual_memory().total // 2**20
     on_gpu = torch.cuda.is_available()
+    if rollout.fp8 and on_gpu:  # without kernels vLLM would silently keep activations in bfloat16; a CPU has kernels
+        _check_capability("rollout.fp8=true", "tensorwise", "rollout.fp8=false")
     if on_gpu:
         most_mib, place = torch.cuda.get_device_properties(0).total_memory // 2**20, "the GPU has"
     else:
@@ -173,12 +174,6 @@ def _check_layers(config: Config) -> None:
     _check_capability(
         f"precision.fp8_recipe={precision.fp8_recipe}", precision.fp8_recipe, "another recipe, or precision.fp8=none"
     )
-
-
-def _check_engine_fp8(config: Config) -> None:
-    """Refuse FP8 on a GPU without kernels: vLLM would silently keep activations in bfloat16. A CPU has kernels."""
-    if config.rollout.fp8 and torch.cuda.is_available():
-        _check_capability("rollout.fp8=true", "tensorwise", "rollout.fp8=false")
 
 
 def _check_capability(setting: str, recipe: str, fix: str) -> None:

@@ -109,13 +109,9 @@ def defaults() -> dict[str, Any]:
         found |= {
             f"{section}.{name}": json.loads(json.dumps(each.get_default(call_default_factory=True)))
             for name, each in fields.items()
-            if not each.is_required() and _plain(each.default)
+            if not each.is_required() and isinstance(each.default, str | int | float | tuple | list | None)
         }
     return found
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool | tuple | list)
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
