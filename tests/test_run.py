@@ -329,8 +329,8 @@ def test_other_settings_are_refused(
     finished: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_engine(monkeypatch)
-    with pytest.raises(SamplesError, match=r"two kinds: evaluation\.temperature was 1\.0 and is 0\.5\. Go on with"):
+    with pytest.raises(SamplesError, match=r"mixed: evaluation\.temperature was 1\.0 and is 0\.5; use"):
         evaluate.evaluate_model(evaluation_config(tmp_path, model, temperature=0.5), output=finished)
     other = save_tiny_model(tmp_path / "other", tied=True, seed=1)
-    with pytest.raises(SamplesError, match=r"two kinds: the weights of model\.path was "):
+    with pytest.raises(SamplesError, match=r"mixed: the weights of model\.path was "):
         evaluate.evaluate_model(evaluation_config(tmp_path, other), output=finished)

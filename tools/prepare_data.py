@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare data sets: the same as `megatron-rapo prepare-data`, for scripts that name this file."""
+"""Prepare data sets. Same as `megatron-rapo prepare-data`, for scripts that use this path."""
 
 import sys
 

@@ -1,13 +1,13 @@
-"""Synthetic arithmetic with written-out working, as an unreliable student would write it.
+"""Make arithmetic problems, and solutions with steps as a careless student would write them.
 
-A problem is `a*b+c`, for instance `37*6+58`, and its worked solution one line of four steps:
+A problem is `a*b+c`, for instance `37*6+58`. Its solution is one line of four steps:
 
     30*6=180,7*6=42,180+42=222,222+58=280 \\boxed{280}
 
-The student knows the method but is careless: a step goes wrong with some probability, in one of a few
-human ways, later steps carry the wrong value on, and the final `\\boxed{}` is sometimes forgotten. A
-model pretrained on such attempts can do every step and is unreliable at each of them, which is what
-reinforcement learning with a verifier then repairs.
+The student knows the method but makes mistakes. A step goes wrong with some probability, in one of a few
+human ways. Later steps use the wrong value, and sometimes the final `\\boxed{}` is forgotten. A model
+pretrained on such attempts can do every step, but not reliably. Reinforcement learning with a verifier
+repairs that.
 """
 
 import itertools
@@ -46,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
-    """How careless the student is; every field is a probability."""
+    """How careless the student is. Every field is a probability."""
 
     slip: float = 0.18  # that a step of the working goes wrong
     no_box: float = 0.3  # that the answer is left without its \boxed{}
@@ -70,10 +70,9 @@ class Splits:
 
 
 def make_splits(*, seed: int, num_rl_train: int, num_heldout: int) -> Splits:
-    """Shuffle every problem there is and cut: held-out first, then RL training, the rest pretrains.
+    """Shuffle all problems and split them: first held-out, then RL training, then pretraining.
 
-    Raises:
-        ValueError: if nothing would be left to pretrain on.
+    Raises ValueError if nothing would be left for pretraining.
     """
     problems = [
         Problem(multiplicand=a, multiplier=b, addend=c)
@@ -82,8 +81,8 @@ def make_splits(*, seed: int, num_rl_train: int, num_heldout: int) -> Splits:
     num_reserved = num_rl_train + num_heldout
     if num_reserved >= len(problems):
         raise ValueError(
-            f"num_rl_train + num_heldout = {num_reserved}: there are {len(problems)} problems in all, "
-            "and some must be left for pretraining; ask for fewer."
+            f"num_rl_train + num_heldout = {num_reserved}: there are only {len(problems)} problems, "
+            "and some must be left for pretraining; choose fewer."
         )
     random.Random(seed).shuffle(problems)
     return Splits(
@@ -113,7 +112,7 @@ def correct_step(left: int, sign: str, right: int) -> Step:
 
 
 def carried_columns(x: int, y: int) -> list[int]:
-    """Place values (1, 10, ...) of the columns of x + y that carry: 222 + 58 -> [1]."""
+    """Return the place values (1, 10, ...) of the columns of x + y that carry: 222 + 58 -> [1]."""
     columns, place = [], 1
     while place <= max(x, y):
         if x % (10 * place) + y % (10 * place) >= 10 * place:
@@ -129,13 +128,13 @@ def drop_carry(step: Step, rng: random.Random) -> Step:
 
 
 def miss_by_ten(step: Step, rng: random.Random) -> Step:
-    """Be ten too high or, where that stays positive, ten too low: 7*6=32."""
+    """Be ten too high, or ten too low if that stays positive: 7*6=32."""
     offset = rng.choice((-10, 10)) if step.result > 10 else 10
     return replace(step, result=step.result + offset)
 
 
 def misread_digit(step: Step, rng: random.Random) -> Step:
-    """Copy the right operand with its last digit one off and go on with it: 222+57=279."""
+    """Copy the right operand with its last digit one off, and use that: 222+57=279."""
     last = step.right % 10
     misread = {0: 1, 9: 8}.get(last, last + rng.choice((-1, 1)))
     return correct_step(step.left, step.sign, step.right - last + misread)

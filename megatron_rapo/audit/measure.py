@@ -1,7 +1,7 @@
-"""The expected gradient of each term of a loss, and the quantity whose gradient it is.
+"""Measure the expected gradient of each term of a loss, and find the quantity that has this gradient.
 
-The loss is the training's own (`objective.batch_loss` of `output_head.token_scores`); only the policy is small enough
-to enumerate. A term's true gradient is taken at the states that the engine visits, as token-level losses have it, and
+The loss is that of training (`objective.batch_loss` of `output_head.token_scores`). Only the policy is small enough to
+enumerate. A term's true gradient is summed over the states that the engine visits, like in token-level losses. The
 advantages are those of a group so large that its mean and standard deviation are the true ones.
 """
 
@@ -27,18 +27,18 @@ from megatron_rapo.scoring.registries import advantage_of, divergence_of
 
 NUM_POLICIES = 6
 TOLERANCE = 0.02
-"""Largest difference from the named gradient, relative to its norm, that goes by the name."""
+"""Largest difference from the named gradient, relative to its norm, with which a loss agrees with its name."""
 REGIMES = ("on-policy", "off-policy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TermAudit:
-    """One term of the objective: means over policies and exponents of phi, and the largest bias. Per token."""
+    """One term of the objective, per token: means over policies and exponents phi, but the largest bias."""
 
     coefficient: float
-    value: float  # what a run records, nats but for the surrogate
-    true_value: float  # of what it is called
-    gradient_norm: float  # of the expected gradient, without the coefficient
+    value: float  # as a run records it, in nats except for the surrogate
+    true_value: float  # of the quantity that it is named after
+    gradient_norm: float  # norm of the expected gradient, without the coefficient
     bias: float  # |expected - true gradient| / |true gradient|
     noise: float  # root mean square over completions of |its gradient - expected| / |expected|
     cosines: dict[Quantity, float]  # between the expected gradient and that of each quantity
@@ -46,7 +46,7 @@ class TermAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What a loss optimises."""
+    """The result for one loss: which gradient it follows."""
 
     divergence: str
     named: Quantity | None  # the gradient that the name stands for
@@ -54,19 +54,19 @@ class Audit:
     agrees: bool
     terms: dict[str, dict[str, TermAudit]]  # by regime: surrogate, divergence, entropy
     capped: dict[str, float]  # share of sampled tokens beyond each cap, off-policy
-    coupling: float  # |difference that phi by reward makes, instead of one phi for all| / |gradient|, on-policy
+    coupling: float  # |effect of phi by reward instead of one phi| / |gradient|, on-policy
 
 
 def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float = 1.0) -> Audit:
-    """Measure the loss that `algorithm` stands for; a second or two. `temperature` is the rollout's.
+    """Measure the loss of `algorithm`, in a second or two. `temperature` is the rollout's.
 
-    Raises UserCodeError for a divergence of the user's own that cannot be used, or that claims no gradient.
+    Raises UserCodeError for a user's divergence that cannot be used or claims no gradient.
     """
     kind = divergence_of(algorithm.divergence)
     if kind.reference and (kind.gradient is None or kind.value is None):
         raise UserCodeError(
-            f"algorithm.divergence={algorithm.divergence!r}: claims no gradient, so there is nothing to hold it to; "
-            "name a Divergence(gradient=..., value=..., estimate=...)."
+            f"algorithm.divergence={algorithm.divergence!r}: claims no gradient, so there is nothing to compare "
+            "with; name a Divergence(gradient=..., value=..., estimate=...)."
         )
     policies = {
         regime: [
@@ -81,11 +81,12 @@ def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float =
             divergence=algorithm.divergence, named=None, nearest=None, agrees=True, terms=terms, capped={}, coupling=0.0
         )
     penalties = {regime: those["divergence"] for regime, those in terms.items()}
+    nearest: Quantity = max(QUANTITIES, key=penalties["on-policy"].cosines.__getitem__)
     promised = REGIMES if kind.corrected or kind.exact else REGIMES[:1]
     return Audit(
         divergence=algorithm.divergence,
         named=kind.gradient,
-        nearest=_nearest(penalties["on-policy"]),
+        nearest=nearest,
         agrees=all(penalties[regime].bias <= TOLERANCE for regime in promised),
         terms=terms,
         capped=lab.capped(policies["off-policy"]),
@@ -93,16 +94,12 @@ def audit(algorithm: AlgorithmConfig, reward: RewardConfig, temperature: float =
     )
 
 
-def _nearest(term: TermAudit) -> Quantity:
-    return max(term.cosines, key=lambda quantity: term.cosines[quantity])
-
-
 @dataclass(frozen=True)
 class _Expected:
-    """Of a loss over all completions, each with the engine's probability of it."""
+    """The expected gradient of a loss over all completions, which the engine samples."""
 
     gradient_SV: Tensor
-    noise: float  # root mean square of |a completion's gradient - the expected one|
+    noise: float  # root mean square of |a completion's gradient - expected gradient|
     values: dict[str, float]  # of the terms of the objective, per token
 
 
@@ -114,7 +111,7 @@ class _Lab:
     reward: RewardConfig
 
     def terms(self, policies: Sequence[TabularPolicy]) -> dict[str, TermAudit]:
-        """Measure each term of the objective that has a coefficient, by itself, in all `policies`."""
+        """Measure separately each term whose coefficient is not 0, averaged over `policies`."""
         settings = self.settings
         terms = {"surrogate": _average([self.surrogate(policy) for policy in policies])}
         if settings.alpha:
@@ -130,14 +127,14 @@ class _Lab:
         return [lowest, (lowest + highest) / 2, highest] if lowest < highest else [highest]
 
     def surrogate(self, policy: TabularPolicy) -> TermAudit:
-        """Against the policy gradient of the advantage."""
+        """Compare the surrogate with the policy gradient of the advantage."""
         advantage_N = self.advantages(policy)
         found = self.expected(policy, advantage_N=advantage_N, alpha=0.0, beta=0.0)
         true = _Truth.of(policy, lambda policy_SV: policy.chances(policy_SV) @ advantage_N)
         return _compare(policy, found, "surrogate", true, 1.0, self.settings.phi_max)
 
     def penalty(self, policy: TabularPolicy, phi: float) -> TermAudit:
-        """Against the gradient that the divergence is named by, with the exponent `phi` at every reward."""
+        """Compare the divergence with the gradient that it is named after, with one exponent `phi` at every reward."""
         kind = divergence_of(self.settings.divergence)
         assert kind.gradient is not None and kind.value is not None
         found = self.expected(policy, phi_N=torch.full_like(policy.rewards_N, phi), beta=0.0)
@@ -146,7 +143,7 @@ class _Lab:
         return _compare(policy, found, "divergence", replace(true, value=value), self.settings.alpha, phi)
 
     def entropy(self, policy: TabularPolicy) -> TermAudit:
-        """Against the gradient of the entropy."""
+        """Compare the entropy bonus with the gradient of the entropy."""
         beta, found = self.settings.beta, self.expected(policy, alpha=0.0)
         bonus = found.values["entropy_bonus"]
 
@@ -177,7 +174,7 @@ class _Lab:
         return float((found.gradient_SV / self.settings.alpha - true.gradient_SV).norm() / true.gradient_SV.norm())
 
     def capped(self, policies: Sequence[TabularPolicy]) -> dict[str, float]:
-        """Share of sampled tokens beyond each cap, the largest over policies."""
+        """Return the share of sampled tokens beyond each cap, the largest over policies and exponents."""
         found = []
         for policy in policies:
             chance_N = policy.chances(policy.engine_SV)
@@ -190,9 +187,9 @@ class _Lab:
         return {name: max(float(shares[name]) for shares in found) for name in _CAPPED}
 
     def advantages(self, policy: TabularPolicy) -> Tensor:
-        """Of every completion, [N], relative to a group that is the whole distribution.
+        """Return each completion's advantage, [N], relative to a group that is the whole distribution.
 
-        For a function of the user's own: one of each completion, which are not equally probable.
+        A user's function gets a group with each completion once, although they are not equally likely.
         """
         chance_N = policy.chances(policy.engine_SV)
         centred_N = policy.rewards_N - chance_N @ policy.rewards_N

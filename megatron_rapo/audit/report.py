@@ -1,4 +1,4 @@
-"""An audit for people (terminal, documentation, picture) and for programs (JSON)."""
+"""Show audits on the terminal, as a Markdown table, as a picture and as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from megatron_rapo.algo.divergences import Quantity
 from megatron_rapo.audit.measure import REGIMES, TOLERANCE, Audit, TermAudit
-from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import Console
+from megatron_rapo.runtime.figures import new_figure
 from megatron_rapo.scoring.registries import divergence_of
 
 QUANTITY_NAMES: dict[Quantity, str] = {
@@ -26,7 +26,7 @@ _IN_FULL: dict[Quantity, str] = {
 
 
 def verdict(audit: Audit) -> str:
-    """Return one line that says which divergence it is, or that it does not match its name."""
+    """Return one line: which divergence the loss follows, or that it does not match its name."""
     if audit.named is None or audit.nearest is None:
         return "none: no divergence; nothing keeps the policy near the reference."
     on, off = (audit.terms[regime]["divergence"].bias for regime in REGIMES)
@@ -64,8 +64,8 @@ def show(audit: Audit) -> None:
             ]
             console.table("cosine of the divergence's gradient with that of", ["", *REGIMES], by_quantity)
         console.message(
-            "bias: |measured - true gradient| / |true gradient|, the largest of some random policies. The surrogate's "
-            "is that of clipping and of token-level ratios, off-policy; the verdict is on the divergence."
+            "bias: |measured - true gradient| / |true gradient|, the largest over random policies. The surrogate is "
+            "biased off-policy by clipping and token-level ratios; the verdict is about the divergence."
         )
         console.message(verdict(audit))
 
@@ -138,37 +138,25 @@ def show_all(audits: Sequence[Audit]) -> None:
 
 
 def plot(audits: Sequence[Audit], path: Path) -> None:
-    """Draw all divergences side by side: direction, bias and noise. Raises InputError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("--plot: needs matplotlib, which is not installed; pip install '.[plots]'.") from None
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
+    """Draw direction, bias and noise of all divergences side by side. Raises InputError."""
     audits = [audit for audit in audits if audit.named]
     places, names = range(len(audits)), [audit.divergence for audit in audits]
-    figure, (direction, bias, noise) = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, width_ratios=(5, 3, 3))
-    for marker, (quantity, label) in zip("o^s", QUANTITY_NAMES.items(), strict=True):
-        cosines = [audit.terms["on-policy"]["divergence"].cosines[quantity] for audit in audits]
-        direction.plot(cosines, places, marker, label=label, markersize=7, alpha=0.8)
-    direction.set(yticks=places, yticklabels=names, title="cosine with the true gradient of")
-    direction.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize=8, frameon=False)
-    direction.invert_yaxis()
-    for marker, regime in zip("o^", REGIMES, strict=True):
-        bias.plot([100 * a.terms[regime]["divergence"].bias for a in audits], places, marker, label=regime, alpha=0.8)
-    bias.set(title="bias against its name, %", xlim=(-1, None))
-    bias.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=8, frameon=False)
-    noise.plot([audit.terms["on-policy"]["divergence"].noise for audit in audits], places, "o", color="black")
-    noise.set(title="noise of one completion\n(its std over the gradient)", xlim=(0, None))
-    for axes in (direction, bias, noise):
-        axes.grid(axis="both", alpha=0.3)
-    figure.tight_layout()
-    try:
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--plot {path}: cannot be written ({error}); name a .png file in a folder that is there."
-        ) from None
-    finally:
-        plt.close(figure)
+    with new_figure(path, 3, figsize=(11, 3.6), sharey=True, width_ratios=(5, 3, 3)) as (figure, panels):
+        direction, bias, noise = panels
+        for marker, (quantity, label) in zip("o^s", QUANTITY_NAMES.items(), strict=True):
+            cosines = [audit.terms["on-policy"]["divergence"].cosines[quantity] for audit in audits]
+            direction.plot(cosines, places, marker, label=label, markersize=7, alpha=0.8)
+        direction.set(yticks=places, yticklabels=names, title="cosine with the true gradient of")
+        direction.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize=8, frameon=False)
+        direction.invert_yaxis()
+        for marker, regime in zip("o^", REGIMES, strict=True):
+            bias.plot(
+                [100 * a.terms[regime]["divergence"].bias for a in audits], places, marker, label=regime, alpha=0.8
+            )
+        bias.set(title="bias against its name, %", xlim=(-1, None))
+        bias.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=8, frameon=False)
+        noise.plot([audit.terms["on-policy"]["divergence"].noise for audit in audits], places, "o", color="black")
+        noise.set(title="noise of one completion\n(its std over the gradient)", xlim=(0, None))
+        for axes in (direction, bias, noise):
+            axes.grid(axis="both", alpha=0.3)
+        figure.tight_layout()

@@ -1,6 +1,7 @@
-"""A policy small enough to enumerate: completions of two tokens, every one of which is looked at.
+"""Define a policy small enough to enumerate all its completions, which have two tokens.
 
-V tokens in the vocabulary, S = 1 + V states (before the first token, and after each), N = V^2 completions. All float64.
+V tokens in the vocabulary, S = 1 + V states (at the start, and after each first token), N = V^2 completions. All
+float64.
 """
 
 from __future__ import annotations
@@ -17,32 +18,27 @@ from megatron_rapo.scoring.packing import PackedBatch
 
 VOCABULARY = 5
 REFERENCE_DISTANCE = 1.0  # standard deviation of the reference's logits around the policy's
-DRIFT = 0.10  # of the old policy's around the policy's, off-policy: a few optimizer steps
-ENGINE_NOISE = 0.02  # of the engine's around the old policy's, off-policy: other kernels, lower precision
+DRIFT = 0.10  # the same for the old policy, off-policy: like a few optimizer steps
+ENGINE_NOISE = 0.02  # the same for the engine around the old policy: like other kernels or lower precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class TabularPolicy:
-    """The logits [S, V] of everyone whose probabilities a loss sees, and what each completion earns, [N]."""
+    """The logits [S, V] of all distributions that a loss uses, and each completion's reward, [N]."""
 
     policy_SV: Tensor
     old_SV: Tensor  # when the rollout was scored
-    engine_SV: Tensor  # who sampled
+    engine_SV: Tensor  # the sampler
     reference_SV: Tensor
     rewards_N: Tensor
     temperature: float
 
-    @property
-    def completions(self) -> list[tuple[int, int]]:
-        """List all completions as pairs of tokens."""
-        return [(first, second) for first in range(VOCABULARY) for second in range(VOCABULARY)]
-
     def log_probs(self, logits_SV: Tensor, phi: float | Tensor = 1.0) -> Tensor:
-        """log softmax at the sampling temperature, same shape; of the reference reweighted by `phi`."""
+        """Return the log softmax at the sampling temperature, same shape. `phi` reweights the reference."""
         return (logits_SV * phi / self.temperature).log_softmax(-1)
 
     def chances(self, logits_SV: Tensor) -> Tensor:
-        """Probability of every completion, [N]."""
+        """Return the probability of every completion, [N]."""
         logp_SV = self.log_probs(logits_SV)
         return (logp_SV[0][:, None] + logp_SV[1:]).exp().flatten()
 
@@ -53,9 +49,10 @@ class TabularPolicy:
 
     @property
     def path(self) -> tuple[Tensor, Tensor]:
-        """Return the states [T] that all completions pass, one after another, and the tokens [T] chosen there."""
-        states = [state for first, _ in self.completions for state in (0, 1 + first)]
-        return torch.tensor(states), torch.tensor(self.completions).flatten()
+        """Return the states [T] of all completions, one after another, and the tokens [T] chosen there."""
+        tokens_N2 = torch.cartesian_prod(torch.arange(VOCABULARY), torch.arange(VOCABULARY))
+        states_N2 = torch.stack([torch.zeros_like(tokens_N2[:, 0]), 1 + tokens_N2[:, 0]], dim=1)
+        return states_N2.flatten(), tokens_N2.flatten()
 
     def batch(self, *, advantage_N: Tensor, phi_N: Tensor) -> PackedBatch:
         """Pack all completions, scored, like the trainer. Weight each by its probability under the engine."""
@@ -97,11 +94,11 @@ class TabularPolicy:
 
 
 def make_policy(seed: int, reward: RewardConfig, temperature: float, *, off_policy: bool) -> TabularPolicy:
-    """Make a random policy. On-policy, engine and old policy equal the policy. A third of completions is right."""
+    """Make a random policy. On-policy, engine and old policy equal it. A third of the completions is right."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale: float) -> Tensor:
-        # Times the temperature, which the probabilities are divided by: the policy is the same at all of them.
+        # Times the temperature that logits are divided by, so the policy is the same at every temperature.
         return scale * temperature * torch.randn(1 + VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
 
     policy_SV = normal(1.0)

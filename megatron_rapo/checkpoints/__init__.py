@@ -1,7 +1,4 @@
-"""Checkpoints of a run: where they are, what their files hold, the format of their tensors.
-
-What goes into one is written and read by `mcore/checkpoint.py`.
-"""
+"""Find, write and verify the files of a run's checkpoints. `mcore/checkpoint.py` decides what goes into one."""
 
 from megatron_rapo.checkpoints.folders import (
     BY_TIME,

@@ -1,4 +1,4 @@
-"""Tensors as torch.save writes them, one after the other in a file: written with digests, read without a copy."""
+"""Write tensors with torch.save one after another into a file, with digests, and read them without a copy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from megatron_rapo.checkpoints.manifest import Range
 from megatron_rapo.runtime.atomic_write import NewFile, blocks
 
-ALIGNMENT = 64  # bytes: where numbers begin within an archive of torch.save, and an archive of ours in its file
+ALIGNMENT = 64  # bytes; torch.save aligns the numbers in its archive to this, and we align archives in a file
 
 
 def save_tensor(tensor: Tensor, file: NewFile) -> Range:
-    """Append a tensor to `file` from the next multiple of ALIGNMENT on; of a view only what it shows.
+    """Append a tensor to `file` at the next multiple of ALIGNMENT. Write only the part that a view shows.
 
     Raises OSError.
     """
@@ -34,22 +34,22 @@ def save_tensor(tensor: Tensor, file: NewFile) -> Range:
             torch.save(tensor, cast(IO[bytes], stream))
     except RuntimeError:
         if stream.problem:
-            raise stream.problem from None  # torch.save hides it
+            raise stream.problem from None  # torch.save hides the cause
         raise
     return stream.range()
 
 
 def save_bytes(content: memoryview, file: NewFile) -> Range:
-    """Append anything else."""
+    """Append bytes that are not a tensor. Raises OSError."""
     stream = _DigestedStream(file)
     stream.write(content)
     return stream.range()
 
 
 def map_range(path: Path, start: int, length: int) -> mmap.mmap:
-    """Bytes of a file, to the end of a mapping that stands at their start. What is written there stays in memory.
+    """Map `length` bytes of a file. The mapping's position is at the first, and its end is after the last.
 
-    Raises ValueError where the file has fewer.
+    Changes of the mapping stay in memory. Raises ValueError if the file is too short.
     """
     into_page = start % mmap.ALLOCATIONGRANULARITY
     with open(path, "rb") as stream:
@@ -59,21 +59,21 @@ def map_range(path: Path, start: int, length: int) -> mmap.mmap:
 
 
 def rest(mapping: mmap.mmap) -> memoryview:
-    """From where it stands to its end, not copied."""
+    """Return the bytes from the mapping's position to its end, without a copy."""
     return memoryview(mapping)[mapping.tell() :]
 
 
 def load_tensor(mapping: mmap.mmap) -> Tensor:
-    """The tensor over the mapping's own memory, but copied where its numbers would begin at odd bytes (Megatron's).
+    """Return the tensor in the mapping's own memory. Copy it only if its numbers are misaligned (Megatron's files).
 
-    Raises anything, as torch.load and zipfile do, where it is not what torch.save made of one tensor.
+    Raises any exception of torch.load or zipfile if the bytes are not one tensor that torch.save wrote.
     """
-    stream = cast(IO[bytes], mapping)  # all of one that they need
+    stream = cast(IO[bytes], mapping)  # it has all methods that torch.load and zipfile use
     described: Tensor = torch.load(stream, map_location="meta", weights_only=True)
     if not described.numel():
         return torch.empty_like(described, device="cpu")
     [record] = [each for each in zipfile.ZipFile(stream).infolist() if each.filename.endswith("/data/0")]
-    name_and_extra = struct.unpack_from("<HH", mapping, record.header_offset + 26)  # the end of its header's 30 bytes
+    name_and_extra = struct.unpack_from("<HH", mapping, record.header_offset + 26)  # ends a header of 30 bytes
     flat = torch.frombuffer(
         mapping,
         dtype=described.dtype,
@@ -85,7 +85,7 @@ def load_tensor(mapping: mmap.mmap) -> Tensor:
 
 
 class _DigestedStream:
-    """Writes on in a file. What passes is digested while it is in the processor's cache."""
+    """Appends to a file and digests each block while it is in the processor's cache."""
 
     def __init__(self, file: NewFile) -> None:
         self._file, self._start, self._state = file, file.tell(), xxhash.xxh3_128()
@@ -103,16 +103,16 @@ class _DigestedStream:
         return whole.nbytes
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: this stream has no buffer."""
 
     def range(self) -> Range:
-        """What was written."""
+        """Return the range of bytes that were written."""
         return Range(self._start, self._file.tell() - self._start, self._state.hexdigest())
 
 
 @contextmanager
 def _without_crc32() -> Iterator[None]:
-    """torch.save's sums of what it writes take longer than the writing, and the manifest has better ones."""
+    """Switch off torch.save's checksums: they take longer than the writing, and the manifest has better ones."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:

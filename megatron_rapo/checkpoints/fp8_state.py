@@ -1,11 +1,11 @@
-"""The extra state of Transformer Engine's FP8 layers in a checkpoint, read without Transformer Engine.
+"""Read the extra state of Transformer Engine's FP8 layers from a checkpoint, without Transformer Engine.
 
-Transformer Engine itself unpickles it without any check. So mcore/safe_loading.py has this file read it first: what is
-refused here does not get there.
+Transformer Engine unpickles this state without any check. So mcore/safe_loading.py reads it here first and passes on
+only what this module accepts.
 
-Each layer's is one object: a tensor of bytes (Transformer Engine 2), a pickle of its recipe and, where scaling is
-delayed, of the history of largest magnitudes and the scales made of it. Cutting a checkpoint up anew keeps it as it is;
-a Hugging Face folder has no place for it, and a checkpoint made of one begins without, as a new run does.
+Each layer has one object: a tensor of bytes (Transformer Engine 2) that is a pickle of its recipe. With delayed scaling
+it also holds the history of largest magnitudes and the scales. Resharding copies it unchanged. A Hugging Face folder
+has no place for it, so a checkpoint converted from one starts without it, like a new run.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _RECIPES = {
     *("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling", "NVFP4BlockScaling"),
     *("Format", "_FormatHelper", "MMParams", "QParams", "Recipe"),
 }
-"""The classes in Transformer Engine's pickles, all of transformer_engine.common.recipe."""
+"""Classes in Transformer Engine's pickles, all from transformer_engine.common.recipe."""
 
 
 @dataclass(frozen=True)
 class Fp8State:
-    """Of one layer."""
+    """FP8 state of one layer."""
 
-    recipe: str  # Transformer Engine's name: DelayedScaling, Float8CurrentScaling, ...
-    largest: float | None  # magnitude in the forward pass' history; None where scaling is not delayed
+    recipe: str  # name in Transformer Engine: DelayedScaling, Float8CurrentScaling, ...
+    largest: float | None  # magnitude in the forward history; None without delayed scaling
 
 
 def read_fp8_state(content: bytes) -> Fp8State | None:
-    """Of an object as a checkpoint has it; None where FP8 was not used. Raises ValueError for another format."""
+    """Read an object of a checkpoint. Return None if FP8 was not used. Raises ValueError for another format."""
     try:
         [state] = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
         if state is None or not state.numel():
             return None
         found = _Unpickler(BytesIO(state.numpy().tobytes())).load()
-    except Exception as error:  # of any kind, as of any bytes
+    except Exception as error:  # arbitrary bytes can raise anything
         raise ValueError(f"not the state of an FP8 layer of Transformer Engine 2 ({error!r})") from error
     if found is None:
         return None
@@ -50,7 +50,7 @@ def read_fp8_state(content: bytes) -> Fp8State | None:
 
 
 def describe(contents: Iterable[bytes]) -> str:
-    """Of all layers, in a line."""
+    """Describe the state of all layers in one line."""
     states, unknown = [], 0
     for content in contents:
         try:
@@ -60,15 +60,15 @@ def describe(contents: Iterable[bytes]) -> str:
     used = [state for state in states if state]
     if not used and not unknown:
         return "none"
-    said = [f"{' and '.join(sorted({state.recipe for state in used}))} in {len(used)} layers"] if used else []
+    facts = [f"{' and '.join(sorted({state.recipe for state in used}))} in {len(used)} layers"] if used else []
     largest = [state.largest for state in used if state.largest is not None]
-    said += [f"largest magnitude {max(largest):.3g}"] if largest else []
-    said += [f"{unknown} objects of another format"] if unknown else []
-    return ", ".join(said)
+    facts += [f"largest magnitude {max(largest):.3g}"] if largest else []
+    facts += [f"{unknown} objects of another format"] if unknown else []
+    return ", ".join(facts)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Tensors, and recipes by their names; nothing that a file says is run."""
+    """Load tensors, and recipes by name only. Never run code that a file names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -79,7 +79,7 @@ class _Unpickler(pickle.Unpickler):
             return dict
         if module == "transformer_engine.common.recipe" and name in _RECIPES:
             return type(name, (_Recipe,), {})
-        if (module, name) == ("builtins", "getattr"):  # how some Pythons pickle a member of an enumeration
+        if (module, name) == ("builtins", "getattr"):  # some Python versions pickle enum members this way
             return _member
         raise pickle.UnpicklingError(f"{module}.{name} is not expected in it")
 
@@ -91,7 +91,7 @@ def _member(owner: Any, name: str) -> _Recipe:
 
 
 class _Recipe:
-    """Stands for a class of Transformer Engine: its name, and any content."""
+    """Stands in for a class of Transformer Engine: keeps its name and drops its content."""
 
     def __new__(cls, *_args: Any) -> _Recipe:
         return object.__new__(cls)

@@ -1,4 +1,4 @@
-"""What a run reads besides its settings: the model's files and the problems, by digests that checkpoints keep."""
+"""Digest a run's inputs, the model's files and the problems, so that a resumed run can compare them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from megatron_rapo.runtime.rank import is_first_of_node
 from megatron_rapo.runtime.safe_json import JSONError, read_json
 from megatron_rapo.types import Problem
 
-READERS = 8  # threads; one digests 6 GB/s
-_ROW_DIGITS = 8  # hexadecimal, of a problem
+READERS = 8  # threads; each digests 6 GB/s
+_ROW_DIGITS = 8  # hexadecimal digits of a problem's digest
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Digests (XXH3), wherever the files lie."""
+    """Digests (XXH3) of content, independent of paths."""
 
-    model: dict[str, str]  # of each file of model.path that the run reads, by its name
-    train: str  # of the training problems in their order, 8 hexadecimal digits each
+    model: dict[str, str]  # of each file of model.path that the run reads, by file name
+    train: str  # of the training problems in order, 8 hexadecimal digits each
     evaluation: str = ""  # of the held-out problems
 
     def to_json(self) -> str:
@@ -39,7 +39,7 @@ class Inputs:
 
     @classmethod
     def read(cls, checkpoint: Path) -> Inputs | None:
-        """Return those of a checkpoint; None for one of a version that kept none. Raises CheckpointError."""
+        """Return a checkpoint's digests, or None if it is too old to have any. Raises CheckpointError."""
         path = checkpoint / INPUTS
         try:
             return cls(**read_json(path))
@@ -50,7 +50,7 @@ class Inputs:
 
 
 class InputReader:
-    """Digests a run's inputs in threads of the first process of each node, while other things are built."""
+    """Digests a run's inputs in background threads, on the first process of each node."""
 
     def __init__(self, model: Path, train: Sequence[Problem], evaluation: Sequence[Problem] = ()) -> None:
         self._model = model
@@ -59,9 +59,9 @@ class InputReader:
         self._reading = self._thread.submit(_read, model, train, evaluation) if is_first_of_node() else None
 
     def inputs(self) -> Inputs:
-        """Wait for them. Collective over the world.
+        """Wait for the digests and return them. Collective over the world.
 
-        Raises ConfigError for a file that cannot be read, and where nodes have different files at the same paths.
+        Raises ConfigError if a file cannot be read, or if nodes have different files at the same paths.
         """
         if self._found is None:
             own = everywhere(lambda: self._reading.result() if self._reading else None)
@@ -74,7 +74,7 @@ class InputReader:
     def _same(self, of_nodes: Sequence[tuple[str, Inputs]]) -> Inputs:
         first_host, first = of_nodes[0]
         for host, each in of_nodes[1:]:
-            where = f"on {host}: not what is there on {first_host}"
+            where = f"on {host}: differs from {first_host}"
             if files := _different_files(first.model, each.model):
                 raise ConfigError(f"model.path={self._model} {where}: {files}; copy the model again.")
             if each != first:
@@ -94,9 +94,9 @@ def _read(model: Path, train: Sequence[Problem], evaluation: Sequence[Problem]) 
 
 
 def problem_digests(problems: Sequence[Problem]) -> str:
-    """Return 8 hexadecimal digits for each problem: of its text, answer and other columns, but not of its id.
+    """Return 8 hexadecimal digits for each problem, from its text, answer and other columns.
 
-    An id is made of the file's name where a row has none, and the file may be renamed.
+    The id is left out: a row without one gets an id from the file's name, and the file may be renamed.
     """
     return "".join(_problem_digest(problem) for problem in problems)
 
@@ -109,21 +109,20 @@ def _problem_digest(problem: Problem) -> str:
 def check_same_inputs(
     checkpoint: Path, present: Inputs, *, model: Path, data: Path, problems: Sequence[Problem]
 ) -> list[str]:
-    """Refuse to go on from `checkpoint` with another model or other training `problems` than the run began with.
+    """Refuse to resume from `checkpoint` with another model or other training `problems`. Raises CheckpointError.
 
-    Returns warnings: for other held-out problems, which training does not depend on, and for a checkpoint without
-    digests. Raises CheckpointError.
+    Return warnings: for other held-out problems, which do not affect training, and for a checkpoint without digests.
     """
     saved = Inputs.read(checkpoint)
     if saved is None:
         return [
-            f"{checkpoint} is of an earlier version, without {INPUTS}: nobody can say whether model.path and "
-            "data.train hold what they held"
+            f"{checkpoint} is from an older version, without {INPUTS}: whether model.path and data.train have changed "
+            "is unknown"
         ]
     if files := _different_files(saved.model, present.model):
         raise CheckpointError(
-            f"model.path={model}: {files}; give the model that the run began with (its files besides the weights are "
-            f"in {checkpoint / MODEL_FILES} too), or start a new run."
+            f"model.path={model}: {files}; give the model that the run began with (its files except the weights are "
+            f"also in {checkpoint / MODEL_FILES}), or start a new run."
         )
     if saved.train != present.train:
         raise CheckpointError(
@@ -131,21 +130,21 @@ def check_same_inputs(
             "the run began with, or start a new run."
         )
     if saved.evaluation and present.evaluation and saved.evaluation != present.evaluation:
-        return ["evaluation.data holds other problems than before: scores from here on are not to be compared"]
+        return ["evaluation.data holds other problems than before: do not compare its scores with earlier ones"]
     return []
 
 
 def _different_files(before: dict[str, str], now: dict[str, str]) -> str:
-    """Say which files are not the same, or nothing."""
-    said = []
+    """Describe the files that differ, or return an empty string."""
+    differences = []
     for name in sorted(before.keys() | now.keys()):
         if name not in now:
-            said.append(f"{name} is not there any more")
+            differences.append(f"{name} is missing")
         elif name not in before:
-            said.append(f"{name} was not there when the run began")
+            differences.append(f"{name} was not there when the run began")
         elif before[name] != now[name]:
-            said.append(f"{name} is another file than the one that the run began with")
-    return ", ".join(said)
+            differences.append(f"{name} differs from the file that the run began with")
+    return ", ".join(differences)
 
 
 def _different_problems(before: str, now: str, problems: Sequence[Problem]) -> str:
@@ -156,10 +155,10 @@ def _different_problems(before: str, now: str, problems: Sequence[Problem]) -> s
     elif len(then) != len(present):
         what = f"has {len(present)} problems, and the run began with {len(then)}"
     else:
-        what = "other problems than those that the run began with"
+        what = "the problems differ from those that the run began with"
     if first >= len(present):
-        return f"{what}; the first that is missing is number {first + 1}"
-    return f"{what}; the first that differs is number {first + 1} ({problems[first].id})"
+        return f"{what}; the first missing one is number {first + 1}"
+    return f"{what}; the first different one is number {first + 1} ({problems[first].id})"
 
 
 def _rows(digests: str) -> list[str]:

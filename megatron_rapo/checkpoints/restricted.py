@@ -1,8 +1,8 @@
-"""Read what a checkpoint has besides numbers without running anything that it says.
+"""Read the pickled parts of a checkpoint without running code that they name.
 
-torch and Megatron keep these parts as pickles, which can name any function and have it called. Here only the classes
-that such a file needs can be named; anything else is a CheckpointError. A manifest does not help: whoever changes a
-file can write the manifest anew.
+torch and Megatron keep everything but numbers as pickles, and a pickle can call any function. This module allows only
+the classes that such a file needs and raises CheckpointError for any other. A manifest does not protect: whoever
+changes a file can also rewrite the manifest.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.runtime.safe_json import JSONError, read_json
 
 METADATA, COMMON, BACKEND = ".metadata", "common.pt", "metadata.json"
-_PLANNER_CLASSES = ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")  # who wrote what
+_PLANNER_CLASSES = ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")
 _METADATA_CLASSES = (
     *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
     *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
 )
 _OLD_MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
-_MEGATRON_ENUMS = {  # and classes that hold settings: what Megatron-LM keeps in common.pt besides plain values
+_MEGATRON_CLASSES = {  # enumerations and settings that Megatron-LM keeps in common.pt besides plain values
     "megatron.core.enums.ModelType",
     "megatron.core.optimizer.optimizer_config.OptimizerConfig",
     "megatron.core.rerun_state_machine.RerunDiagnostic",
@@ -56,7 +56,7 @@ _NUMPY = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np.dtypes.Int64DType, np.
 
 
 def check_backend(folder: Path) -> None:
-    """Refuse a checkpoint whose `metadata.json` names another format. Raises CheckpointError, OSError."""
+    """Refuse a checkpoint whose `metadata.json` names another format. Raises CheckpointError or OSError."""
     path = folder / BACKEND
     try:
         found = read_json(path)
@@ -65,25 +65,25 @@ def check_backend(folder: Path) -> None:
     format_of_megatron: dict[str, Any] = {"sharded_backend": "torch_dist", "common_backend": "torch"}
     format_of_megatron |= {f"{backend}_version": 1 for backend in format_of_megatron}
     if not isinstance(found, dict) or format_of_megatron | found != format_of_megatron:
-        _refuse(path, ValueError(f"it is not {json.dumps(format_of_megatron)}, Megatron's torch_dist"))
+        _refuse(path, ValueError(f"it is not {json.dumps(format_of_megatron)}, Megatron's format torch_dist"))
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read a checkpoint's `.metadata`: its tensors, and where they are. Raises CheckpointError, OSError."""
+    """Read a checkpoint's `.metadata`: its tensors and where they are. Raises CheckpointError or OSError."""
     with open(path, "rb") as stream:
         try:
             found = _MetadataUnpickler(stream).load()
             _check(found)
         except OSError:
             raise
-        except Exception as error:  # of any kind, as of any bytes
+        except Exception as error:  # arbitrary bytes can raise anything
             _refuse(path, error)
     assert isinstance(found, Metadata)
     return found
 
 
 def read_common(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's `common.pt`: what all processes have in common. Raises CheckpointError, OSError."""
+    """Read a checkpoint's `common.pt`: the state that all processes share. Raises CheckpointError or OSError."""
     found = _load(lambda: path.open("rb"), path)
     if not isinstance(found, dict):
         _refuse(path, TypeError(f"it holds a {type(found).__name__}"))
@@ -91,23 +91,23 @@ def read_common(path: Path) -> dict[str, Any]:
 
 
 def load_object(content: bytes | memoryview, name: str) -> Any:
-    """Read an object of a `.distcp` file; `name` is what errors call it. Raises CheckpointError."""
+    """Read an object of a `.distcp` file. `name` stands in errors. Raises CheckpointError."""
     return _load(lambda: BytesIO(content), name)
 
 
 def _load(opened: Callable[[], Any], name: Path | str) -> Any:
-    """Read what torch.save wrote. The classes of Megatron-LM are imported only where the file needs them."""
+    """Read a file that torch.save wrote. Import classes of Megatron-LM only if the file needs them."""
     reconstruct: Any = np.empty(0).__reduce__()[0]
     try:
         with opened() as stream:
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
-        needed = [_imported(each) for each in unknown if each in _MEGATRON_ENUMS]
+        needed = [_imported(each) for each in unknown if each in _MEGATRON_CLASSES]
         paths = [pathlib.PosixPath, BytesIO]
         with opened() as stream, torch.serialization.safe_globals([*_NUMPY, reconstruct, *paths, *needed]):
             return torch.load(stream, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # of any kind, as of any bytes
+    except Exception as error:  # arbitrary bytes can raise anything
         _refuse(name, error)
 
 
@@ -117,9 +117,9 @@ def _imported(name: str) -> Any:
 
 
 class _MetadataUnpickler(pickle._Unpickler):
-    """The classes of a `.metadata`, and no function but those that make plain values.
+    """Load only the classes of a `.metadata` and functions that make plain values.
 
-    It is Python's own, as the one in C would let a file set attributes of classes.
+    Derived from Python's own unpickler: the one in C would let a file set attributes of classes.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
@@ -135,7 +135,7 @@ class _MetadataUnpickler(pickle._Unpickler):
             ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
             ("collections", "OrderedDict"): OrderedDict,
             ("pathlib", "PosixPath"): _path,
-            ("builtins", "getattr"): _member,  # how Python 3.11 pickles a member of an enumeration
+            ("builtins", "getattr"): _member,  # Python 3.11 pickles enum members this way
             ("builtins", "set"): set,
             (_OLD_MEGATRON, "MCoreMetadata"): Metadata,
             (_OLD_MEGATRON, "MCoreSavePlan"): type("MCoreSavePlan", (), {}),
@@ -149,7 +149,7 @@ class _MetadataUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         target = self.stack[-2]  # type: ignore[attr-defined]
         if isinstance(target, type) or callable(target):
-            raise pickle.UnpicklingError("it changes a class")
+            raise pickle.UnpicklingError("it would change a class")
         super().load_build()  # type: ignore[misc]
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -163,11 +163,11 @@ def _member(owner: object, name: str) -> Any:
     for enumeration in (_MEM_FORMAT_ENCODING, planner.WriteItemType):
         if owner is enumeration:
             return enumeration[name]
-    raise pickle.UnpicklingError("it reads an attribute")
+    raise pickle.UnpicklingError("it would read an attribute")
 
 
 def _check(found: Any) -> None:
-    """Refuse what has not the parts of a Metadata, or names a file outside its folder."""
+    """Refuse an object that is no valid Metadata, or that names a file outside its folder."""
     if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
         raise TypeError("it is not the metadata of a checkpoint")
     for key, value in found.state_dict_metadata.items():
@@ -178,21 +178,21 @@ def _check(found: Any) -> None:
                 raise TypeError(f"{key}: it has no shape or dtype")
             for chunk in value.chunks:
                 if not len(chunk.offsets) == len(chunk.sizes) == len(value.size):
-                    raise ValueError(f"{key}: a chunk of it has another number of axes")
+                    raise ValueError(f"{key}: one of its chunks has another number of axes")
     for index, place in found.storage_data.items():
         if not isinstance(index, MetadataIndex) or not isinstance(place, _StorageInfo):
             raise TypeError(f"{index!r} is not a place in a file")
         name = place.relative_path
         if not isinstance(name, str) or pathlib.PurePath(name).name != name:
-            raise ValueError(f"{name!r} is not a file of its folder")
-        if not (
-            isinstance(place.offset, int) and isinstance(place.length, int) and min(place.offset, place.length) >= 0
-        ):
-            raise ValueError(f"{name}: bytes {place.offset!r}, {place.length!r} are no range")
+            raise ValueError(f"{name!r} is not a file in this folder")
+        start, length = place.offset, place.length
+        if not (isinstance(start, int) and isinstance(length, int) and min(start, length) >= 0):
+            raise ValueError(f"{name}: start {start!r}, length {length!r} is no range of bytes")
 
 
 def _refuse(name: Path | str, error: Exception) -> NoReturn:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     raise CheckpointError(
-        f"{name}: is not read ({reason}); it is damaged, or holds code, which is never run: take another checkpoint."
+        f"{name}: cannot be read safely ({reason}); it is damaged or holds code, which is never run: take another "
+        "checkpoint."
     ) from None

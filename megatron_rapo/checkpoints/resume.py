@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is what was written."""
+"""Choose the checkpoint to resume from: the newest one with undamaged files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from megatron_rapo.models import ModelShape, read_shape
 
 
 def sound_checkpoint(latest: Path) -> tuple[Path, list[str]]:
-    """`latest` or, where a file of it is missing or damaged, the newest sound one before it; what is wrong with others.
+    """Return `latest`, or the newest earlier checkpoint without missing or damaged files, and warnings.
 
-    A pointer that does not name it is among what is wrong.
-
-    Collective over the world, which shares the reading. Raises CheckpointError where none is sound.
+    Warnings describe a wrong `latest` file and each damaged checkpoint. Collective over the world, which shares the
+    reading. Raises CheckpointError if every checkpoint is damaged.
     """
     pointer = problem_of_pointer(latest.parent)
     problems = [pointer] if pointer else []
@@ -26,21 +25,22 @@ def sound_checkpoint(latest: Path) -> tuple[Path, list[str]]:
         if wrong is None:
             return folder, problems
         problems.append(wrong)
-    raise CheckpointError(f"no checkpoint to go on from is sound: {' '.join(problems)}")
+    raise CheckpointError(f"no undamaged checkpoint to resume from: {' '.join(problems)}")
 
 
 def check_same_model(checkpoint: Path, shape: ModelShape) -> None:
-    """Refuse a checkpoint of a model that is not of this shape. Raises CheckpointError."""
+    """Refuse a checkpoint of a model with another shape. Raises CheckpointError."""
     saved = dataclasses.asdict(read_shape(checkpoint / MODEL_FILES))
     for field, value in dataclasses.asdict(shape).items():
         if value != saved[field]:
             raise CheckpointError(
-                f"{checkpoint}: is of a model with {field}={saved[field]}, and that of model.path has {value}; set "
-                "model.path to the folder that the run began with."
+                f"{checkpoint}: its model has {field}={saved[field]}, but that of model.path has {value}; "
+                "set model.path to the model that the run began with."
             )
 
 
 def _what_is_wrong(folder: Path) -> str | None:
+    """Return the first problem that any rank finds in its share of the files. Collective over the world."""
     found: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, _wrong_in_share(folder))
     return next((wrong for wrong in found if wrong), None)
@@ -53,5 +53,5 @@ def _wrong_in_share(folder: Path) -> str | None:
     except CheckpointError as error:
         return str(error)
     except OSError as error:
-        return f"{folder}: cannot be read ({error}); see to the disk, or take another checkpoint."
+        return f"{folder}: cannot be read ({error}); check the disk, or take another checkpoint."
     return None

@@ -1,4 +1,4 @@
-"""After which steps a run is saved: the last one, every so many, and when the last checkpoint is old."""
+"""Decide after which steps to save: the last, every N steps, and when the last checkpoint is N minutes old."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Due(Enum):
 
 
 class SaveSchedule:
-    """Decides it, by the first process' clock, so that all processes agree. `clock` counts seconds."""
+    """Decides by the first process' clock, so all processes agree. `clock` returns seconds."""
 
     def __init__(
         self, settings: CheckpointConfig, total_steps: int, clock: Callable[[], float] = time.monotonic
@@ -28,11 +28,11 @@ class SaveSchedule:
         self.saved()
 
     def saved(self) -> None:
-        """Count the minutes from now on."""
+        """Restart the count of minutes."""
         self._since = self._clock()
 
     def due(self, step: int) -> Due | None:
-        """Return why `step`, which has just ended, is to be saved, or None. Collective over the world."""
+        """Return why to save after `step`, or None. Collective over the world."""
         if step >= self._total_steps or is_due(step, self._settings.every_steps):
             return Due.STEPS
         minutes = self._settings.every_minutes

@@ -1,8 +1,8 @@
-"""Megatron's distributed checkpoints (torch_dist) without its processes: tensors written and read piece by piece.
+"""Write and read Megatron's distributed checkpoints (torch_dist) piece by piece, in one process.
 
-Such a checkpoint is a folder in the format of torch.distributed.checkpoint, with two files of Megatron's. It knows
-global tensors: `.metadata` says which chunks each has, in which `.distcp` file, from which byte on; a chunk is what
-torch.save makes of a tensor. Layers share a tensor, of which they are the first axis.
+Such a checkpoint is a folder in the format of torch.distributed.checkpoint, plus two files of Megatron's. `.metadata`
+lists the chunks of each global tensor: in which `.distcp` file, at which byte. A chunk is a tensor that torch.save
+wrote. Layers are the first axis of a tensor that they share.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Written:
-    """Where a chunk is."""
+    """A chunk and its place in a file."""
 
     chunk: Chunk
     file: str
     range: Range
 
     def as_json(self) -> dict[str, Any]:
-        """Return it in plain values, for `from_json`."""
+        """Return plain values for `from_json`."""
         chunk = dataclasses.asdict(self.chunk) | {"dtype": str(self.chunk.dtype).removeprefix("torch.")}
         return {"chunk": chunk, "file": self.file, "range": self.range}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Written:
-        """Raises KeyError, TypeError or AttributeError for what `as_json` did not make."""
+        """Restore the result of `as_json`. Raises KeyError, TypeError or AttributeError for other values."""
         chunk = value["chunk"]
         axes = {name: tuple(chunk[name]) for name in ("shape", "offsets", "sizes")}
         dtype = getattr(torch, chunk["dtype"])
@@ -77,7 +77,7 @@ class Written:
 
 
 def write_file(path: Path, chunks: Iterable[tuple[Chunk, Tensor]]) -> list[Written]:
-    """Write chunks one after the other, as they come."""
+    """Write chunks one after another, in the given order. Raises OSError."""
     with NewFile(path) as file:
         written = [Written(chunk, path.name, save_tensor(tensor, file)) for chunk, tensor in chunks]
         file.finish()
@@ -87,7 +87,7 @@ def write_file(path: Path, chunks: Iterable[tuple[Chunk, Tensor]]) -> list[Writt
 def write_metadata(
     folder: Path, written: Iterable[Written], objects: Mapping[str, bytes], common: Mapping[str, Any]
 ) -> None:
-    """Make a checkpoint of files that were written in `folder`, and of what is not a tensor."""
+    """Complete a checkpoint in `folder`: describe the `written` files, and add objects that are not tensors."""
     tensors: dict[str, TensorStorageMetadata] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
     for each in written:
@@ -109,7 +109,7 @@ def write_metadata(
 
 
 def _write_objects(folder: Path, objects: Mapping[str, bytes]) -> dict[MetadataIndex, _StorageInfo]:
-    """Into one file, equal ones once."""
+    """Write the objects into one file. Write equal ones once."""
     starts: dict[bytes, int] = {}
     with open(folder / OBJECTS, "wb") as stream:
         for content in objects.values():
@@ -121,15 +121,15 @@ def _write_objects(folder: Path, objects: Mapping[str, bytes]) -> dict[MetadataI
     }
 
 
-def nothing() -> bytes:
-    """An object that is None, as Megatron saves it: in the list of a rank's."""
+def saved_none() -> bytes:
+    """Return the bytes of an object None as Megatron saves it: in a list, by torch.save."""
     stream = BytesIO()
     torch.save([None], stream)
     return stream.getvalue()
 
 
 def chunk_places(folder: Path) -> dict[str, list[tuple[int, int]]]:
-    """Start and length of every chunk and object in each file of a checkpoint, in order."""
+    """Return (start, length) in bytes of every chunk and object, in order, by file of a checkpoint."""
     places: dict[str, set[tuple[int, int]]] = {}
     for info in read_metadata(folder / METADATA).storage_data.values():
         places.setdefault(info.relative_path, set()).add((info.offset, info.length))
@@ -137,14 +137,14 @@ def chunk_places(folder: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 class Reader:
-    """Reads rectangles of a checkpoint's tensors. Raises CheckpointError where `folder` is not a whole checkpoint."""
+    """Reads rectangles of a checkpoint's tensors. Raises CheckpointError if `folder` is no complete checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         missing = [name for name in (METADATA, COMMON, BACKEND) if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(
-                f"{folder}: holds no {', no '.join(missing)}, so it is no whole Megatron checkpoint (torch_dist); name "
-                "the folder that has them (of a run: RUN/checkpoints/step-...)."
+                f"{folder}: has no {', no '.join(missing)}, so it is no complete Megatron checkpoint (torch_dist); "
+                "name the folder that has them (for a run: RUN/checkpoints/step-...)."
             )
         self._folder = folder
         self._manifest = Manifest(folder) if (folder / MANIFEST).is_file() else None  # Megatron-LM writes none
@@ -155,19 +155,19 @@ class Reader:
         self._places = {(index.fqn, index.offset): info for index, info in self._metadata.storage_data.items()}
         items = self._metadata.state_dict_metadata.items()
         self.tensors = {key: value for key, value in items if isinstance(value, TensorStorageMetadata)}
-        """Every global tensor by its key."""
+        """All global tensors by key."""
         self.objects = [key for key, value in items if isinstance(value, BytesStorageMetadata)]
-        """What is not a tensor: the extra state of FP8 layers, the optimizer's parameter groups."""
+        """Keys of objects that are not tensors: extra state of FP8 layers, the optimizer's parameter groups."""
         self.common = read_common(folder / COMMON)
 
     def dtype(self, key: str) -> torch.dtype:
-        """Of one tensor. Raises CheckpointError where it is not there."""
+        """Return the dtype of a tensor. Raises CheckpointError if the tensor is missing."""
         return self._tensor(key).properties.dtype
 
     def read(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """A rectangle of the tensor `key`, in the checkpoint's dtype.
+        """Return a rectangle of the tensor `key`, in the checkpoint's dtype.
 
-        Raises CheckpointError where it, or its file, is not there or not whole.
+        Raises CheckpointError if the tensor or its file is missing or incomplete.
         """
         tensor = self._tensor(key)
         for chunk in tensor.chunks:
@@ -180,23 +180,23 @@ class Reader:
             target.copy_(self._chunk(key, chunk)[part])
             covered += target.numel()
         if covered != found.numel():
-            raise CheckpointError(f"{self._folder}: of tensor {key} there are {covered} of {found.numel()} numbers.")
+            raise CheckpointError(f"{self._folder}: tensor {key} has only {covered} of {found.numel()} numbers.")
         return found
 
     def read_object(self, key: str) -> bytes:
-        """What is not a tensor, as it is saved."""
+        """Return the saved bytes of an object that is not a tensor. Raises CheckpointError."""
         return bytes(rest(self._content(key, self._places[key, None])))
 
     def _content(self, key: str, info: _StorageInfo) -> mmap:
-        """Bytes of a file, verified."""
+        """Map a range of a file and verify it. Raises CheckpointError."""
         path = self._folder / info.relative_path
         try:
             content = map_range(path, info.offset, info.length)
         except FileNotFoundError:
-            raise CheckpointError(f"{path}: is not there, and holds part of {key}; take another checkpoint.") from None
+            raise CheckpointError(f"{path}: is missing, and holds part of {key}; take another checkpoint.") from None
         except ValueError:
             raise CheckpointError(
-                f"{path}: has {path.stat().st_size:,} bytes, and bytes {info.offset:,} to "
+                f"{path}: has {path.stat().st_size:,} bytes, but bytes {info.offset:,} to "
                 f"{info.offset + info.length:,} hold part of {key}; it is truncated, take another checkpoint."
             ) from None
         if self._manifest:
@@ -213,10 +213,10 @@ class Reader:
         content = self._content(key, info)
         try:
             tensor = load_tensor(content)
-        except Exception as error:  # of many kinds
+        except Exception as error:  # damaged bytes can raise anything
             raise CheckpointError(
-                f"{self._folder / info.relative_path}: what it holds of {key} from byte {info.offset} on cannot be "
-                f"read ({error!r}); it is damaged, take another checkpoint."
+                f"{self._folder / info.relative_path}: the part of {key} at byte {info.offset} cannot be read "
+                f"({error!r}); it is damaged, take another checkpoint."
             ) from None
         return tensor.view(chunk.sizes)
 
@@ -227,7 +227,7 @@ Slices = tuple[slice, ...]
 def _overlaps(
     chunks: Sequence[ChunkStorageMetadata], offsets: Sequence[int], sizes: Sequence[int]
 ) -> Iterator[tuple[ChunkStorageMetadata, Slices, Slices]]:
-    """The chunks that share elements with a rectangle: the shared ones' place in it, and in the chunk."""
+    """Yield each chunk that overlaps a rectangle, with the overlap's place in the rectangle and in the chunk."""
     for chunk in chunks:
         starts = [max(a, b) for a, b in zip(offsets, chunk.offsets, strict=True)]
         ends = [min(a + n, b + m) for a, n, b, m in zip(offsets, sizes, chunk.offsets, chunk.sizes, strict=True)]

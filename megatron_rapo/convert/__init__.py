@@ -1,4 +1,4 @@
-"""Checkpoints converted between Hugging Face and Megatron, and looked at, on any machine and in one process."""
+"""Convert checkpoints between Hugging Face and Megatron, inspect and compare them, on any machine, without torchrun."""
 
 from megatron_rapo.convert.compare import Difference, compare
 from megatron_rapo.convert.inspect import Summary, summarise, total_bytes

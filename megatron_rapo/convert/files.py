@@ -1,4 +1,4 @@
-"""A folder made file by file, in several processes; what is finished is not made again after an interruption."""
+"""Make a folder file by file, in several processes. After an interruption keep the files that were finished."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from megatron_rapo.errors import InputError
 from megatron_rapo.runtime.atomic_write import explained, partial_of, put_in_place, write_text_atomically
 from megatron_rapo.runtime.safe_json import JSONError, read_json
 
-RECIPE = "recipe.json"  # in the unfinished folder: what it is made from
-DONE = ".done"  # beside a finished file: what its maker said of it
-Progress = Callable[[int], None]  # told of as many bytes as were written
+RECIPE = "recipe.json"  # in the unfinished folder: its source and settings
+DONE = ".done"  # beside a finished file: the result of its job
+Progress = Callable[[int], None]  # called with the number of bytes just written
 POLL_S = 0.2
 
 
 class ConversionError(InputError):
-    """A conversion that cannot be done, or not as it was asked for."""
+    """A conversion is impossible, or impossible with the given options."""
 
 
 class Job(Protocol):
-    """One file of the folder; can be pickled."""
+    """One file of the folder. Can be pickled."""
 
     @property
     def name(self) -> str: ...
@@ -36,7 +36,7 @@ class Job(Protocol):
     def nbytes(self) -> int: ...
 
     def make(self, path: Path, progress: Progress) -> Any:
-        """Write the file; what is returned, in JSON's types, comes to `finish` of `make_folder`."""
+        """Write the file. The result, in JSON's types, is passed to `finish` of `make_folder`."""
 
 
 def make_folder(
@@ -48,10 +48,10 @@ def make_folder(
     processes: int,
     progress: Progress,
 ) -> None:
-    """Make every job's file, `finish` the folder and give it its name: it is there whole or not at all.
+    """Make every job's file, then `finish` the folder and give it its name: it appears complete or not at all.
 
-    What an interrupted call with the same `recipe` had finished is kept. Raises ConversionError where `folder` is
-    there already, or cannot be written.
+    Files that an interrupted call with the same `recipe` finished are kept. Raises ConversionError if `folder` exists
+    or cannot be written.
     """
     if folder.exists():
         raise ConversionError(f"{folder}: exists already; name another folder, or remove it.")
@@ -69,15 +69,11 @@ def make_folder(
 def _make_jobs(
     folder: Path, jobs: Sequence[Job], recipe: Mapping[str, Any], processes: int, progress: Progress
 ) -> dict[str, Any]:
-    """What each job's maker said, now or in an interrupted call."""
+    """Return each job's result, from this or an interrupted call."""
     partial = partial_of(folder)
     _claim(partial, recipe)
-    todo = []
-    for job in jobs:
-        if _is_done(partial, job):
-            progress(job.nbytes)
-        else:
-            todo.append(job)
+    todo = [job for job in jobs if not _is_done(partial, job)]
+    progress(sum(job.nbytes for job in jobs) - sum(job.nbytes for job in todo))
     if processes == 1:
         for job in todo:
             _make(partial, job, progress)
@@ -87,7 +83,7 @@ def _make_jobs(
 
 
 def _is_done(partial: Path, job: Job) -> bool:
-    """Return whether its file is there, and a note of its maker that can be read."""
+    """Return whether its file is there with a readable result."""
     try:
         read_json(partial / (job.name + DONE))
     except (FileNotFoundError, JSONError):
@@ -96,7 +92,7 @@ def _is_done(partial: Path, job: Job) -> bool:
 
 
 def _claim(partial: Path, recipe: Mapping[str, Any]) -> None:
-    """Keep an unfinished folder of the same recipe; else replace it with an empty one."""
+    """Keep an unfinished folder with the same recipe, else replace it with an empty one."""
     text = json.dumps(recipe, indent=2, sort_keys=True)
     noted = partial / RECIPE
     if not noted.exists() or noted.read_text() != text:
@@ -134,5 +130,5 @@ def _make_in_worker(partial: Path, job: Job, told: Any) -> None:
 
 
 def state_of(source: Path) -> dict[str, list[int]]:
-    """Return size in bytes and modification time in ns of each file, so that changes of the folder are noticed."""
+    """Return size in bytes and modification time in ns of each file, to detect changes of the folder."""
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(source.resolve().iterdir())}

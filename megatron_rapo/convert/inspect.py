@@ -6,14 +6,12 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from megatron_rapo.checkpoints import fp8_state
-from megatron_rapo.checkpoints.tensors import Reader
 from megatron_rapo.convert.files import Progress
-from megatron_rapo.convert.source import HfSource, MegatronSource, ModelSource, open_source
+from megatron_rapo.convert.source import MegatronSource, ModelSource, open_source
 from megatron_rapo.models.parameter_map import hf_shapes
 from megatron_rapo.reshard.digest import digest
 
@@ -67,24 +65,14 @@ def total_bytes(source: ModelSource) -> int:
 
 
 def _particulars(source: ModelSource) -> dict[str, str]:
-    if isinstance(source, HfSource):
+    """Return the facts that only a Megatron checkpoint has."""
+    if not isinstance(source, MegatronSource):
         return {}
-    assert isinstance(source, MegatronSource)
-    return _of_run(source.reader) | {
-        "chunks": f"{sum(len(tensor.chunks) for tensor in source.reader.tensors.values()):,}",
-        "layout": _layout(source.reader.common),
-        "other tensors": f"{sum(key.startswith('optimizer.') for key in source.reader.tensors):,} of the optimizer",
-        "FP8 state": fp8_state.describe(
-            source.reader.read_object(key) for key in source.reader.objects if fp8_state.OBJECT in key
-        ),
+    reader, trainer = source.reader, source.reader.common.get("trainer", {})
+    layout = " x ".join(f"{name} {size}" for name, size in reader.common.get("layout", {}).items())
+    return ({"step": str(trainer["step"])} if "step" in trainer else {}) | {
+        "chunks": f"{sum(len(tensor.chunks) for tensor in reader.tensors.values()):,}",
+        "layout": layout or "of a run (any)",
+        "other tensors": f"{sum(key.startswith('optimizer.') for key in reader.tensors):,} of the optimizer",
+        "FP8 state": fp8_state.describe(reader.read_object(key) for key in reader.objects if fp8_state.OBJECT in key),
     }
-
-
-def _of_run(reader: Reader) -> dict[str, str]:
-    trainer: dict[str, Any] = reader.common.get("trainer", {})
-    return {"step": str(trainer["step"])} if "step" in trainer else {}
-
-
-def _layout(common: dict[str, Any]) -> str:
-    layout = common.get("layout")
-    return " x ".join(f"{name} {size}" for name, size in layout.items()) if layout else "of a run (any)"

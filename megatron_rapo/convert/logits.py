@@ -23,16 +23,16 @@ SAMPLE_TEXT = (
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """Over the tokens of a text."""
+    """Difference of two models' logits over the tokens of a text."""
 
     tokens: int
-    largest: float  # |a - b| of a logit
-    mean_kl: float  # KL of the next token's distributions, a from b, nats
-    same_choice: int  # tokens after which both find the same one likeliest
+    largest: float  # largest |a - b| of a logit
+    mean_kl: float  # mean KL(a || b) of the next token's distributions, in nats
+    same_choice: int  # tokens after which both models have the same most likely next token
 
 
 def compare_logits(a: ModelSource, b: ModelSource, text: str | None) -> LogitDifference:
-    """After every token of `text`, with `a`'s tokenizer; one model in memory at a time (4 bytes a parameter)."""
+    """Compare logits after every token of `text`, with `a`'s tokenizer. Holds one model at a time, in float32."""
     token_ids = torch.tensor([load_tokenizer(a.like).encode(text or SAMPLE_TEXT)])
     ours_TV, theirs_TV = (logits(source, token_ids) for source in (a, b))
     logp_TV, other_logp_TV = ours_TV.log_softmax(-1), theirs_TV.log_softmax(-1)

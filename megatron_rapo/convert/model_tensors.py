@@ -1,6 +1,7 @@
-"""A model's parameters as global tensors of a Megatron checkpoint, from the parameter map.
+"""Describe a model's parameters as global tensors of a Megatron checkpoint, from the parameter map.
 
-A global tensor is what one tensor-parallel rank would hold alone. Layers are the first axis of those that they share.
+A global tensor is the tensor that a single tensor-parallel rank would hold. Layers are the first axis of a tensor that
+they share.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from megatron_rapo.models.parameter_map import (
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a checkpoint is cut up: as Megatron's ranks hold the model. Any layout can load it."""
+    """How a checkpoint is split into files: like Megatron's ranks hold the model. Any layout can load it."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -47,8 +48,8 @@ class ModelTensor:
     key: str
     layer: int | None
     num_layers: int
-    shard: Shard  # all of it
-    halves: int  # that are split over tensor ranks each by itself: 2 for gate and up
+    shard: Shard  # the whole parameter
+    halves: int  # parts that are each split over tensor ranks: 2 for gate and up
 
     @property
     def key_of_layer(self) -> str:
@@ -119,7 +120,7 @@ def model_tensors(model: ModelShape, *, tensor: int = 1) -> list[ModelTensor]:
 
 
 def extra_states(model: ModelShape) -> list[str]:
-    """Return the keys of what Megatron's and Transformer Engine's modules ask for besides tensors."""
+    """Return the keys of the objects that Megatron's and Transformer Engine's modules load besides tensors."""
     of_layers = [
         f"decoder.layers.{module}._extra_state/shard_{layer}_{model.num_layers}"
         for module in model.family.extra_states

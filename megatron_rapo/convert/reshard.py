@@ -4,46 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from megatron_rapo.checkpoints import SETTINGS
-from megatron_rapo.checkpoints.tensors import Chunk, Reader, write_file
-from megatron_rapo.convert.files import Progress, make_folder, state_of
-from megatron_rapo.convert.megatron_folder import finish_folder, in_files
+from megatron_rapo.checkpoints.tensors import Chunk, Reader
+from megatron_rapo.convert.files import Progress, state_of
+from megatron_rapo.convert.megatron_folder import Rest, make_checkpoint
 from megatron_rapo.convert.model_tensors import Layout, ModelTensor, check_layout, model_tensors, stage_of
 from megatron_rapo.convert.source import MegatronSource
 
 _OPTIMIZER = re.compile(r"^optimizer\.state\.[^.]+\.")
-"""Megatron's prefix of what an optimizer keeps of a parameter, which is cut up as the parameter is."""
+"""Megatron's prefix of a parameter's optimizer state, which is split like the parameter."""
 
 
 def reshard_megatron(
     source: Path, target: Path, layout: Layout, *, like: Path | None, processes: int, progress: Progress
 ) -> None:
-    """Write the checkpoint `target` with all that `source` has, of which every rank of `layout` has its own files.
+    """Write the checkpoint `target` with everything that `source` has. Every rank of `layout` has its own files.
 
-    A run goes on from it as from the other, under any layout. Raises CheckpointError or ConversionError.
+    A run can resume from it under any layout, like from `source`. Raises CheckpointError or ConversionError.
     """
     opened = MegatronSource(source, like)
     check_layout(opened.model, layout)
     reader = opened.reader
-    files = [ChunksFile(source, name, chunks) for name, chunks in in_files(_by_rank(opened, layout), _nbytes)]
-
-    def finish(folder: Path, done: Mapping[str, list[dict[str, Any]]]) -> None:
-        objects = {key: reader.read_object(key) for key in reader.objects}
-        of_run = [path for path in [source / SETTINGS] if path.exists()]
-        finish_folder(
-            folder, done, objects=objects, common=reader.common, layout=layout, like=opened.like, others=of_run
-        )
-
-    recipe = {"source": state_of(source), "layout": dataclasses.asdict(layout)}
-    make_folder(target, files, finish, recipe=recipe, processes=processes, progress=progress)
+    rest = Rest(
+        objects={key: reader.read_object(key) for key in reader.objects},
+        common=reader.common,
+        layout=layout,
+        like=opened.like,
+        others=[path for path in [source / SETTINGS] if path.exists()],
+    )
+    make_checkpoint(
+        target,
+        _by_rank(opened, layout),
+        partial(_read, source),
+        rest,
+        recipe={"source": state_of(source)},
+        processes=processes,
+        progress=progress,
+    )
 
 
 def tensor_bytes(reader: Reader) -> int:
@@ -51,30 +54,10 @@ def tensor_bytes(reader: Reader) -> int:
     return sum(tensor.size.numel() * tensor.properties.dtype.itemsize for tensor in reader.tensors.values())
 
 
-@dataclass(frozen=True)
-class ChunksFile:
-    """Some of what one rank holds."""
-
-    source: Path
-    name: str
-    chunks: tuple[Chunk, ...]
-
-    @cached_property
-    def nbytes(self) -> int:
-        return sum(chunk.nbytes for chunk in self.chunks)
-
-    def make(self, path: Path, progress: Progress) -> list[dict[str, Any]]:
-        return [written.as_json() for written in write_file(path, self._read(progress))]
-
-    def _read(self, progress: Progress) -> Iterator[tuple[Chunk, Tensor]]:
-        reader = Reader(self.source)
-        for chunk in self.chunks:
-            yield chunk, reader.read(chunk.key, chunk.offsets, chunk.sizes)
-            progress(chunk.nbytes)
-
-
-def _nbytes(chunk: Chunk) -> int:
-    return chunk.nbytes
+def _read(source: Path, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
+    reader = Reader(source)
+    for chunk in chunks:
+        yield chunk, reader.read(chunk.key, chunk.offsets, chunk.sizes)
 
 
 def _by_rank(source: MegatronSource, layout: Layout) -> list[list[Chunk]]:

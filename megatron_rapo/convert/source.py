@@ -1,4 +1,4 @@
-"""The model in a folder of either kind, as whole Hugging Face tensors, each when it is asked for."""
+"""Read a model from a Hugging Face folder or a Megatron checkpoint, as whole Hugging Face tensors, one at a time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_source(folder: Path, like: Path | None = None) -> ModelSource:
 
 
 class HfSource:
-    """A Hugging Face folder. Raises ConfigError where it is none of a supported model, or not its weights."""
+    """A Hugging Face folder. Raises ConfigError if its model is not supported or its weights do not match."""
 
     def __init__(self, folder: Path) -> None:
         self.like, self.model = folder, read_shape(folder)
@@ -59,10 +59,9 @@ class HfSource:
 
 
 class MegatronSource:
-    """A Megatron checkpoint; `like` is the model's Hugging Face folder where the checkpoint has no copy of it.
+    """A Megatron checkpoint. `like` is the model's Hugging Face folder, needed if the checkpoint has no copy of it.
 
-    Raises CheckpointError where `folder` is no whole checkpoint of the model, ConversionError where nothing says what
-    model it is.
+    Raises CheckpointError if `folder` is no complete checkpoint of the model, ConversionError without config.json.
     """
 
     def __init__(self, folder: Path, like: Path | None = None) -> None:
@@ -89,23 +88,20 @@ class MegatronSource:
 
     def _read(self, parameter: ModelTensor) -> Tensor:
         """Read the whole parameter, without extra vocabulary padding that the checkpoint may have."""
-        if parameter.key_of_layer in self.reader.tensors:  # Megatron can write each layer's by itself too
+        if parameter.key_of_layer in self.reader.tensors:  # Megatron can write each layer separately too
             return self.reader.read(parameter.key_of_layer, [0] * len(parameter.shard.shape), parameter.shard.shape)
         chunk = parameter.chunk(self.dtype)
         return self.reader.read(chunk.key, chunk.offsets, chunk.sizes).view(parameter.shard.shape)
 
 
 _MODEL = ("embedding.", "decoder.", "output_layer.")
-"""Beginnings of the keys of a model's tensors in a checkpoint; others are the optimizer's."""
+"""Prefixes of the keys of a model's tensors in a checkpoint. Other tensors are the optimizer's."""
 _MAX_PADDING = 128 * 64
-"""Rows of padding that a vocabulary may have: Megatron-LM pads to 128 times the tensor-parallel size."""
+"""Most rows of padding in a vocabulary: Megatron-LM pads to 128 times the tensor-parallel size."""
 
 
 def _check_tensors(folder: Path, reader: Reader, parameters: Sequence[ModelTensor]) -> None:
-    """Refuse a checkpoint of another model than config.json describes: a part of it would be read without a word.
-
-    Raises CheckpointError.
-    """
+    """Refuse a checkpoint that config.json does not describe: parts of it would be ignored. Raises CheckpointError."""
     expected: set[str] = set()
     for parameter in parameters:
         alone = parameter.key_of_layer in reader.tensors
@@ -117,14 +113,14 @@ def _check_tensors(folder: Path, reader: Reader, parameters: Sequence[ModelTenso
         padding = found[0] - promised[0] if key in (EMBEDDING, OUTPUT) and found[1:] == promised[1:] else 0
         if found != promised and not 0 < padding < _MAX_PADDING:
             raise CheckpointError(
-                f"{folder}: {key} has shape {list(found)}, and config.json promises {list(promised)}; name the folder "
+                f"{folder}: {key} has shape {list(found)}, but config.json promises {list(promised)}; name the folder "
                 "of the same model with --like, or take another checkpoint."
             )
         if reader.dtype(key) not in DTYPES.values():
-            raise CheckpointError(f"{folder}: {key} has number format {reader.dtype(key)}, which is not read.")
+            raise CheckpointError(f"{folder}: {key} has number format {reader.dtype(key)}, which is not supported.")
     others = [key for key in reader.tensors if key.startswith(_MODEL) and key not in expected]
     if others:
         raise CheckpointError(
-            f"{folder}: has {others[0]}, which config.json does not promise, and leaving it out would make another "
+            f"{folder}: has {others[0]}, which config.json does not promise, and ignoring it would change the "
             "model; name the folder of the same model with --like, or take another checkpoint."
         )

@@ -12,7 +12,6 @@ import torch
 
 from megatron_rapo.convert.files import Progress, make_folder, state_of
 from megatron_rapo.convert.source import MegatronSource
-from megatron_rapo.models import read_shape
 from megatron_rapo.models.hf_weights import FileWriter, copy_model_files, label_dtype, split_into_files, write_index
 from megatron_rapo.models.parameter_map import hf_shapes
 
@@ -26,11 +25,7 @@ class WeightsFile:
     name: str
     tensors: tuple[str, ...]
     dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        shapes = hf_shapes(read_shape(self.like))
-        return sum(math.prod(shapes[name]) for name in self.tensors) * self.dtype.itemsize
+    nbytes: int
 
     def make(self, path: Path, progress: Progress) -> None:
         weights = MegatronSource(self.source, self.like)
@@ -54,16 +49,16 @@ def megatron_to_hf(
 ) -> None:
     """Write the Hugging Face folder `target`, in the checkpoint's dtype unless another is given.
 
-    Raises CheckpointError where `source` is no whole checkpoint of the model, ConversionError where nothing says which
-    model it is of.
+    Raises CheckpointError if `source` is no complete checkpoint of the model, ConversionError without config.json.
     """
     weights = MegatronSource(source, like)
     dtype = dtype or weights.dtype
-    split = split_into_files(hf_shapes(weights.model), dtype, max_shard_size)
-    files = [
-        WeightsFile(source, weights.like, name, tuple(tensors), dtype)
-        for name, tensors in split.filename_to_tensors.items()
-    ]
+    shapes = hf_shapes(weights.model)
+    split = split_into_files(shapes, dtype, max_shard_size)
+    files = []
+    for name, tensors in split.filename_to_tensors.items():
+        nbytes = sum(math.prod(shapes[each]) for each in tensors) * dtype.itemsize
+        files.append(WeightsFile(source, weights.like, name, tuple(tensors), dtype, nbytes))
 
     def finish(folder: Path, _: Mapping[str, Any]) -> None:
         write_index(folder, split)

@@ -1,4 +1,4 @@
-"""What a model scores on held-out problems: sampled, kept, summed up, compared, drawn. docs/evaluation.md has it all.
+"""Sample held-out problems, score models and compare them. docs/evaluation.md describes tests and files.
 
-Only sampled.py and model.py need torch; the rest reads and writes files.
+Only held_out.py and model.py need torch. The other modules read and write files.
 """

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import numpy as np
 
 from megatron_rapo.evaluation.samples import with_defaults
-from megatron_rapo.evaluation.scores import Bootstrap, Interval, ProblemScore, Record, Score, Scores, ScoresError
+from megatron_rapo.evaluation.scores import Bootstrap, Interval, Record, Score, Scores, ScoresError
 from megatron_rapo.evaluation.statistics import mcnemar_p_value, sign_flip_p_values
 from megatron_rapo.runtime.atomic_write import explained
 
@@ -40,7 +40,7 @@ class Solved(Record):
     lost: tuple[str, ...]  # by the base only
     both: tuple[str, ...]
     neither: tuple[str, ...]
-    p_value: float | None  # McNemar's test; None if one of them had more samples, and so more chances
+    p_value: float | None  # McNemar's test; None if one model had more samples, and so more chances
 
 
 class Part(Record):
@@ -55,12 +55,12 @@ class Comparison(Record):
     """A base and another model: the content of the file."""
 
     format: Literal["megatron_rapo comparison 1"] = FORMAT
-    base: str  # file of scores
+    base: str  # path of its scores
     other: str
     base_model: str
     other_model: str
     samples_per_problem: tuple[int, int]  # of the base, of the other
-    sampled_otherwise: tuple[str, ...]  # settings that differ, except weights and seed
+    sampled_otherwise: tuple[str, ...]  # sampling settings that differ
     metrics: dict[str, Difference]
     solved: Solved
     hard: Part | None  # None where there is no such problem
@@ -69,7 +69,7 @@ class Comparison(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """A file of scores."""
+    """A file of scores and its content."""
 
     path: Path
     scores: Scores
@@ -87,8 +87,8 @@ def check_comparable(base: Evaluated, other: Evaluated) -> None:
     form_there, form_here = (with_defaults(each.scores.sampled_with)["answer"] for each in (base, other))
     if form_here != form_there:
         raise ScoresError(
-            f"{other.path}: reward.answer={form_here}, and {base.path} has {form_there}: other answers were right, "
-            "so a difference says nothing of the models; evaluate both with the same reward.answer."
+            f"{other.path}: reward.answer={form_here}, but {base.path} has {form_there}: they accept different "
+            "answers, so a difference says nothing about the models; evaluate both with the same reward.answer."
         )
     ours, theirs = ([(p.problem, p.answer) for p in each.scores.problems] for each in (other, base))
     if ours == theirs:
@@ -98,7 +98,7 @@ def check_comparable(base: Evaluated, other: Evaluated) -> None:
         how = "one is the start of the other"
     else:
         here, there = (each.scores.problems[differing].id for each in (other, base))
-        how = f"problem {differing + 1} is {here!r} in the one and {there!r} in the other, or has another text"
+        how = f"problem {differing + 1} is {here!r} in one and {there!r} in the other, or its text differs"
     raise ScoresError(
         f"{other.path}: has other problems ({len(ours)} of {other.scores.data}, {other.scores.left_out} more left out "
         f"as too long) than {base.path} ({len(theirs)} of {base.scores.data}, {base.scores.left_out} more left out): "
@@ -145,30 +145,25 @@ def compare(base: Evaluated, other: Evaluated, k: Sequence[int]) -> Comparison:
 def save(comparisons: Sequence[Comparison], path: Path) -> None:
     """Write the comparisons as a JSON list. Raises ScoresError."""
     content = json.dumps([each.model_dump(mode="json") for each in comparisons], indent=2)
-    write(path, content + "\n", option="--output")
-
-
-def hard_problems(base: Scores) -> list[ProblemScore]:
-    """Return the problems that the model solves in none of its samples."""
-    return [problem for problem in base.problems if not problem.solved]
+    _write(path, content + "\n", option="--output")
 
 
 def save_hard(base: Evaluated, path: Path) -> int:
     """Write the problems that `base` never solves to a data file; return their number. Raises ScoresError if 0."""
-    hard = hard_problems(base.scores)
+    hard = [problem for problem in base.scores.problems if not problem.solved]
     if path.suffix != ".jsonl":
-        raise ScoresError(f"--hard {path}: a data file of JSON lines; name one that ends in .jsonl.")
+        raise ScoresError(f"--hard {path}: writes JSON lines; name a file that ends in .jsonl.")
     if not hard:
-        raise ScoresError(f"--hard {path}: {base.path} solves all of its problems; there is none to write.")
+        raise ScoresError(f"--hard {path}: {base.path} solves all problems, so there is none to write; leave it out.")
     rows = [{"id": problem.id, "problem": problem.problem, "answer": problem.answer} for problem in hard]
-    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), option="--hard")
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), option="--hard")
     return len(hard)
 
 
-def write(path: Path, text: str, *, option: str) -> None:
+def _write(path: Path, text: str, *, option: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")  # not atomic: it may be a pipe, as /dev/stdout is
+        path.write_text(text, encoding="utf-8")  # not atomic: it may be a pipe, like /dev/stdout
     except OSError as error:
         raise ScoresError(f"{option} {path}: {explained(error, path.parent)}") from None
 
@@ -199,18 +194,15 @@ def _differences(before: Values, now: Values, bootstrap: Bootstrap) -> dict[str,
 
 
 def _solved(base: Scores, other: Scores) -> Solved:
-    ids: dict[tuple[bool, bool], list[str]] = {(a, b): [] for a in (False, True) for b in (False, True)}
-    for before, now in zip(base.problems, other.problems, strict=True):
-        ids[before.solved, now.solved].append(now.id)
-    gained, lost = ids[False, True], ids[True, False]
+    pairs = list(zip(base.problems, other.problems, strict=True))
+
+    def ids(before: bool, now: bool) -> tuple[str, ...]:
+        return tuple(theirs.id for ours, theirs in pairs if (ours.solved, theirs.solved) == (before, now))
+
+    gained, lost = ids(False, True), ids(True, False)
     same_chances = base.samples_per_problem == other.samples_per_problem
-    return Solved(
-        only_other=tuple(gained),
-        lost=tuple(lost),
-        both=tuple(ids[True, True]),
-        neither=tuple(ids[False, False]),
-        p_value=mcnemar_p_value(len(gained), len(lost)) if same_chances else None,
-    )
+    p_value = mcnemar_p_value(len(gained), len(lost)) if same_chances else None
+    return Solved(only_other=gained, lost=lost, both=ids(True, True), neither=ids(False, False), p_value=p_value)
 
 
 def _part(base: Scores, before: Values, now: Values, chosen_P: np.ndarray) -> Part | None:

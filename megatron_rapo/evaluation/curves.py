@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_rapo.errors import InputError
 from megatron_rapo.evaluation.comparison import Evaluated
 from megatron_rapo.evaluation.estimators import problems_pass_at_k
+from megatron_rapo.runtime.figures import new_figure
 
 
 def curve_k(samples_per_problem: int) -> list[int]:
@@ -20,38 +20,21 @@ def curve_k(samples_per_problem: int) -> list[int]:
 
 
 def plot_curves(evaluated: Sequence[Evaluated], path: Path) -> None:
-    """Draw and save the picture. The first model decides what is hard. Raises InputError if that is impossible."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("--plot: needs matplotlib, which is not installed; pip install '.[plots]'.") from None
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
+    """Draw the curves and save them. The first model decides which problems are hard. Raises InputError."""
     parts = _parts(evaluated[0])
-    figure, axes = plt.subplots(
-        1, len(parts), figsize=(1.2 + 4 * len(parts), 3.8), squeeze=False, constrained_layout=True
-    )
-    for axis, (title, chosen_P) in zip(axes[0], parts.items(), strict=True):
-        for each in evaluated:
-            _draw(axis, each, chosen_P)
-        most = max(each.scores.samples_per_problem for each in evaluated)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(curve_k(most), [str(k) for k in curve_k(most)])
-        axis.minorticks_off()
-        axis.set(title=title, xlabel="k", ylim=(0, 1.02))
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel(f"pass@k, {evaluated[0].scores.bootstrap.level:.0%} intervals")
-    axes[0, 0].legend(fontsize=8)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--plot {path}: cannot be written ({error}); name a .png file in a folder of yours."
-        ) from None
-    finally:
-        plt.close(figure)
+    most = curve_k(max(each.scores.samples_per_problem for each in evaluated))
+    size = (1.2 + 4 * len(parts), 3.8)
+    with new_figure(path, len(parts), figsize=size, constrained_layout=True) as (_, axes):
+        for axis, (title, chosen_P) in zip(axes, parts.items(), strict=True):
+            for each in evaluated:
+                _draw(axis, each, chosen_P)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(most, [str(k) for k in most])
+            axis.minorticks_off()
+            axis.set(title=title, xlabel="k", ylim=(0, 1.02))
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel(f"pass@k, {evaluated[0].scores.bootstrap.level:.0%} intervals")
+        axes[0].legend(fontsize=8)
 
 
 def _parts(base: Evaluated) -> dict[str, np.ndarray]:

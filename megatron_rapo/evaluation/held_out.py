@@ -1,4 +1,4 @@
-"""Held-out problems sampled and judged, part by part, with the live engine of a run or with an engine of its own."""
+"""Sample and judge held-out problems, part by part, with a run's live engine or an engine of its own."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from megatron_rapo.rollout.sampler import Sampler, sampling_seed
 from megatron_rapo.verifier import extractor
 
 WAVES = 4
-"""A part has as many problems as keep every engine at its `rollout.max_concurrent` completions so many times over: a
-kill loses no more than a part, and while the last completions of one end, engines stand idle."""
-EVALUATION = -1  # in the place of a training step in a seed: the same samples whenever a model is evaluated
+"""A part has this many times `rollout.max_concurrent` completions for each engine. A kill loses at most one part. But
+engines idle while the last completions of a part end, so parts should not be small."""
+EVALUATION = -1  # replaces the training step in seeds, so that a model always gives the same samples
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model is evaluated on, and how."""
+    """The problems and settings of an evaluation."""
 
     config: Config
     settings: EvaluationConfig
     prompts: PromptSet
 
     def sampled_with(self, weights: str) -> SampledWith:
-        """What decides which samples there are, of the model with these `weights`."""
+        """Return everything that the samples depend on. `weights` is a digest of the model."""
         asked = [[p.problem.id, p.problem.text, p.problem.answer, p.token_ids] for p in self.prompts.prompts]
         return SampledWith(
             weights=weights,
@@ -50,7 +50,7 @@ class HeldOut:
         )
 
     def parts(self, sampler: Sampler, *, start: int = 0) -> Iterator[list[ProblemSamples]]:
-        """The problems from `start` on, sampled, in their order. Collective over the world, which takes every part."""
+        """Yield the sampled problems from `start` on, in order. Collective: every rank must consume all parts."""
         prompts, n, settings = self.prompts.prompts, self.settings.samples_per_problem, self.settings
         sampling = Sampling(
             temperature=settings.temperature, top_p=settings.top_p, max_completion_tokens=settings.max_completion_tokens
@@ -68,7 +68,7 @@ class HeldOut:
         return sampling_seed(self.config.run.seed, EVALUATION, problem, sample)
 
     def scores(self, problems: Sequence[ProblemScore], *, model: str, weights: str) -> Scores:
-        """Of all problems."""
+        """Return the scores of all problems."""
         return Scores.of(
             problems,
             self.settings.samples_per_problem,
@@ -80,7 +80,7 @@ class HeldOut:
         )
 
     def judged(self, scores: Scores) -> Judged:
-        """Return the verdicts that `scores` has, with the limit that cut completions off."""
+        """Return the verdicts in `scores`, with the setting that truncated completions."""
         return Judged(
             verdicts=scores.verdicts,
             truncated=sum(problem.truncated for problem in scores.problems),
@@ -89,4 +89,5 @@ class HeldOut:
 
 
 def problems_in_part(max_concurrent: int, samples_per_problem: int, num_replicas: int) -> int:
+    """Return the number of problems in a part, see WAVES."""
     return max(1, WAVES * max_concurrent // samples_per_problem) * num_replicas

@@ -1,4 +1,4 @@
-"""Which model is evaluated: a Hugging Face folder, or a run's checkpoint, made into one."""
+"""Find the model to evaluate: a Hugging Face folder, or a run's checkpoint, which is converted to one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from megatron_rapo.convert.files import ConversionError
 from megatron_rapo.runtime.atomic_write import explained, write_text_atomically
 from megatron_rapo.runtime.run_folder import STEP_PREFIX, RunFolder
 
-ORIGIN = "converted_from.json"  # in the Hugging Face folder of a checkpoint, when it is whole: what it was made from
+ORIGIN = "converted_from.json"  # in a complete converted folder: digest of the checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """A model, wherever it is."""
+    """A model to evaluate."""
 
     path: Path  # the Hugging Face folder, or the checkpoint
     files: Path  # folder with its config.json and tokenizer
@@ -32,17 +32,17 @@ class EvaluatedModel:
 
     @classmethod
     def find(cls, path: Path) -> EvaluatedModel:
-        """`path` is a Hugging Face folder, RUN (its latest checkpoint) or RUN/checkpoints/step-N.
+        """Find the model at `path`: a Hugging Face folder, RUN (its latest checkpoint) or RUN/checkpoints/step-N.
 
-        What is neither is taken for a Hugging Face folder, whose reader says what it lacks. Raises ConfigError.
+        Any other path counts as a Hugging Face folder; its reader says what is missing. Raises ConfigError.
         """
         if (checkpoints := RunFolder(path).checkpoints).is_dir():
             try:
                 path = latest_checkpoint(checkpoints)
             except CheckpointError:
                 raise ConfigError(
-                    f"model.path={path}: a run without a whole checkpoint; wait for its first one, or name a Hugging "
-                    "Face folder."
+                    f"model.path={path}: a run without a complete checkpoint; wait for its first one, or name a "
+                    "Hugging Face folder."
                 ) from None
         if not (path / METADATA).exists():
             if RunFolder.of_checkpoint(path) and path.parent.is_dir() and not path.exists():
@@ -50,15 +50,15 @@ class EvaluatedModel:
             return cls(path=path, files=path, is_checkpoint=False)
         if not RunFolder.of_checkpoint(path.resolve()) or not (path / MANIFEST).exists():
             raise ConfigError(
-                f"model.path={path}: a Megatron checkpoint, but not RUN/checkpoints/step-N of a run; make a Hugging "
-                "Face folder of it with megatron-rapo convert megatron-to-hf, and name that."
+                f"model.path={path}: a Megatron checkpoint, but not RUN/checkpoints/step-N of a run; convert it with "
+                "megatron-rapo convert megatron-to-hf, and name the Hugging Face folder."
             )
         return cls(path=path, files=path / MODEL_FILES, is_checkpoint=True)
 
     def digest(self) -> str:
-        """Of the weights, wherever they lie: of a checkpoint, that of its manifest, which has its files' digests.
+        """Return a digest of the weights that does not depend on their path.
 
-        Reads all of a Hugging Face folder's weights.
+        For a checkpoint it is that of the manifest, which has the files' digests. A Hugging Face folder is read whole.
         """
         if self.is_checkpoint:
             return xxhash.xxh3_128_hexdigest((self.path / MANIFEST).read_bytes())
@@ -67,18 +67,18 @@ class EvaluatedModel:
 
     @property
     def hf_folder(self) -> Path:
-        """The Hugging Face folder; of a checkpoint RUN/converted/step-N, which `prepare` makes."""
+        """Return the Hugging Face folder. For a checkpoint it is RUN/converted/step-N, which `prepare` makes."""
         return self._run.converted / self.path.resolve().name if self._run else self.path
 
     @property
     def _run(self) -> RunFolder | None:
-        """The run that has the checkpoint; None for a Hugging Face folder."""
+        """Return the run of a checkpoint, or None for a Hugging Face folder."""
         return RunFolder.of_checkpoint(self.path.resolve()) if self.is_checkpoint else None
 
     def prepare(self) -> None:
-        """Make `hf_folder` of a checkpoint; it stays, for the next time. One process does it. Raises ConversionError.
+        """Convert a checkpoint to `hf_folder`, in one process, and keep it for the next time. Raises ConversionError.
 
-        One that was made of another checkpoint of the same step is made anew.
+        A folder from another checkpoint of the same step is replaced.
         """
         if not self._run:
             return
@@ -86,10 +86,12 @@ class EvaluatedModel:
         try:
             folder.parent.mkdir(exist_ok=True)
             with open(self._run.converting_lock, "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another evaluation may be making it
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another evaluation may be converting
                 self._make(folder)
         except OSError as error:
-            raise ConversionError(f"{folder}: could not be made of {self.path}: {explained(error, folder)}") from None
+            raise ConversionError(
+                f"{folder}: could not be converted from {self.path}: {explained(error, folder)}"
+            ) from None
 
     def _make(self, folder: Path) -> None:
         origin, made_from = folder / ORIGIN, json.dumps({"checkpoint": self.digest()})
@@ -102,6 +104,6 @@ class EvaluatedModel:
 
 
 def _there(checkpoints: Path) -> str:
-    """Which checkpoints there are, for messages."""
+    """List the checkpoints, for messages."""
     names = sorted(path.parent.name for path in checkpoints.glob(f"{STEP_PREFIX}*/{METADATA}"))
     return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}." if names else "there is none yet."

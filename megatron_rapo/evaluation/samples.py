@@ -1,7 +1,7 @@
-"""The file of samples: JSON lines, first the settings, then each problem with all that was sampled of it. No torch.
+"""Write and read the file of samples: JSON lines with the settings, then each problem with its samples. No torch.
 
-docs/evaluation.md describes the format. A problem is written when all its samples are judged, whole and in the data's
-order; of one that a kill cut off, the rest is dropped and sampled again, with the same seeds.
+docs/evaluation.md describes the format. A problem is written when all its samples are judged, in the data's order. A
+line that a kill cut off is dropped, and its problem is sampled again with the same seeds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from megatron_rapo.errors import InputError
@@ -25,17 +24,17 @@ SUFFIX = ".jsonl"
 
 
 class SamplesError(InputError):
-    """A file of samples that cannot be read, written or gone on with."""
+    """A file of samples cannot be read, written or continued."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledWith:
-    """Everything that decides what is sampled; a file goes on under the same only."""
+    """Everything that the samples depend on. A file can only be continued with the same."""
 
-    weights: str  # a digest: which model it is, wherever it lies
-    problems: str  # a digest of all prompts, as tokens, and their reference answers
+    weights: str  # digest of the model's weights
+    problems: str  # digest of all prompts, as tokens, and their reference answers
     template: str
-    stop: list[str]  # strings at which completions stopped
+    stop: list[str]  # strings that end a completion
     stop_token_ids: list[int]  # besides the model's end-of-sequence tokens
     dtype: str
     fp8: bool
@@ -44,7 +43,7 @@ class SampledWith:
     top_p: float
     max_completion_tokens: int
     seed: int
-    answer: str = "boxed"  # the form of an answer, which decides the verdicts
+    answer: str = "boxed"  # form of an answer, which decides the verdicts
 
 
 SETTINGS = {
@@ -58,18 +57,13 @@ SETTINGS = {
     "seed": "run.seed",
     "answer": "reward.answer",
 }
-"""What the fields of SampledWith are set by; the others are called the same in [evaluation]."""
+"""Settings behind the fields of SampledWith. Other fields have the same name in [evaluation]."""
 
 
 def with_defaults(sampled_with: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a file, with the values that held before a setting was there."""
-    return {field.name: field.default for field in fields(SampledWith) if field.default is not MISSING} | {
-        **sampled_with
-    }
-
-
-def setting_of(field: str) -> str:
-    return SETTINGS.get(field, f"evaluation.{field}")
+    """Return the settings of a file. A setting that is newer than the file has its former fixed value."""
+    newer = {field.name: field.default for field in fields(SampledWith) if field.default is not MISSING}
+    return {**newer, **sampled_with}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +72,7 @@ class Sample:
 
     seed: int
     text: str
-    answer: str | None  # what was judged
+    answer: str | None  # the judged part of the text
     verdict: str  # an Outcome
     length: int  # tokens
     truncated: bool
@@ -89,7 +83,7 @@ class Sample:
 class ProblemSamples:
     """One line of the file."""
 
-    index: int  # of the problem among those that are evaluated, from 0
+    index: int  # of the problem in this evaluation, from 0
     id: str
     problem: str
     answer: str  # the reference
@@ -121,20 +115,19 @@ class ProblemSamples:
 
     @classmethod
     def from_json(cls, content: Any) -> ProblemSamples:
-        """Raises KeyError or TypeError for what is not of this form."""
+        """Restore a line of the file. Raises KeyError or TypeError for other content."""
         values = {field.name: content[field.name] for field in fields(cls)}
         return cls(**values | {"samples": [Sample(**sample) for sample in values["samples"]]})
 
 
 class SamplesFile:
-    """A file that one process writes; a second one that would is refused. Raises SamplesError, and closes like a file.
+    """The file of samples, a context manager. Only one process at a time may open it. Raises SamplesError.
 
-    Where it is there already, with samples under the same settings, it is gone on with: `read` calls `keep` with each
-    problem that it holds, of which there are `count` then.
+    A file that exists with the same settings is continued. Call `read` before `append`.
     """
 
     def __init__(self, path: Path, sampled_with: SampledWith, about: Mapping[str, Any]) -> None:
-        """`about` is kept in the first line of a new file, and nothing depends on it."""
+        """Open or create the file. `about` is added to the first line of a new file, for readers only."""
         self._path, self.count = path, 0
         if path.suffix != SUFFIX:
             raise SamplesError(f"--output {path}: holds JSON lines; name a file that ends in {SUFFIX}.")
@@ -148,11 +141,12 @@ class SamplesFile:
         first = self._file.readline()
         if first.endswith(b"\n"):
             self._check(first, sampled_with)
-        else:  # new, or killed before it was more than a part of a line
-            self._cut(0)
+        else:  # new, or killed within its first line
+            self._file.truncate(0)
             self._write([{"format": FORMAT, "sampled_with": asdict(sampled_with), **about}])
 
     def read(self, keep: Callable[[ProblemSamples], object]) -> None:
+        """Call `keep` with each problem in the file. Then `count` is their number, and a line cut off is removed."""
         self._file.seek(0)
         end = len(self._file.readline())
         for line in self._file:
@@ -166,10 +160,10 @@ class SamplesFile:
                 raise self._broken(f"index={problem.index} instead of {self.count}")
             keep(problem)
             self.count, end = self.count + 1, end + len(line)
-        self._cut(end)
+        self._file.truncate(end)
 
     def append(self, problems: Sequence[ProblemSamples]) -> None:
-        """They are on the disk when this returns."""
+        """Write the next problems. They are on the disk when this returns."""
         assert [problem.index for problem in problems] == list(range(self.count, self.count + len(problems)))
         self._write([asdict(problem) for problem in problems])
         self.count += len(problems)
@@ -184,34 +178,29 @@ class SamplesFile:
             ) from None
 
     def _check(self, first: bytes, sampled_with: SampledWith) -> None:
-        """Refuse another kind of file, or other settings, by each field that differs."""
+        """Refuse another kind of file or other settings. Name each setting that differs."""
         try:
             header = json.loads(first)
             found, known = header["format"], with_defaults(header.get("sampled_with", {}))
         except (ValueError, KeyError, TypeError):
-            raise SamplesError(
-                f"--output {self._path}: holds something else than samples; name another file."
-            ) from None
+            raise SamplesError(f"--output {self._path}: does not hold samples; name another file.") from None
         if found != FORMAT:
             raise SamplesError(f"--output {self._path}: format={found!r}: not {FORMAT!r}; name another file.")
         different = [
-            f"{setting_of(name)} was {json.dumps(known.get(name))} and is {json.dumps(value)}"
+            f"{SETTINGS.get(name, f'evaluation.{name}')} was {json.dumps(known.get(name))} and is {json.dumps(value)}"
             for name, value in asdict(sampled_with).items()
             if known.get(name) != value
         ]
         if different:
             raise SamplesError(
-                f"--output {self._path}: was begun with other settings, and its samples would be of two kinds: "
-                f"{'; '.join(different)}. Go on with the former, or name another file."
+                f"--output {self._path}: was begun with other settings, and they must not be mixed: "
+                f"{'; '.join(different)}; use the former settings, or name another file."
             )
 
     def _broken(self, why: str) -> SamplesError:
         return SamplesError(
             f"--output {self._path}:{self.count + 2}: {why}; remove this line and those after it, or name another file."
         )
-
-    def _cut(self, size: int) -> None:
-        self._file.truncate(size)
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         try:
@@ -224,9 +213,7 @@ class SamplesFile:
     def __enter__(self) -> SamplesFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

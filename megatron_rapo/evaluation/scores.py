@@ -1,7 +1,7 @@
-"""What follows from the samples of a model: its scores, and the JSON file that keeps them. No torch.
+"""Compute a model's scores from its samples, and write and read the JSON file of scores. No torch.
 
-docs/evaluation.md describes the format. Everything in it follows from `samples_per_problem`, `problems` and
-`bootstrap`, for whatever k; what compares models reads those and computes the rest anew.
+docs/evaluation.md describes the format. `samples_per_problem`, `problems` and `bootstrap` determine all other numbers,
+for any k. A comparison reads only those and computes the rest again.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from megatron_rapo.runtime.atomic_write import explained, write_text_atomically
 from megatron_rapo.types import Outcome
 
 FORMAT: Final = "megatron_rapo scores 2"
-SHOWN_CHARS = 200  # of an answer in the file
+SHOWN_CHARS = 200  # longest answer in the file
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 Interval = tuple[float, float]
 
 
 class ScoresError(InputError):
-    """A file of scores that cannot be read or written, or two that cannot be compared."""
+    """A file of scores cannot be read or written, or two files cannot be compared."""
 
 
 class Record(BaseModel):
@@ -46,14 +46,14 @@ class Score(Record):
 
 
 class Bootstrap(Record):
-    """How intervals and chances are drawn; the seed is fixed, so that the same samples always give the same."""
+    """Settings of random resampling. The seed is fixed, so the same samples always give the same scores."""
 
     level: float = 0.95
     resamples: int = 2000
     seed: int = 0
 
     def intervals(self, values: Mapping[str, np.ndarray]) -> dict[str, Interval]:
-        """Of the mean of each metric's values, one for each problem; problems are drawn jointly."""
+        """Return the interval of each metric's mean over problems. All metrics use the same resampled problems."""
         values_PK = np.stack(list(values.values()), axis=1)
         ends = bootstrap_interval(values_PK, level=self.level, resamples=self.resamples, seed=self.seed)
         return {name: (float(low), float(high)) for name, (low, high) in zip(values, ends, strict=True)}
@@ -66,13 +66,13 @@ class Bootstrap(Record):
 class Vote(Record):
     """One of the different answers to a problem."""
 
-    answer: str  # normalised; its first characters
+    answer: str  # normalised and shortened
     count: PositiveCount
     right: bool
 
 
 class ProblemScore(Record):
-    """One problem, and what came of its samples."""
+    """One problem and the counts of its samples."""
 
     id: str
     problem: str
@@ -107,7 +107,7 @@ class ProblemScore(Record):
 
 
 class Scores(Record):
-    """What a model scored: the content of the file."""
+    """The scores of a model: the content of the file."""
 
     format: Literal["megatron_rapo scores 2"] = FORMAT
     model: str
@@ -124,17 +124,16 @@ class Scores(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Scores:
+        n = self.samples_per_problem
         for i, problem in enumerate(self.problems):
             for name, count in (("correct", problem.correct), ("votes", sum(vote.count for vote in problem.votes))):
-                if count > self.samples_per_problem:
-                    raise ValueError(
-                        f"problems.{i}.{name}={count}: more than samples_per_problem={self.samples_per_problem}"
-                    )
+                if count > n:
+                    raise ValueError(f"problems.{i}.{name}={count}: more than samples_per_problem={n}")
         return self
 
     @classmethod
     def of(cls, problems: Sequence[ProblemScore], samples_per_problem: int, k: Sequence[int], **about: Any) -> Scores:
-        """Sum up; `about` are the fields on where it comes from."""
+        """Compute the scores. `about` has the fields that say where they come from."""
         bootstrap, completions = Bootstrap(), samples_per_problem * len(problems)
         return cls(
             samples_per_problem=samples_per_problem,
@@ -148,28 +147,25 @@ class Scores(Record):
         )
 
     def values(self, k: Sequence[int]) -> dict[str, np.ndarray]:
-        """metric -> [P] of each problem; no k may be above `samples_per_problem`."""
+        """Return the values [P] of each metric. No k may exceed `samples_per_problem`."""
         return metric_values(self.problems, self.samples_per_problem, k, seed=self.bootstrap.seed)
 
     @property
     def k(self) -> tuple[int, ...]:
-        """That it was summed up for."""
+        """Return every k that the file has scores for."""
         return tuple(int(name.removeprefix("pass@")) for name in self.scores if name.startswith("pass@"))
 
     def means(self, *kinds: str) -> dict[str, float]:
-        """metric -> mean over problems, of the metrics whose names begin so."""
+        """Return the mean over problems of each metric whose name begins with one of `kinds`."""
         return {name: score.value for name, score in self.scores.items() if name.startswith(kinds)}
 
     def scalars(self) -> dict[str, float]:
-        """What of it is watched while a run goes on."""
-        return {
-            **self.means("pass@", "maj@"),
-            "completion_tokens": self.completion_tokens,
-            "truncated": self.truncated,
-        }
+        """Return the numbers that a run records."""
+        lengths = {"completion_tokens": self.completion_tokens, "truncated": self.truncated}
+        return self.means("pass@", "maj@") | lengths
 
     def save(self, path: Path) -> None:
-        """Write the file, one problem a line, whole or not at all. Raises ScoresError."""
+        """Write the file atomically, with one line for each problem. Raises ScoresError."""
         content = self.model_dump(mode="json")
         lines = [json.dumps(problem) for problem in content.pop("problems")]
         head = json.dumps(content, indent=2).removesuffix("\n}")
@@ -182,32 +178,29 @@ class Scores(Record):
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Raises ScoresError for anything that `save` would not have written."""
+        """Read a file that `save` wrote. Raises ScoresError for any other."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ScoresError(f"{path}: no such file; {_WHAT_TO_GIVE}") from None
         except OSError as error:
             raise ScoresError(f"{path}: cannot be read ({error.strerror}); {_WHAT_TO_GIVE}") from None
         except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
             raise ScoresError(f"{path}: not JSON ({error}); {_WHAT_TO_GIVE}") from None
-        if not isinstance(content, dict) or "format" not in content:
-            raise ScoresError(f'{path}: has no "format", so it holds something else; {_WHAT_TO_GIVE}')
-        if content["format"] != FORMAT:
-            raise ScoresError(f"{path}: format={content['format']!r}: not {FORMAT!r}; {_WHAT_TO_GIVE}")
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            raise ScoresError(f"{path}: format={found!r}: not {FORMAT!r}; {_WHAT_TO_GIVE}")
         try:
             return cls.model_validate_json(json.dumps(content))
         except ValidationError as error:
             raise ScoresError(f"{path}: {_explain(error)}; write it again with evaluate --output.") from None
 
 
-_WHAT_TO_GIVE = "give a .json file of scores that `evaluate --output` wrote beside its samples."
+_WHAT_TO_GIVE = "name a .json file of scores that `evaluate --output` wrote beside its samples."
 
 
 def metric_values(
     problems: Sequence[ProblemScore], samples_per_problem: int, k: Sequence[int], *, seed: int
 ) -> dict[str, np.ndarray]:
-    """ "avg", "pass@k" and, but for k = 1, where it is the same, "maj@k" -> [P] of each problem."""
+    """Return the values [P] of avg, of pass@k for each k and of maj@k for each k > 1 (maj@1 equals pass@1)."""
     n, correct = samples_per_problem, [problem.correct for problem in problems]
     votes = [[(vote.count, vote.right) for vote in problem.votes] for problem in problems]
     voting = [each for each in k if each > 1]
@@ -219,11 +212,11 @@ def metric_values(
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing wrong as `field=value: reason`."""
+    """Return the first fault as `field=value: reason`."""
     first = error.errors()[0]
-    if first["type"] == "value_error":  # our own check says it all
+    if first["type"] == "value_error":  # the message of `_check`
         return str(first["ctx"]["error"])
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
-        return f"{name}: not there"
+        return f"{name}: is missing"
     return f"{name}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

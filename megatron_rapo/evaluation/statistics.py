@@ -18,11 +18,10 @@ _ROUNDING = 1e-12
 def bootstrap_interval(values_PK: np.ndarray, *, level: float, resamples: int, seed: int) -> np.ndarray:
     """Return a confidence interval of `level` for each column's mean over problems: both ends, [K, 2] float64.
 
-    P rows are drawn with replacement, `resamples` times; the ends are percentiles of their means. A row is drawn as a
-    whole, so a column of differences between two models is a paired comparison. Each value contains its problem's
-    sampling noise, so that noise counts too. If all problems have the same value, the width is zero. That only means
-    that these problems do not show how much others would differ. Source: Efron and Tibshirani, "An Introduction
-    to the Bootstrap" (1993), section 13.3 (percentile interval).
+    P rows are drawn with replacement, `resamples` times; the ends are percentiles of their means. A whole row is drawn,
+    so a column of differences between two models is a paired comparison. The values contain sampling noise, so it
+    counts too. If all problems have the same value the width is zero, although other problems might differ. Source:
+    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3 (percentile interval).
     """
     rng, num_problems = np.random.default_rng(seed), len(values_PK)
     means_RK = np.stack(

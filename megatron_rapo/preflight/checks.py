@@ -1,4 +1,4 @@
-"""What settings, model, processes and machine must agree on; refused before anything is built."""
+"""Check that settings, model, processes and machine fit together, before anything is built."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.config.precision import LEAST_CAPABILITY
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
-from megatron_rapo.preflight.memory import OPTIMIZER_BYTES
+from megatron_rapo.preflight.memory import OPTIMIZER_BYTES, kv_token_bytes
 from megatron_rapo.runtime.devices import Backend, has_transformer_engine, itemsize
 from megatron_rapo.runtime.rank import local_world_size
 from megatron_rapo.runtime.run_folder import RunFolder
 
-_TOKEN_ID_BYTES = 4  # in vLLM's table of the sequences that are being decoded (InputBatch.token_ids_cpu)
+_TOKEN_ID_BYTES = 4  # in vLLM's table of the sequences that it decodes (InputBatch.token_ids_cpu)
 
 
 def check_world_size(config: Config, world_size: int) -> None:
-    """Refuse layouts and batches that `world_size` processes cannot share out. Raises ConfigError."""
+    """Refuse layouts and batches that do not divide among `world_size` processes. Raises ConfigError."""
     parallel, batch, rollout = config.parallel, config.batch, config.rollout
     if world_size % parallel.model_size:
         raise ConfigError(
@@ -81,10 +81,7 @@ def check_rollout(config: Config, shape: ModelShape, world_size: int) -> None:
             f"{config.max_sequence_tokens} tokens, but the model has positions for {shape.max_position}; "
             "lower it, evaluation.max_completion_tokens or data.max_prompt_tokens."
         )
-    token_bytes = (
-        2 * shape.num_layers * max(1, shape.num_kv_heads // rollout.tensor) * shape.head_dim * itemsize(config)
-    )
-    needed_mib = -(-config.max_sequence_tokens * token_bytes // 2**20)
+    needed_mib = -(-config.max_sequence_tokens * kv_token_bytes(shape, config) // 2**20)
     if rollout.kv_cache_mib < needed_mib:
         raise ConfigError(
             f"rollout.kv_cache_mib={rollout.kv_cache_mib}: one sequence of {config.max_sequence_tokens} tokens needs "
@@ -99,7 +96,7 @@ def _check_splits(setting: str, size: int, shape: ModelShape) -> None:
 
 
 def check_model(config: Config, shape: ModelShape) -> None:
-    """Refuse settings that this model cannot be trained with, before anything is built. Raises ConfigError."""
+    """Refuse settings that do not fit this model. Raises ConfigError."""
     parallel = config.parallel
     _check_splits("parallel.tensor", parallel.tensor, shape)
     chunks = parallel.pipeline * parallel.virtual_pipeline
@@ -119,18 +116,19 @@ def check_model(config: Config, shape: ModelShape) -> None:
 
 
 def check_machine(config: Config) -> None:
-    """Refuse settings that this machine has nothing for. Raises ConfigError."""
+    """Refuse settings that this machine does not support. Raises ConfigError."""
     _check_layers(config)
     check_engine(config)
     _check_memory(config)
 
 
 def check_engine(config: Config) -> None:
-    """Refuse an engine that this machine has no kernels or no memory for. Raises ConfigError."""
-    _check_engine_fp8(config)
+    """Refuse an engine without kernels or memory on this machine. Raises ConfigError."""
     rollout, processes = config.rollout, local_world_size()
     host_mib = psutil.virtual_memory().total // 2**20
     on_gpu = torch.cuda.is_available()
+    if rollout.fp8 and on_gpu:  # without kernels vLLM would silently keep activations in bfloat16; a CPU has kernels
+        _check_capability("rollout.fp8=true", "tensorwise", "rollout.fp8=false")
     if on_gpu:
         most_mib, place = torch.cuda.get_device_properties(0).total_memory // 2**20, "the GPU has"
     else:
@@ -143,8 +141,8 @@ def check_engine(config: Config) -> None:
     table_mib = rollout.max_concurrent * config.max_sequence_tokens * _TOKEN_ID_BYTES // 2**20
     if table_mib >= host_mib // processes:
         raise ConfigError(
-            f"rollout.max_concurrent={rollout.max_concurrent}: vLLM keeps a table of the tokens of so many sequences "
-            f"of up to {config.max_sequence_tokens} tokens, {table_mib:,} MiB, and this machine has "
+            f"rollout.max_concurrent={rollout.max_concurrent}: vLLM's table of so many sequences of up to "
+            f"{config.max_sequence_tokens} tokens takes {table_mib:,} MiB, but this machine has "
             f"{host_mib // processes:,} MiB for each of its {processes} processes; lower it."
         )
 
@@ -163,7 +161,7 @@ def _check_layers(config: Config) -> None:
         )
     if layers == "transformer_engine" and config.batch.share_prompts:
         raise ConfigError(
-            "batch.share_prompts=true: Transformer Engine's attention knows no sequences that continue another; "
+            "batch.share_prompts=true: Transformer Engine's attention does not support sequences that share a prompt; "
             "set batch.share_prompts=false or model.layers=torch."
         )
     if precision.fp8 == "none":
@@ -178,51 +176,43 @@ def _check_layers(config: Config) -> None:
     )
 
 
-def _check_engine_fp8(config: Config) -> None:
-    """vLLM would go on without FP8 for activations; on a CPU it has kernels for it."""
-    if config.rollout.fp8 and torch.cuda.is_available():
-        _check_capability("rollout.fp8=true", "tensorwise", "rollout.fp8=false")
-
-
 def _check_capability(setting: str, recipe: str, fix: str) -> None:
     least, found = LEAST_CAPABILITY[recipe], torch.cuda.get_device_capability()
     if found < least:
         raise ConfigError(
-            f"{setting}: needs a GPU of compute capability {least[0]}.{least[1]}, and this one has "
+            f"{setting}: needs a GPU of compute capability {least[0]}.{least[1]}, but this one has "
             f"{found[0]}.{found[1]}; set {fix}."
         )
 
 
 def _check_memory(config: Config) -> None:
-    """What makes room on a GPU does nothing where there is none."""
+    """Refuse settings that save GPU memory if there is no GPU."""
     for field, value in config.memory:
         if value and not torch.cuda.is_available():
             raise ConfigError(
-                f"memory.{field}={str(value).lower()}: is about a GPU's memory, and there is no GPU; leave it out."
+                f"memory.{field}={str(value).lower()}: is about GPU memory, but there is no GPU; leave it out."
             )
 
 
 def check_disk(config: Config, shape: ModelShape) -> None:
-    """Refuse a run folder whose disk has no room for a checkpoint, one before it and the export.
+    """Refuse a run folder whose disk is too small for a checkpoint, the one before it and the export.
 
-    Raises ConfigError or OSError.
+    Raises ConfigError, or OSError if the folder cannot be written to.
     """
     folder = config.run.folder
-    with tempfile.TemporaryFile(dir=folder):  # it can be written to
-        pass
+    tempfile.TemporaryFile(dir=folder).close()  # raises OSError if the folder is read-only
     numel = sum(math.prod(size) for size in hf_shapes(shape).values())
     of_weights = numel * itemsize(config)
     checkpoint = of_weights + numel * OPTIMIZER_BYTES[config.precision.dtype]
     export = of_weights if config.checkpoint.hf_export else 0
     several = bool(config.checkpoint.every_steps or config.checkpoint.every_minutes)
-    missing = (
-        2 if several and not has_checkpoint(RunFolder(folder).checkpoints) else 1
-    )  # a newer one is written beside it
+    # A new checkpoint is written beside the last one, which is there already if the run resumes.
+    missing = 2 if several and not has_checkpoint(RunFolder(folder).checkpoints) else 1
     free = shutil.disk_usage(folder).free
     if free < missing * checkpoint + export:
         what = "a checkpoint of this model takes" if missing == 1 else "two checkpoints of this model take"
         raise ConfigError(
-            f"run.folder={folder}: its disk has {free / 1e9:.2f} GB free, and {what} "
+            f"run.folder={folder}: its disk has {free / 1e9:.2f} GB free, but {what} "
             f"{missing * checkpoint / 1e9:.2f} GB, its export as a Hugging Face folder {export / 1e9:.2f}; make room, "
             "or name a folder on another disk."
         )

@@ -96,6 +96,7 @@ def suggestions(model: ModelShape, config: Config, machine: Machine, tokens_per_
 
 
 def fits(states: Mapping[str, Memory], machine: Machine) -> bool:
+    """Return whether every state fits into a GPU."""
     return max(state.total for state in states.values()) <= machine.usable
 
 
@@ -123,7 +124,7 @@ def _replicas(config: Config, machine: Machine) -> int:
 
 
 def _changes(config: Config) -> Iterator[Settings]:
-    """Yield changes, from the cheapest to the one that changes most."""
+    """Yield changes, the least invasive first."""
     if config.memory.reference_on_device:
         yield {"memory.reference_on_device": False}
     if not config.optimizer.distributed:

@@ -1,7 +1,6 @@
-"""Memory of one process in each state of a step, added up from the parameter map and the settings.
+"""Compute a process' memory in each state of a step, from the parameter map and the settings.
 
-T tokens of a micro-batch that a process has, h hidden size, q and k query and key-value width, f feed-forward width; of
-what is split over tensor ranks a rank's part.
+q and k are the widths of query and of key or value, f is the feed-forward width, each as one tensor rank has it.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from megatron_rapo.runtime.devices import itemsize
 from megatron_rapo.scoring.output_head import CHUNK_BYTES
 from megatron_rapo.scoring.registries import divergence_of
 
-GRADIENT_BYTES = 4  # of a parameter: Megatron's buffers are float32
+GRADIENT_BYTES = 4  # per parameter: Megatron's buffers are float32
 OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
-"""Of a parameter: Adam's two moments and, beside weights in bfloat16, its own in float32."""
+"""Per parameter: Adam's two moments and, if the weights are bfloat16, a float32 copy of them."""
 STATES = ("rollout", "resharding", "scoring", "training", "saving")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of the process of a pipeline stage that has most: bytes by part."""
+    """Bytes by part, on the pipeline stage that needs most."""
 
     stage: int
     parts: Mapping[str, int]
@@ -46,23 +45,27 @@ class Memory:
 
 @dataclass(frozen=True)
 class Layers:
-    """Bytes that the layer implementation keeps of a token in each layer for the backward pass."""
+    """Bytes per token that a layer keeps for the backward pass."""
 
     whole: int
-    without_core: int  # and with the inputs of the attention core, which is computed again
-    core: int
+    core: int  # of these, by the attention core; its inputs take as many
     block_input: int
-    after_last: int  # by the final norm and the output layer
+    after_last: int  # kept by the final norm and the output layer
+
+
+def _stages(model: ModelShape, config: Config) -> list[int]:
+    """Return the pipeline stage of each layer."""
+    layout = config.parallel
+    return stages_of_layers(model.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)
 
 
 def parameters(model: ModelShape, config: Config) -> list[int]:
-    """Of a tensor rank on each pipeline stage, padding included."""
-    layout = config.parallel
-    stages = stages_of_layers(model.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)
+    """Return how many parameters a tensor rank has on each pipeline stage, padding included."""
+    layout, stages = config.parallel, _stages(model, config)
     found = [0] * layout.pipeline
     for name, shard in trainer_shards(model, tensor=layout.tensor, rank=0, norms=TORCH_NORMS).items():
         if name == OUTPUT and model.tied and layout.pipeline == 1:
-            continue  # it is the embedding
+            continue  # the output layer is the embedding
         layer = name.removeprefix("decoder.layers.").partition(".")[0]
         stage = stages[int(layer)] if layer.isdecimal() else (0 if name == EMBEDDING else layout.pipeline - 1)
         found[stage] += math.prod(shard.shape)
@@ -70,9 +73,9 @@ def parameters(model: ModelShape, config: Config) -> list[int]:
 
 
 def states(model: ModelShape, config: Config, *, replicas: int, layers: str) -> dict[str, Memory]:
-    """The device memory of each state, of the stage that needs most in it.
+    """Return the device memory of each state, on the stage that needs most.
 
-    `replicas` is the data- times context-parallel size, `layers` the implementation (torch, transformer_engine).
+    `replicas` is the data- times context-parallel size. `layers` is "torch" or "transformer_engine".
     """
     of_stages = [_states_of_stage(model, config, replicas, layers, stage) for stage in range(config.parallel.pipeline)]
     return {
@@ -82,7 +85,7 @@ def states(model: ModelShape, config: Config, *, replicas: int, layers: str) -> 
 
 
 def host(model: ModelShape, config: Config, *, replicas: int) -> Memory:
-    """In host memory, for as long as the run lasts or a checkpoint is written."""
+    """Return the host memory that a run holds, permanently or while it writes a checkpoint."""
     numel = parameters(model, config)
     stage = max(range(len(numel)), key=numel.__getitem__)
     weights, optimizer = numel[stage] * itemsize(config), _optimizer(numel[stage], config, replicas)
@@ -100,7 +103,8 @@ def _states_of_stage(
     model: ModelShape, config: Config, replicas: int, layers: str, stage: int
 ) -> dict[str, dict[str, int]]:
     numel, memory = parameters(model, config)[stage], config.memory
-    kept = {"weights": numel * itemsize(config)} | _exact_head(model, config, stage) | _fp8_copies(model, config, stage)
+    exact_head, logits, head_gradient = _of_last_stage(model, config, stage)
+    kept = {"weights": numel * itemsize(config)} | exact_head | _fp8_copies(model, config, stage)
     if memory.reference_on_device:
         kept["reference"] = _reference(kept["weights"], config)
     training = {"gradients": numel * GRADIENT_BYTES, "optimizer": _optimizer(numel, config, replicas)}
@@ -109,41 +113,35 @@ def _states_of_stage(
     beside = {} if memory.offload_optimizer else training
     awake = {} if memory.engine_sleep else engine | cache
     bucket = {"bucket": min(config.reshard.bucket_mib * 2**20, engine["engine weights"])}
-    logits = _logits(model, config, stage)
+    activations = {"activations": activation_bytes(model, config, stage, layers)}
     return {
         "rollout": kept | beside | engine | cache,
         "resharding": kept | beside | engine | ({} if memory.engine_sleep else cache) | bucket,
         "scoring": kept | beside | awake | logits | {"activations": _scoring_bytes(model, config)},
-        "training": kept
-        | training
-        | awake
-        | logits
-        | {"activations": activation_bytes(model, config, stage, layers)}
-        | _head_gradient(model, config, stage),
+        "training": kept | training | awake | logits | activations | head_gradient,
         "saving": kept | training | awake,
     }
 
 
 def _fp8_copies(model: ModelShape, config: Config, stage: int) -> dict[str, int]:
-    """Of the linears' weights, and transposed for the backward pass: Transformer Engine keeps both."""
+    """Return the bytes of FP8 weights. Transformer Engine keeps two copies, one transposed for the backward pass."""
     if config.precision.fp8 == "none":
         return {}
-    layout, precision = config.parallel, config.precision
-    stages = stages_of_layers(model.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)
+    precision, stages = config.precision, _stages(model, config)
     in_fp8 = range(precision.bf16_layers_at_start, model.num_layers - precision.bf16_layers_at_end)
-    shards = trainer_shards(model, tensor=layout.tensor, rank=0, norms=TORCH_NORMS)
+    shards = trainer_shards(model, tensor=config.parallel.tensor, rank=0, norms=TORCH_NORMS)
     of_layer = sum(math.prod(s.shape) for name, s in shards.items() if ".layers.0." in name and len(s.shape) == 2)
     return {"FP8 copies of weights": 2 * of_layer * sum(stages[layer] == stage for layer in in_fp8)}
 
 
 def engine_numel(model: ModelShape, tensor: int) -> int:
-    """Parameters of one process of an engine of `tensor` ranks."""
+    """Return how many parameters one process of an engine of `tensor` ranks has."""
     shards = engine_shards(model, tensor=tensor, rank=0)
     return sum(math.prod(shard.shape) for shard in shards.values())
 
 
 def engine_bytes(model: ModelShape, config: Config) -> int:
-    """Of the parameters of one process of an engine; in FP8 its layers' linears, with a float32 scale for each row."""
+    """Return the bytes of an engine's parameters on one process. Linears in FP8 have a float32 scale for each row."""
     number_bytes, in_fp8 = itemsize(config), config.rollout.fp8
 
     def of_parameter(name: str, shape: tuple[int, ...]) -> int:
@@ -155,25 +153,31 @@ def engine_bytes(model: ModelShape, config: Config) -> int:
     return sum(of_parameter(name, shard.shape) for name, shard in shards.items())
 
 
+def kv_token_bytes(model: ModelShape, config: Config) -> int:
+    """Return the bytes of a token's keys and values in the KV cache of one process of an engine."""
+    heads = max(1, model.num_kv_heads // config.rollout.tensor)
+    return 2 * model.num_layers * heads * model.head_dim * itemsize(config)
+
+
 def _optimizer(numel: int, config: Config, replicas: int) -> int:
     share = replicas if config.optimizer.distributed else 1
     return -(-numel // share) * OPTIMIZER_BYTES[config.precision.dtype]
 
 
 def tokens_of_rank(config: Config) -> int:
-    """T: of a full micro-batch."""
+    """Return the tokens of a full micro-batch on one process."""
     return -(-config.batch.tokens_per_microbatch // config.parallel.context)
 
 
 def activation_bytes(model: ModelShape, config: Config, stage: int, layers: str) -> int:
-    """What is kept for the backward pass when most micro-batches are under way, and one layer computed again.
+    """Return the bytes kept for the backward pass at their maximum, plus those of one recomputed layer.
 
-    That layer is when what follows the last layer is gone already.
+    The activations after the last layer are freed before a layer is recomputed, so only the larger of the two counts.
     """
     of_layer = layer_bytes(model, config, layers)
     kept, again = {
         "none": (of_layer.whole, 0),
-        "selective": (of_layer.without_core, of_layer.core),
+        "selective": (of_layer.whole, of_layer.core),  # keeps the core's inputs instead
         "full": (of_layer.block_input, of_layer.whole),
     }[config.model.recompute]
     after = of_layer.after_last if stage == config.parallel.pipeline - 1 else 0
@@ -181,7 +185,7 @@ def activation_bytes(model: ModelShape, config: Config, stage: int, layers: str)
 
 
 def layers_under_way(model: ModelShape, config: Config, stage: int) -> int:
-    """Layers times micro-batches whose activations a stage has at a time, at most (1F1B, interleaved with chunks)."""
+    """Return the most layers, counted per micro-batch, whose activations a stage holds at once (1F1B, interleaved)."""
     layout = config.parallel
     chunks = layout.virtual_pipeline
     per_chunk = layers_per_chunk(model.num_layers, layout.pipeline * chunks)
@@ -193,51 +197,38 @@ def layers_under_way(model: ModelShape, config: Config, stage: int) -> int:
 
 
 def layer_bytes(model: ModelShape, config: Config, layers: str) -> Layers:
-    """By the tensors that autograd keeps in a layer (`tests/preflight/test_memory.py` counts them)."""
+    """Count the tensors that autograd keeps in a layer (`tests/preflight/test_memory.py` checks them)."""
     layout, number_bytes = config.parallel, itemsize(config)
     hidden = -(-model.hidden_size // (layout.tensor if layout.sequence else 1)) * number_bytes
     q = model.q_size // layout.tensor * number_bytes
     k = max(1, model.num_kv_heads // layout.tensor) * model.head_dim * number_bytes
     f = model.ffn_hidden_size // layout.tensor * number_bytes
-    core = inputs = 2 * q + 2 * k
+    core = 2 * q + 2 * k
     gate_up = model.gate_up_size // layout.tensor * number_bytes
-    norm = hidden  # keeps its input
     norms = sum(parameter.shape == ("hidden_size",) for parameter in model.family.layer)
-    rest = norms * (norm + hidden) + gate_up + f  # a norm's output and the gated MLP's are inputs of linears
+    rest = norms * 2 * hidden + gate_up + f  # norms keep their inputs, linears the outputs of norms and gated MLP
     if layers == "torch":
-        rest += q  # attention's output, copied for its projection
-    return Layers(
-        whole=rest + core, without_core=rest + inputs, core=core, block_input=hidden, after_last=norm + hidden
-    )
+        rest += q  # a copy of attention's output for its projection
+    return Layers(whole=rest + core, core=core, block_input=hidden, after_last=2 * hidden)
 
 
 def _scoring_bytes(model: ModelShape, config: Config) -> int:
-    """The widest that a layer is while it is computed, and the hidden states."""
+    """Return the bytes of a layer's activations at their maximum, and of the hidden states."""
     f = model.ffn_hidden_size // config.parallel.tensor
     return tokens_of_rank(config) * (3 * model.hidden_size + 3 * f) * itemsize(config)
 
 
-def _logits(model: ModelShape, config: Config, stage: int) -> dict[str, int]:
-    """Chunks of the logits, of the policy twice and of an exact divergence's reference besides."""
+def _of_last_stage(
+    model: ModelShape, config: Config, stage: int
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Return what only the last stage has: an exact divergence's reference head, chunks of logits, head gradient."""
     if stage < config.parallel.pipeline - 1:
-        return {}
-    rows = padded_vocab_size(model.vocab_size, config.parallel.tensor) // config.parallel.tensor
-    chunk = min(CHUNK_BYTES, tokens_of_rank(config) * rows * 4)
-    return {"logits": chunk * (3 if divergence_of(config.algorithm.divergence).exact else 2)}
-
-
-def _head_numel(model: ModelShape, config: Config) -> int:
-    tensor = config.parallel.tensor
-    return padded_vocab_size(model.vocab_size, tensor) // tensor * model.hidden_size
-
-
-def _head_gradient(model: ModelShape, config: Config, stage: int) -> dict[str, int]:
-    """The output layer's, gathered in float32 over the chunks."""
-    return {"output layer's gradient": _head_numel(model, config) * 4} if stage == config.parallel.pipeline - 1 else {}
-
-
-def _exact_head(model: ModelShape, config: Config, stage: int) -> dict[str, int]:
-    """The reference's output layer, on the device for an exact divergence."""
-    if stage < config.parallel.pipeline - 1 or not divergence_of(config.algorithm.divergence).exact:
-        return {}
-    return {"reference's output layer": _head_numel(model, config) * itemsize(config)}
+        return {}, {}, {}
+    exact, tensor = divergence_of(config.algorithm.divergence).exact, config.parallel.tensor
+    rows = padded_vocab_size(model.vocab_size, tensor) // tensor
+    numel, chunk_bytes = rows * model.hidden_size, min(CHUNK_BYTES, tokens_of_rank(config) * rows * 4)
+    return (
+        {"reference's output layer": numel * itemsize(config)} if exact else {},
+        {"logits": chunk_bytes * (3 if exact else 2)},  # twice the policy's, once the reference's
+        {"output layer's gradient": numel * 4},  # summed in float32 over the chunks
+    )

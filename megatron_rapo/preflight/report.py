@@ -164,7 +164,7 @@ def _little(found: Estimate, machine: Machine) -> str:
 
 
 def _about(seconds: float) -> str:
-    """Round to two digits: the estimate may be wrong by a factor."""
+    """Round to two digits: the estimate is rough."""
     return f"{float(f'{seconds:.2g}'):g}"
 
 

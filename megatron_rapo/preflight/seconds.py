@@ -8,7 +8,7 @@ from megatron_rapo.config import Config
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import TORCH_NORMS
 from megatron_rapo.preflight.batch import Batch
-from megatron_rapo.preflight.memory import GRADIENT_BYTES, engine_bytes, engine_numel, parameters
+from megatron_rapo.preflight.memory import GRADIENT_BYTES, engine_bytes, engine_numel, kv_token_bytes, parameters
 from megatron_rapo.reshard.plan import Layouts, plan
 from megatron_rapo.runtime.devices import itemsize
 from megatron_rapo.scoring.registries import divergence_of
@@ -46,36 +46,19 @@ class Traffic:
 
 
 def traffic(model: ModelShape, config: Config, batch: Batch, *, world: int) -> Traffic:
-    """Of the first process."""
-    layout, number_bytes = config.parallel, itemsize(config)
-    layouts = Layouts(
-        world=world,
-        tensor=layout.tensor,
-        pipeline=layout.pipeline,
-        virtual_pipeline=layout.virtual_pipeline,
-        engine_tensor=config.rollout.tensor,
-    )
-    rounds = plan(
-        model, TORCH_NORMS, layouts, rank=0, itemsize=number_bytes, bucket_bytes=config.reshard.bucket_mib * 2**20
-    )
-    replicas = layouts.replicas
+    """Return the traffic of the first process."""
+    layout, number_bytes, layouts = config.parallel, itemsize(config), Layouts.of(config, world)
+    bucket_bytes = config.reshard.bucket_mib * 2**20
+    rounds = plan(model, TORCH_NORMS, layouts, rank=0, itemsize=number_bytes, bucket_bytes=bucket_bytes)
+    replicas, tensor, numel = layouts.replicas, layout.tensor, parameters(model, config)[0]
+    sums = 2 * (_passes(config) + 1) + 2  # of hidden states in a layer: twice per forward pass and twice backward
     of_rank = batch.tokens / (world // layout.model_size) / layout.context / layout.pipeline
     return Traffic(
         copied=sum(move.numel for each in rounds for move in each.copies) * number_bytes,
         sent=sum(move.numel for each in rounds for moves in each.sends.values() for move in moves) * number_bytes,
-        gradients=round(
-            2 * (replicas - 1) / replicas * parameters(model, config)[0] * GRADIENT_BYTES * batch.optimizer_steps
-        ),
-        # Two sums of hidden states per layer forward (scored once or twice) and two backward, as rings send them.
+        gradients=round(2 * (replicas - 1) / replicas * numel * GRADIENT_BYTES * batch.optimizer_steps),
         tensor_parallel=round(
-            (2 * (_passes(config) + 1) + 2)
-            * 2
-            * (layout.tensor - 1)
-            / layout.tensor
-            * of_rank
-            * model.hidden_size
-            * number_bytes
-            * model.num_layers
+            sums * 2 * (tensor - 1) / tensor * of_rank * model.hidden_size * number_bytes * model.num_layers
         ),
     )
 
@@ -100,19 +83,18 @@ def seconds(
 
 
 def _passes(config: Config) -> int:
-    """Scoring passes: the policy, and the reference where the penalty has one."""
+    """Return the number of scoring passes: one for the policy, one for the reference if the divergence has one."""
     return 2 if divergence_of(config.algorithm.divergence).reference else 1
 
 
 def _rollout(model: ModelShape, config: Config, batch: Batch, hardware: Hardware) -> float:
-    """Decoding: each token of a batch reads the weights and its sequences' keys and values once."""
-    tensor, number_bytes = config.rollout.tensor, itemsize(config)
-    of_token = 2 * model.num_layers * max(1, model.num_kv_heads // tensor) * model.head_dim * number_bytes
+    """Return the seconds of decoding. Each step reads the weights and all sequences' keys and values once."""
+    of_token = kv_token_bytes(model, config)
     fit = config.rollout.kv_cache_mib * 2**20 / of_token / batch.tokens_per_sequence
     together = max(1.0, min(batch.completions_per_engine, config.rollout.max_concurrent, fit))
     read = engine_bytes(model, config) + together * batch.tokens_per_sequence / 2 * of_token
     a_token = max(
         read / (hardware.memory_bytes_per_s * hardware.bandwidth),
-        2 * engine_numel(model, tensor) * together / (hardware.bf16_flops * hardware.utilisation),
+        2 * engine_numel(model, config.rollout.tensor) * together / (hardware.bf16_flops * hardware.utilisation),
     )
     return a_token * batch.tokens_per_sequence * batch.completions_per_engine / together

@@ -1,5 +1,5 @@
-"""One HTML file that shows runs: curves, pass@k, resharding, verdicts, settings, and their rollouts token by token.
+"""Make one HTML file that shows runs: curves, pass@k, resharding, verdicts, settings, and rollouts token by token.
 
-It holds everything it needs and asks no network for anything. No torch. The page itself is page.html, style.css and the
-scripts beside this file, without dependencies.
+The file is complete and needs no network. The page is page.html, style.css and the scripts beside this file, without
+dependencies. No torch.
 """

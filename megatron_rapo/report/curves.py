@@ -1,4 +1,4 @@
-"""Rows of metrics.jsonl to curves of a bounded number of points."""
+"""Turn rows of metrics.jsonl into curves with a limited number of points."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from megatron_rapo.monitor.charts import OPEN_ENDS
 
 MOST_POINTS = 400
-"""Of a curve: as many as a card shows side by side. One with more has each stretch's mean, lowest and highest."""
+"""Most points of a curve, as many as the page can show. A longer curve has mean, lowest and highest of each stretch."""
 
 Row = Mapping[str, Any]
 
 
 def curves(rows: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
-    """Scalar -> {"steps": [...], "values": [...]}, with "low" and "high" where it is condensed; not finite is None."""
+    """Map each scalar to {"steps": [...], "values": [...]}, plus "low" and "high" if condensed. Not finite is None."""
     found: dict[str, list[tuple[int, float | None]]] = {}
     for row in rows:
         for name, value in row.items():

@@ -1,4 +1,4 @@
-"""pass@k curves with their intervals, from the scores that evaluations wrote."""
+"""Read pass@k curves and their intervals from files of scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_rapo.runtime.run_folder import RunFolder
 
 
 def find_evaluations(folder: Path) -> list[Path]:
-    """Return the first and the last that a run made itself."""
+    """Return the first and the last evaluation of a run."""
     found = RunFolder(folder).evaluations
     return found if len(found) < 2 else [found[0], found[-1]]
 

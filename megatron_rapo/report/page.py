@@ -1,4 +1,4 @@
-"""The page: template, style and scripts in one file, with the data as JSON in it."""
+"""Render the page: template, style, scripts and data (as JSON) in one file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from importlib.resources import files
 from typing import Any
 
 SCRIPTS = ("dom.js", "chart.js", "curves.js", "rollouts.js", "sections.js", "view.js")
-"""In the order in which they need each other."""
+"""Each script needs those before it."""
 
 
 def render(title: str, data: Mapping[str, Any]) -> str:
     """Return the whole HTML file.
 
-    The data cannot leave their element, whatever models wrote. If a text is ever taken for markup, the page's policy
-    still runs only its own scripts, known by their digest, and fetches nothing.
+    Text of models cannot leave the data's element. Even if it could, the page's security policy allows only the page's
+    own scripts, by digest, and no network access.
     """
     script = "\n".join(_read(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -32,14 +32,14 @@ def render(title: str, data: Mapping[str, Any]) -> str:
     }
     before, *rest = _read("page.html").split("{{")
     pieces = [before]
-    for piece in rest:  # each part is put in once, and nothing that it holds is looked at again
+    for piece in rest:  # inserted text is never searched for placeholders
         name, _, following = piece.partition("}}")
         pieces += [parts[name], following]
     return "".join(pieces)
 
 
 def embedded(data: Mapping[str, Any]) -> str:
-    """JSON in ASCII without <, > and &: neither </script> nor <!-- can be in it, nor what is no character."""
+    """Return JSON in ASCII without <, > and &, so it contains no </script>, no <!-- and no invalid character."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

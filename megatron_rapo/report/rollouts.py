@@ -1,4 +1,4 @@
-"""Select as many recorded completions as a page can hold, evenly over the run."""
+"""Select as many recorded completions as fit on a page, evenly over the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_rapo.monitor import read_lines, read_rollouts
 
 MOST_STEPS = 60
 HEAD_TOKENS, TAIL_TOKENS = 3000, 500
-"""Of a longer completion its first and its last tokens are shown."""
+"""Numbers of first and last tokens that are shown of a longer completion."""
 _PER_TOKEN = ("tokens", "engine_logp", "trainer_logp", "reference_logp")
 _DECIMALS = 5
 

@@ -25,14 +25,14 @@ STACKED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run, its rollouts and evaluations aside."""
+    """One run without its rollouts and evaluations."""
 
     name: str
     folder: Path
-    curves: dict[str, dict[str, list[Any]]]  # as curves.py has them, by scalar
-    stacks: dict[str, dict[str, Any]]  # by the title of the chart
+    curves: dict[str, dict[str, list[Any]]]  # by scalar, see curves.py
+    stacks: dict[str, dict[str, Any]]  # by title of the chart
     settings: dict[str, Any]  # section.field -> value
-    changes: list[dict[str, Any]]  # of settings on the way, as settings_history.py has them, values as texts
+    changes: list[dict[str, Any]]  # changed settings (settings_history.py), values as text
     summary: dict[str, Any]
     machine: dict[str, Any]
 
@@ -46,15 +46,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def _read(folder: Path, name: str) -> Run:
     files = RunFolder(folder)
     if not files.metrics.is_file():
-        raise InputError(
-            f"{folder}: has no {files.metrics.name}, so it is no run's folder; name one that `train` wrote."
-        )
+        raise InputError(f"{folder}: has no {files.metrics.name}, so it is no run folder; name one that `train` wrote.")
     try:
         rows = read_rows(files.metrics)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); name another.") from None
     if not rows:
-        raise InputError(f"{folder}: its {files.metrics.name} is empty, no step has ended yet; wait for one.")
+        raise InputError(f"{folder}: its {files.metrics.name} is empty, because no step has ended yet; wait for one.")
     return Run(
         name=name,
         folder=folder,
@@ -88,7 +86,7 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); mend or remove it.") from None
+        raise InputError(f"{path}: cannot be read as JSON ({error}); repair or remove it.") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -103,21 +101,17 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, Any]:
-    """Map each section.field that has a default to it, as a run writes it."""
+    """Map section.field to its default, as a run writes it. Omit fields without one."""
     found: dict[str, Any] = {}
     for section, of_config in Config.model_fields.items():
-        kinds = (of_config.annotation, *get_args(of_config.annotation))  # a section that may be left out is a union
+        kinds = (of_config.annotation, *get_args(of_config.annotation))  # an optional section is a union with None
         fields: dict[str, Any] = next((kind.model_fields for kind in kinds if hasattr(kind, "model_fields")), {})
         found |= {
             f"{section}.{name}": json.loads(json.dumps(each.get_default(call_default_factory=True)))
             for name, each in fields.items()
-            if not each.is_required() and _plain(each.default)
+            if not each.is_required() and isinstance(each.default, str | int | float | tuple | list | None)
         }
     return found
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool | tuple | list)
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:

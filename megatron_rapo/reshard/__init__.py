@@ -1,1 +1,1 @@
-"""Moves weights between Hugging Face, Megatron and vLLM, and proves that they arrived."""
+"""Move weights from Megatron to vLLM or Hugging Face, and prove that they arrived."""

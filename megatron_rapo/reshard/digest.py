@@ -1,12 +1,13 @@
 """Compute a digest of a tensor's bits and their positions: 64 bits, the same on every device.
 
-R rows, W words of 8 bytes in a row; N tensors. With many tensors the number of operations costs the time. So only the
+R rows, W words of 8 bytes in a row; N tensors. With many tensors most time goes into starting operations. So only the
 sums are computed per tensor, and the rest for all tensors together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,15 +28,15 @@ def digest(values: Tensor) -> Tensor:
     return digests([sums(values)])[0]
 
 
-class Sums:
-    """Sums of a tensor at one time: over each column of words, int64 [W], and over each row, int64 [R]."""
+class Sums(NamedTuple):
+    """Sums of a tensor at one time, int64."""
 
-    def __init__(self, by_column_W: Tensor, by_row_R: Tensor) -> None:
-        self.by_column_W, self.by_row_R = by_column_W, by_row_R
+    by_column_W: Tensor  # over each column of words
+    by_row_R: Tensor
 
 
 def sums(values: Tensor) -> Sums:
-    """Return the sums that a tensor's digest is computed from. Reads all of the tensor."""
+    """Return the sums that a tensor's digest is computed from. Reads the whole tensor."""
     words_RW = _words(values)
     num_rows, num_columns = words_RW.shape
     step = max(1, BLOCK_BYTES // (WORD_BYTES * num_columns)) if values.device.type == "cpu" else num_rows

@@ -39,11 +39,12 @@ class ShardedWeights:
         held: list[set[str]] = [set() for _ in range(pipeline_group.size())]
         dist.all_gather_object(held, set(parameters), group=pipeline_group)
         self._stage = {name: stage for stage in reversed(range(len(held))) for name in held[stage]}
-        skipped = {OUTPUT} if model.tied else set()  # the copy of the embedding on the last stage
+        skipped = {OUTPUT} if model.tied else set()  # the last stage's copy of the embedding
         self._names = [name for name in self._shards[0] if name not in skipped]
         missing = set(self._names) - set(self._stage)
         assert not missing, f"no pipeline stage holds {sorted(missing)}"
-        self._dtype = next(iter(parameters.values())).dtype
+        first = next(iter(parameters.values()))
+        self._dtype, self._device = first.dtype, first.device
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every HF tensor once, whole, in the same order on every rank. Every rank must consume all of them."""
@@ -53,19 +54,15 @@ class ShardedWeights:
     def _gather(self, name: str) -> list[Tensor]:
         """Return the shards of all tensor ranks of one parameter."""
         shard, stage = self._shards[self._tensor_group.rank()][name], self._stage[name]
-        device = next(iter(self._parameters.values())).device
+        size = self._tensor_group.size() if shard.split else 1
+        parts = [torch.empty(shard.shape, dtype=self._dtype, device=self._device) for _ in range(size)]
         if self._pipeline_group.rank() == stage:
             local = self._parameters[name].detach().contiguous()
-            parts = [local.clone()]
             if shard.split:
-                parts = [torch.empty_like(local) for _ in range(self._tensor_group.size())]
                 dist.all_gather(parts, local, group=self._tensor_group)
-        else:
-            parts = [
-                torch.empty(shard.shape, dtype=self._dtype, device=device)
-                for _ in range(self._tensor_group.size() if shard.split else 1)
-            ]
+            else:
+                parts[0].copy_(local)
         if self._pipeline_group.size() > 1:
             for part in parts:
                 dist.broadcast(part, group=self._pipeline_group, group_src=stage)
-        return parts * (1 if shard.split else self._tensor_group.size())
+        return parts * (self._tensor_group.size() // size)

@@ -17,14 +17,15 @@ from megatron_rapo.reshard.digest import mix
 
 BLOCK_NUMBERS = 2**18
 """Rows are read in blocks whose products (8 bytes a number) stay in a CPU's cache."""
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer dtypes by their size in bytes, to look at the bits of other numbers."""
 
 
 class Part(NamedTuple):
     """A rectangle of a Hugging Face tensor."""
 
     name: str
-    row: int  # its first row in the Hugging Face tensor
+    row: int  # first row in the Hugging Face tensor
     column: int
     values_RC: Tensor
 
@@ -38,7 +39,7 @@ def part_digest(part: Part, tensor: int) -> Tensor:
     """
     values_RC = part.values_RC.detach()
     num_rows, num_columns = values_RC.shape
-    bits_RC = values_RC.contiguous().view(_BITS[values_RC.element_size()])
+    bits_RC = values_RC.contiguous().view(INTEGERS[values_RC.element_size()])
     device, step = values_RC.device, max(1, BLOCK_NUMBERS // max(1, num_columns))
     factor_R = _factors(tensor, torch.arange(part.row, part.row + num_rows, device=device))
     factor_C = _factors(tensor, -1 - torch.arange(part.column, part.column + num_columns, device=device))

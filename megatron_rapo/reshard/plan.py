@@ -19,16 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_rapo.config import Config
 from megatron_rapo.models import ModelShape
-from megatron_rapo.models.parameter_map import (
-    EMBEDDING,
-    OUTPUT,
-    Entry,
-    NormNames,
-    Shard,
-    entries,
-    stages_of_layers,
-)
+from megatron_rapo.models.parameter_map import EMBEDDING, OUTPUT, Entry, NormNames, Shard, entries, stages_of_layers
 
 FAIR = 0.02
 """A receiver's own replica sends while the most and the least loaded holder differ by at most this share."""
@@ -47,6 +40,18 @@ class Layouts:
     pipeline: int
     virtual_pipeline: int = 1
     engine_tensor: int
+
+    @classmethod
+    def of(cls, config: Config, world: int) -> Layouts:
+        """Return the layouts of a run on `world` processes."""
+        layout = config.parallel
+        return cls(
+            world=world,
+            tensor=layout.tensor,
+            pipeline=layout.pipeline,
+            virtual_pipeline=layout.virtual_pipeline,
+            engine_tensor=config.rollout.tensor,
+        )
 
     @property
     def replicas(self) -> int:
@@ -77,8 +82,8 @@ class Region(NamedTuple):
     columns: int | None
 
     @property
-    def row_numel(self) -> int:
-        return self.columns or 1
+    def numel(self) -> int:
+        return self.rows * (self.columns or 1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Route:
     @property
     def numel(self) -> int:
         """Return how many numbers one destination gets."""
-        return sum(region.rows * region.row_numel for region in self.regions)
+        return sum(region.numel for region in self.regions)
 
     def peers(self, rank: int) -> tuple[list[int], list[int]]:
         """Return the other ranks that `rank` sends to, and the ranks that it gets regions from (perhaps itself)."""
@@ -181,7 +186,7 @@ def waves(model: ModelShape, norms: NormNames, layouts: Layouts) -> Iterator[lis
     Order: parameters outside layers, then one parameter of the first layer of each stage, then its next parameter, ...
     """
     stages = stages_of_layers(model.num_layers, pipeline=layouts.pipeline, virtual_pipeline=layouts.virtual_pipeline)
-    turns = _turns(stages)
+    turns = [stages[:layer].count(stage) for layer, stage in enumerate(stages)]  # a layer's position in its stage
     by_turn: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in entries(model, norms):
         if entry.trainer == OUTPUT and model.tied:
@@ -190,16 +195,6 @@ def waves(model: ModelShape, norms: NormNames, layouts: Layouts) -> Iterator[lis
     router = _Router(layouts)
     for _, together in sorted(by_turn.items(), key=lambda item: item[0][0]):  # stable: keeps the parameters' order
         yield [route for entry in together for route in router.routes(entry, _holders(entry, model, stages, layouts))]
-
-
-def _turns(stages: Sequence[int]) -> list[int]:
-    """Return each layer's position within its stage: 0, 1, ..."""
-    seen: dict[int, int] = defaultdict(int)
-    turns = []
-    for stage in stages:
-        turns.append(seen[stage])
-        seen[stage] += 1
-    return turns
 
 
 def _holders(entry: Entry, model: ModelShape, stages: Sequence[int], layouts: Layouts) -> dict[int, str]:
@@ -214,7 +209,7 @@ def _holders(entry: Entry, model: ModelShape, stages: Sequence[int], layouts: La
 
 @dataclass(frozen=True)
 class _Pair:
-    """A tensor rank of the trainer and one of the engine: the regions that both have, who holds and who needs them."""
+    """A tensor rank of the trainer and one of the engine: their common regions, and which ranks hold and need them."""
 
     regions: tuple[Region, ...]
     destinations: np.ndarray  # ranks, int [N]
@@ -222,18 +217,14 @@ class _Pair:
     remote: np.ndarray  # bool [N]: the destination is not a holder
     preferred: np.ndarray  # for each remote destination, the holder (index) in its replica
 
-    @property
-    def numel(self) -> int:
-        return sum(region.rows * region.row_numel for region in self.regions)
-
 
 class _Router:
-    """Chooses sources, and counts what each rank already sends."""
+    """Chooses the sources and counts what each rank already sends."""
 
     def __init__(self, layouts: Layouts) -> None:
         self._layouts = layouts
         self._sent = np.zeros(layouts.world)  # in numbers, not bytes
-        self._pairs: dict[tuple[tuple[int, ...], str], list[_Pair]] = {}  # the same in every layer of a stage
+        self._pairs: dict[tuple[tuple[int, ...], str], list[_Pair]] = {}  # reused for every layer of a stage
 
     def routes(self, entry: Entry, names: dict[int, str]) -> Iterator[Route]:
         """Yield the routes of a parameter that the stages of `names` hold."""
@@ -243,8 +234,9 @@ class _Router:
         for pair in self._pairs[key]:
             sources = pair.destinations
             if len(pair.preferred):
-                chosen = _fair(pair.preferred, self._sent[pair.holders], pair.numel)
-                self._sent[pair.holders] += pair.numel * np.bincount(chosen, minlength=len(pair.holders))
+                numel = sum(region.numel for region in pair.regions)
+                chosen = _fair(pair.preferred, self._sent[pair.holders], numel)
+                self._sent[pair.holders] += numel * np.bincount(chosen, minlength=len(pair.holders))
                 sources = pair.destinations.copy()
                 sources[pair.remote] = pair.holders[chosen]
             per_stage = self._layouts.tensor * self._layouts.replicas
@@ -330,5 +322,5 @@ def _traffic(routes: Sequence[Route], world: int, itemsize: int) -> tuple[np.nda
         ends = np.concatenate([route.sources[remote], route.destinations[remote]])
         times = np.bincount(ends, minlength=world) * itemsize
         total += times * route.numel
-        row += times * sum(region.row_numel for region in route.regions)
+        row += times * sum(region.columns or 1 for region in route.regions)
     return total, row

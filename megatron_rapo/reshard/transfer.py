@@ -29,7 +29,7 @@ LARGE_BYTES = 256 * 2**10
 
 
 class ReshardError(RuntimeError):
-    """The engine does not hold the trainer's weights."""
+    """An engine does not hold the trainer's weights."""
 
 
 class EngineWeights(Protocol):
@@ -77,13 +77,7 @@ class Report:
 
 def make_resharder(config: Config, model: ModelShape, norms: NormNames, parameters: Mapping[str, Tensor]) -> Resharder:
     """Build this process's resharder in the default process group. `parameters` are the trainer's, by map names."""
-    layouts = Layouts(
-        world=dist.get_world_size(),
-        tensor=config.parallel.tensor,
-        pipeline=config.parallel.pipeline,
-        virtual_pipeline=config.parallel.virtual_pipeline,
-        engine_tensor=config.rollout.tensor,
-    )
+    layouts = Layouts.of(config, dist.get_world_size())
     itemsize = next(iter(parameters.values())).element_size()
     bucket_bytes = config.reshard.bucket_mib << 20
     rounds = plan(model, norms, layouts, rank=dist.get_rank(), itemsize=itemsize, bucket_bytes=bucket_bytes)
@@ -101,8 +95,9 @@ class Resharder:
         self._dtype, self._device = first.dtype, first.device
         largest = max(_numel(round_.sends.values()) + _numel(round_.receives.values()) for round_ in rounds)
         self._into: dict[str, list[Move]] = defaultdict(list)  # by the engine's parameter
-        for move in chain.from_iterable(_incoming(round_) for round_ in rounds):
-            self._into[move.destination.name].append(move)
+        for round_ in rounds:
+            for move in chain(round_.copies, *round_.receives.values()):
+                self._into[move.destination.name].append(move)
         self._buffer = torch.empty(largest, dtype=self._dtype, device=self._device)
         self._copied = sum(move.numel for round_ in rounds for move in round_.copies) * self._dtype.itemsize
         self._sent = sum(_numel(round_.sends.values()) for round_ in rounds) * self._dtype.itemsize
@@ -245,7 +240,7 @@ def _refuse(wrong: Sequence[str], device: torch.device) -> None:
     raise ReshardError(
         f"the engines do not hold the trainer's weights, in {int(count)} places: {'; '.join(lines[:_SHOWN])}"
         f"{'; ...' if count > _SHOWN else ''}. Nothing was sampled from them, and the last checkpoint is "
-        "good. If it happens again on the same rank, suspect its memory or its links; otherwise report it."
+        "good. If it happens again on the same rank, suspect its memory or its links; otherwise report a bug."
     )
 
 
@@ -275,11 +270,6 @@ def _parts(moves: Sequence[Move], parcel: Tensor) -> Iterator[tuple[Move, Tensor
     """Yield each move with its part of a message, in the move's shape."""
     for move, part in zip(moves, parcel.split([move.numel for move in moves]), strict=True):
         yield move, part if move.columns is None else part.view(move.rows, move.columns)
-
-
-def _incoming(round_: Round) -> Iterator[Move]:
-    yield from round_.copies
-    yield from chain.from_iterable(round_.receives.values())
 
 
 def _by_peer(rounds: Iterable[Mapping[int, list[Move]]]) -> list[tuple[int, list[Move]]]:

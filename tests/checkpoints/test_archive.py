@@ -1,4 +1,4 @@
-"""Tensors in the format of torch.save, among others in a file."""
+"""Several tensors in one file, in the format of torch.save."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_what_is_saved_is_what_torch_reads_and_what_is_loaded(tmp_path: Path) ->
     assert digests(path, [(each.start, each.length) for each in ranges]) == ranges
     assert all(each.start % ALIGNMENT == 0 for each in ranges)
     content = path.read_bytes()
-    assert ranges[3].length < ranges[2].length  # of the view's storage no more than it shows
+    assert ranges[3].length < ranges[2].length  # only the part of the storage that the view shows
     assert ranges[-1].start + ranges[-1].length == len(content)
     for tensor, (start, length, _) in zip(TENSORS, ranges, strict=True):
         same(torch.load(io.BytesIO(content[start : start + length]), weights_only=True), tensor)
@@ -41,7 +41,7 @@ def test_what_is_saved_is_what_torch_reads_and_what_is_loaded(tmp_path: Path) ->
 
 @pytest.mark.parametrize("before", [1, 2, 63, 4096, 5001])
 def test_an_archive_that_begins_anywhere(tmp_path: Path, before: int) -> None:
-    """As Megatron writes one after the other."""
+    """Megatron writes archives one after another, not aligned."""
     for tensor in TENSORS:
         stream = io.BytesIO()
         torch.save(tensor, stream)

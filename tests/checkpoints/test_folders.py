@@ -1,4 +1,4 @@
-"""What a resumed run may change, by every field of the configuration; and how a checkpoint's folder appears."""
+"""Which settings a resumed run may change, field by field, and which folders are checkpoints."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def config(**sections: dict[str, object]) -> Config:
 
 
 def saved(root: Path, config: Config, field: str | None = None) -> tuple[Path, object]:
-    """A checkpoint of `config`, with another value of `field`; and the present one."""
+    """Save a checkpoint of `config` with another value of `field`. Return it and the field's present value."""
     folder = root / step_name(2)
     folder.mkdir()
     save_settings(folder, config)
@@ -84,7 +84,7 @@ def test_each_field(tmp_path: Path, field: str, schedule: str) -> None:
         check_resumable(checkpoint, settings)
     shown = present if isinstance(present, str) else json.dumps(present)
     assert str(refused.value) == (
-        f"{field}={shown}: {checkpoint} was written with another, and the run would not go on as the same one; "
+        f"{field}={shown}: {checkpoint} was written with another, and a resumed run must not change it; "
         f"resume with {field}=another, or start a new run."
     )
 
@@ -133,7 +133,7 @@ def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default(tmp_path: P
 
 
 def test_what_an_old_checkpoint_does_not_name_was_as_it_was_before(tmp_path: Path) -> None:
-    """Before there were stop strings, completions had none; a run of then goes on so, or not at all."""
+    """Completions of old runs had no stop strings, so such a run resumes without them or not at all."""
     checkpoint, _ = saved(tmp_path, config())
     settings = json.loads((checkpoint / "settings.json").read_text())
     for field in ("stop", "stop_token_ids"):
@@ -145,8 +145,8 @@ def test_what_an_old_checkpoint_does_not_name_was_as_it_was_before(tmp_path: Pat
         with pytest.raises(CheckpointError) as refused:
             check_resumable(checkpoint, config(rollout={"stop": [], field: value}))
         assert str(refused.value) == (
-            f"rollout.{field}={json.dumps(value)}: {checkpoint} was written with [], and the run would not go on as "
-            f"the same one; resume with rollout.{field}=[], or start a new run."
+            f"rollout.{field}={json.dumps(value)}: {checkpoint} was written with [], and a resumed run must not change "
+            f"it; resume with rollout.{field}=[], or start a new run."
         )
 
 
@@ -164,7 +164,7 @@ def test_a_longer_run_at_a_constant_rate(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_go_back(tmp_path: Path) -> None:
-    """With as many steps as it has it goes on to its end at once."""
+    """With exactly the steps that it has, the resumed run ends at once."""
     checkpoint, _ = saved(tmp_path, config(run={"steps": 4}))
     check_resumable(checkpoint, config(run={"steps": 2}))
     with pytest.raises(CheckpointError) as refused:
@@ -202,7 +202,7 @@ def test_the_latest_checkpoint(tmp_path: Path) -> None:
     "content", [b"", b"\n", b"\0" * 12, b"\xff\xfe", b"..\n", b"../checkpoints/step-000001", b"step-000003\n", None]
 )
 def test_a_pointer_that_names_nothing_is_passed_over(tmp_path: Path, content: bytes | None) -> None:
-    """As a power failure leaves it, or a hand; None: it is not there."""
+    """The file is as a power failure or a person may leave it. None: the file is missing."""
     for name in ("step-000001", "step-000002", "step-000010.partial", "step-x"):
         (tmp_path / name).mkdir()
     if content is not None:

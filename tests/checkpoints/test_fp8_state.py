@@ -1,4 +1,4 @@
-"""What Transformer Engine 2 keeps of FP8 layers, pickled as it does it, by a package of that name made here."""
+"""Read the FP8 state that Transformer Engine 2 pickles. A package of that name is made here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from megatron_rapo.checkpoints.fp8_state import Fp8State, describe, read_fp8_state
-from megatron_rapo.checkpoints.tensors import nothing
+from megatron_rapo.checkpoints.tensors import saved_none
 
 HISTORY = torch.tensor([[1.0, 0.5, 0.0], [0.25, 3.5, 0.0]])
 
@@ -33,7 +33,7 @@ class Format(Enum):
 
 @pytest.fixture
 def transformer_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The classes under the names by which they are pickled."""
+    """Put the classes under the names that they are pickled by."""
     module = ModuleType("transformer_engine.common.recipe")
     for each in (DelayedScaling, Format):
         monkeypatch.setattr(each, "__module__", module.__name__)
@@ -45,7 +45,7 @@ def transformer_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def saved(state: Any) -> bytes:
-    """As Megatron's checkpoint has it."""
+    """Return the bytes as in Megatron's checkpoint."""
     stream = io.BytesIO()
     torch.save([torch.frombuffer(bytearray(pickle.dumps(state)), dtype=torch.uint8)], stream)
     return stream.getvalue()
@@ -71,7 +71,7 @@ def test_a_layer_with_delayed_scaling(delayed: bytes) -> None:
 def test_layers_without_fp8() -> None:
     empty = io.BytesIO()
     torch.save([torch.empty(0, dtype=torch.uint8)], empty)
-    assert [read_fp8_state(content) for content in (nothing(), empty.getvalue(), saved(None))] == [None] * 3
+    assert [read_fp8_state(content) for content in (saved_none(), empty.getvalue(), saved(None))] == [None] * 3
 
 
 def test_other_scaling_keeps_nothing_but_the_recipe(transformer_engine: None) -> None:
@@ -90,8 +90,8 @@ def test_nothing_that_it_says_is_run() -> None:
 
 
 def test_a_line_for_all(delayed: bytes) -> None:
-    assert describe([nothing(), nothing()]) == "none"
-    assert describe([delayed, nothing(), delayed]) == "DelayedScaling in 2 layers, largest magnitude 3.5"
+    assert describe([saved_none(), saved_none()]) == "none"
+    assert describe([delayed, saved_none(), delayed]) == "DelayedScaling in 2 layers, largest magnitude 3.5"
     assert describe([delayed, b"?"]) == (
         "DelayedScaling in 1 layers, largest magnitude 3.5, 1 objects of another format"
     )

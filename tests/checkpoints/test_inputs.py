@@ -1,4 +1,4 @@
-"""Whether a resumed run reads what it read: model files and problems, by content. In a world of one process."""
+"""A resumed run must read the same content: model files and problems. In a world of one process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def problems(path: Path, rows: Sequence[dict[str, object]]) -> list[Problem]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, model: Path) -> Path:
-    """Of a run on ROWS, evaluated on the first three of them."""
+    """Make a checkpoint of a run on ROWS that was evaluated on the first three of them."""
     folder = tmp_path / "run/checkpoints/step-000004"
     folder.mkdir(parents=True)
     given = problems(tmp_path / "train.jsonl", ROWS)
@@ -50,14 +50,14 @@ def checkpoint(tmp_path: Path, model: Path) -> Path:
 def resumed(
     checkpoint: Path, model: Path, given: Sequence[Problem], heldout: Sequence[Problem] | None = None
 ) -> list[str]:
-    """The warnings of a run that goes on with these."""
+    """Return the warnings of a run that resumes with these problems."""
     heldout = given[:3] if heldout is None else heldout
     present = InputReader(model, given, heldout).inputs()
     return check_same_inputs(checkpoint, present, model=model, data=Path("data.jsonl"), problems=given)
 
 
 def test_the_same_elsewhere(checkpoint: Path, model: Path, tmp_path: Path) -> None:
-    """Under other names, too, which the ids of problems are made of; and with columns in another order."""
+    """Other file names, from which the ids of problems are made, and another order of columns change nothing."""
     copy = shutil.copytree(model, tmp_path / "copy")
     (copy / "README.md").write_text("which nothing reads")
     rows = [dict(reversed(row.items())) for row in ROWS]
@@ -76,9 +76,9 @@ def test_every_file_of_the_model_counts(checkpoint: Path, model: Path, tmp_path:
     with pytest.raises(CheckpointError) as refused:
         resumed(checkpoint, copy, problems(tmp_path / "train.jsonl", ROWS))
     assert str(refused.value) == (
-        f"model.path={copy}: added_tokens.json was not there when the run began, model.safetensors is another file "
-        "than the one that the run began with, tokenizer_config.json is not there any more; give the model that the "
-        f"run began with (its files besides the weights are in {checkpoint}/hf too), or start a new run."
+        f"model.path={copy}: added_tokens.json was not there when the run began, model.safetensors differs from "
+        "the file that the run began with, tokenizer_config.json is missing; give the model that the run began with "
+        f"(its files except the weights are also in {checkpoint}/hf), or start a new run."
     )
 
 
@@ -86,11 +86,14 @@ SWAPPED = [*ROWS[:16], ROWS[17], ROWS[16], *ROWS[18:]]
 OTHERS = {
     "swapped": (
         SWAPPED,
-        "the problems are in another order than when the run began; the first that differs is number ",
+        "the problems are in another order than when the run began; the first different one is number ",
     ),
-    "replaced": ([*ROWS[:16], ROWS[16] | {"answer": "7"}, *ROWS[17:]], "other problems than those that the run began "),
-    "another column": ([*ROWS[:16], ROWS[16] | {"level": 7}, *ROWS[17:]], "other problems than those that the run "),
-    "fewer": (ROWS[:16] + ROWS[17:], "has 19 problems, and the run began with 20; the first that differs is number "),
+    "replaced": ([*ROWS[:16], ROWS[16] | {"answer": "7"}, *ROWS[17:]], "the problems differ from those that the run "),
+    "another column": (
+        [*ROWS[:16], ROWS[16] | {"level": 7}, *ROWS[17:]],
+        "the problems differ from those that the run ",
+    ),
+    "fewer": (ROWS[:16] + ROWS[17:], "has 19 problems, and the run began with 20; the first different one is number "),
 }
 
 
@@ -104,13 +107,13 @@ def test_other_problems_are_refused_by_the_first(case: str, checkpoint: Path, mo
 
 
 def test_problems_that_are_missing_at_the_end(checkpoint: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has 19 problems, .* with 20; the first that is missing is number 20;"):
+    with pytest.raises(CheckpointError, match=r"has 19 problems, .* with 20; the first missing one is number 20;"):
         resumed(checkpoint, model, problems(tmp_path / "train.jsonl", ROWS[:19]))
 
 
 def test_other_held_out_problems_are_told(checkpoint: Path, model: Path, tmp_path: Path) -> None:
     given = problems(tmp_path / "train.jsonl", ROWS)
-    said = "evaluation.data holds other problems than before: scores from here on are not to be compared"
+    said = "evaluation.data holds other problems than before: do not compare its scores with earlier ones"
     assert resumed(checkpoint, model, given, given[:4]) == [said]
     assert resumed(checkpoint, model, given, []) == []
 
@@ -118,14 +121,14 @@ def test_other_held_out_problems_are_told(checkpoint: Path, model: Path, tmp_pat
 def test_a_checkpoint_of_an_earlier_version(checkpoint: Path, model: Path, tmp_path: Path) -> None:
     (checkpoint / INPUTS).unlink()
     [warning] = resumed(checkpoint, model, problems(tmp_path / "train.jsonl", SWAPPED))
-    assert warning.startswith(f"{checkpoint} is of an earlier version, without inputs.json: ")
+    assert warning.startswith(f"{checkpoint} is from an older version, without inputs.json: ")
     (checkpoint / INPUTS).write_text("[")
     with pytest.raises(CheckpointError, match=r"inputs\.json: cannot be read \(.*\); take another checkpoint\.$"):
         Inputs.read(checkpoint)
 
 
 def test_a_problem_is_eight_digits() -> None:
-    """The same with every version: a checkpoint outlives them."""
+    """The digest must never change between versions: checkpoints outlive them."""
     problem = Problem(id="any", text="1+1=", answer="2", extra={"b": [1], "a": "é"})
     assert problem_digests([problem, problem]) == "c9be3d9d" * 2
 

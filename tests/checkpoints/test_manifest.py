@@ -1,4 +1,4 @@
-"""Digests of files: every damage shows, and says where it is."""
+"""Digests of files show every damage, and where it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLACES = [(0, 100), (100, 700), (800, 224)]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A file of one range and one of three."""
+    """Make a file of one range and a file of three."""
     for name in ("one", "three"):
         (tmp_path / name).write_bytes(CONTENT)
     write_manifest(tmp_path, {"one": whole(tmp_path / "one"), "three": digests(tmp_path / "three", PLACES)})
@@ -42,8 +42,8 @@ def test_a_flipped_bit_shows_in_its_range(folder: Path, byte: int, first: int, l
     damaged[byte] ^= 4
     (folder / "three").write_bytes(damaged)
     said = (
-        f"{folder / 'three'}: bytes {first:,} to {last:,} are not what was written; the file is damaged, take another "
-        "checkpoint."
+        f"{folder / 'three'}: bytes {first:,} to {last:,} have changed since they were written; the file is damaged, "
+        "take another checkpoint."
     )
     assert refusal(folder) == said
     with pytest.raises(CheckpointError) as raised:
@@ -54,19 +54,19 @@ def test_a_flipped_bit_shows_in_its_range(folder: Path, byte: int, first: int, l
 def test_a_truncated_file(folder: Path) -> None:
     (folder / "one").write_bytes(CONTENT[:-1])
     assert refusal(folder) == (
-        f"{folder / 'one'}: has 1,023 bytes instead of 1,024; it is truncated or was written over, take another "
+        f"{folder / 'one'}: has 1,023 bytes instead of 1,024; it is truncated or was overwritten, take another "
         "checkpoint."
     )
 
 
 def test_a_missing_file(folder: Path) -> None:
     (folder / "one").unlink()
-    assert refusal(folder) == f"{folder / 'one'}: is not there; take another checkpoint."
+    assert refusal(folder) == f"{folder / 'one'}: is missing; take another checkpoint."
 
 
 def test_a_missing_manifest(folder: Path) -> None:
     (folder / MANIFEST).unlink()
-    assert refusal(folder) == f"{folder}: holds no {MANIFEST}, so it is not whole; take another checkpoint."
+    assert refusal(folder) == f"{folder}: has no {MANIFEST}, so it is incomplete; take another."
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"files": {"a": [[1]]}}'])

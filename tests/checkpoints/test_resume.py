@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, in a world of one process."""
+"""The choice of the checkpoint to resume from, in a world of one process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def world_of_one() -> Iterator[None]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Checkpoints of steps 1, 2 and 3."""
+    """Make checkpoints of steps 1, 2 and 3."""
     for step in (1, 2, 3):
         folder = tmp_path / step_name(step)
         folder.mkdir()
@@ -47,18 +47,19 @@ def flip(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing shard": (lambda folder: (folder / SHARD).unlink(), f"{SHARD}: is not there; take another checkpoint."),
+    "missing shard": (lambda folder: (folder / SHARD).unlink(), f"{SHARD}: is missing; take another checkpoint."),
     "truncated shard": (
         lambda folder: (folder / SHARD).write_bytes(bytes(999)),
-        f"{SHARD}: has 999 bytes instead of 1,000; it is truncated or was written over, take another checkpoint.",
+        f"{SHARD}: has 999 bytes instead of 1,000; it is truncated or was overwritten, take another checkpoint.",
     ),
     "flipped bit": (
         flip,
-        f"{SHARD}: bytes 0 to 1,000 are not what was written; the file is damaged, take another checkpoint.",
+        f"{SHARD}: bytes 0 to 1,000 have changed since they were written; the file is damaged, take another "
+        "checkpoint.",
     ),
     "no manifest": (
         lambda folder: (folder / MANIFEST).unlink(),
-        f": holds no {MANIFEST}, so it is not whole; take another checkpoint.",
+        f": has no {MANIFEST}, so it is incomplete; take another.",
     ),
 }
 
@@ -89,7 +90,7 @@ def test_a_garbled_pointer_is_said(root: Path) -> None:
 def test_none_is_sound(root: Path) -> None:
     for step in (1, 2, 3):
         flip(root / step_name(step))
-    with pytest.raises(CheckpointError, match=r"^no checkpoint to go on from is sound: .*step-000003.*step-000001"):
+    with pytest.raises(CheckpointError, match=r"^no undamaged checkpoint to resume from: .*step-000003.*step-000001"):
         sound_checkpoint(root / step_name(3))
 
 
@@ -103,8 +104,8 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     check_same_model(checkpoint, shape)
     other = dataclasses.replace(shape, num_layers=shape.num_layers + 1)
     message = (
-        f"{checkpoint}: is of a model with num_layers={shape.num_layers}, and that of model.path has "
-        f"{other.num_layers}; set model.path to the folder that the run began with."
+        f"{checkpoint}: its model has num_layers={shape.num_layers}, but that of model.path has "
+        f"{other.num_layers}; set model.path to the model that the run began with."
     )
     with pytest.raises(CheckpointError, match=re.escape(message)):
         check_same_model(checkpoint, other)

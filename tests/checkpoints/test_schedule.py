@@ -1,4 +1,4 @@
-"""When a run is saved, by a clock of the test's own. In a world of one process."""
+"""The steps after which a run is saved, with a fake clock. In a world of one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def world_of_one() -> Iterator[None]:
 
 
 def saved(settings: dict[str, float], minutes_per_step: float) -> dict[int, Due]:
-    """The steps of ten that are saved, each as soon as it is due."""
+    """Return which of ten steps are saved, and why."""
     now = [0.0]
     schedule = SaveSchedule(CheckpointConfig.model_validate(settings), 10, clock=lambda: now[0])
     found = {}
@@ -38,7 +38,7 @@ def saved(settings: dict[str, float], minutes_per_step: float) -> dict[int, Due]
         ({}, 2.0, [], [10]),  # 20 minutes
         ({}, 10.0, [3, 6, 9], [10]),
         ({}, 40.0, [1, 2, 3, 4, 5, 6, 7, 8, 9], [10]),
-        ({"every_steps": 4}, 10.0, [3, 7], [4, 8, 10]),  # from the last one on, whatever it was saved for
+        ({"every_steps": 4}, 10.0, [3, 7], [4, 8, 10]),  # minutes count from the last save of either kind
         ({"every_steps": 2}, 10.0, [], [2, 4, 6, 8, 10]),
     ],
 )

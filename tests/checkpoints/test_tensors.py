@@ -1,4 +1,4 @@
-"""Reading what is damaged, and rectangles that no chunk holds alone."""
+"""Read damaged files, and rectangles that span several chunks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VALUES = torch.arange(2 * 6 * 8.0).view(2, 6, 8)
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """One tensor in two files, cut into rows and columns."""
+    """Make a checkpoint of one tensor in two files, split by rows and columns."""
     written = []
     for number in range(2):
         chunks = []
@@ -62,7 +62,7 @@ def test_a_damaged_object(checkpoint: Path) -> None:
     (checkpoint / OBJECTS).write_bytes(b"of a layeranother`s")
     reader = Reader(checkpoint)
     assert reader.read_object("state/3") == OBJECTS_HELD["state/3"]
-    with pytest.raises(CheckpointError, match=r"objects.distcp: bytes 10 to 19 are not what was written; "):
+    with pytest.raises(CheckpointError, match=r"objects.distcp: bytes 10 to 19 have changed since they were written; "):
         reader.read_object("state/2")
 
 
@@ -72,8 +72,8 @@ def test_a_folder_that_is_no_whole_checkpoint(checkpoint: Path, name: str) -> No
     with pytest.raises(CheckpointError) as raised:
         Reader(checkpoint)
     assert str(raised.value) == (
-        f"{checkpoint}: holds no {name}, so it is no whole Megatron checkpoint (torch_dist); name the folder that has "
-        "them (of a run: RUN/checkpoints/step-...)."
+        f"{checkpoint}: has no {name}, so it is no complete Megatron checkpoint (torch_dist); name the folder that has "
+        "them (for a run: RUN/checkpoints/step-...)."
     )
 
 
@@ -85,26 +85,26 @@ def refusal(checkpoint: Path, key: str = "w", sizes: tuple[int, ...] = (2, 6, 8)
 
 def test_a_tensor_that_is_not_there(checkpoint: Path) -> None:
     assert refusal(checkpoint, "v") == (f"{checkpoint}: tensor v is missing; it is not a checkpoint of this model.")
-    assert refusal(checkpoint, sizes=(2, 7, 8)) == f"{checkpoint}: of tensor w there are 96 of 112 numbers."
+    assert refusal(checkpoint, sizes=(2, 7, 8)) == f"{checkpoint}: tensor w has only 96 of 112 numbers."
 
 
 def test_a_file_that_is_not_there(checkpoint: Path) -> None:
     (checkpoint / "__1_0.distcp").unlink()
     assert refusal(checkpoint) == (
-        f"{checkpoint / '__1_0.distcp'}: is not there, and holds part of w; take another checkpoint."
+        f"{checkpoint / '__1_0.distcp'}: is missing, and holds part of w; take another checkpoint."
     )
 
 
 @pytest.mark.parametrize("digests_kept", [True, False])
 def test_a_truncated_file(checkpoint: Path, digests_kept: bool) -> None:
-    """With digests, and without as Megatron-LM writes it."""
+    """Files of Megatron-LM have no digests."""
     if not digests_kept:
         (checkpoint / MANIFEST).unlink()
     assert torch.equal(Reader(checkpoint).read("w", (0, 0, 0), (2, 6, 8)), VALUES)
     path = checkpoint / "__1_0.distcp"
     path.write_bytes(path.read_bytes()[:2000])
     said = refusal(checkpoint)
-    assert said.startswith(f"{path}: has 2,000 bytes, and bytes ")
+    assert said.startswith(f"{path}: has 2,000 bytes, but bytes ")
     assert said.endswith(" hold part of w; it is truncated, take another checkpoint.")
 
 
@@ -115,15 +115,15 @@ def test_a_flipped_bit(checkpoint: Path) -> None:
     path.write_bytes(content)
     said = refusal(checkpoint)
     assert said.startswith(f"{path}: bytes ")
-    assert said.endswith("are not what was written; the file is damaged, take another checkpoint.")
+    assert said.endswith("have changed since they were written; the file is damaged, take another checkpoint.")
 
 
 def test_what_torch_cannot_read(checkpoint: Path) -> None:
-    """Seen by itself only where there are no digests."""
+    """Only without digests does torch see the damage first."""
     (checkpoint / MANIFEST).unlink()
     path = checkpoint / "__1_0.distcp"
     content = path.read_bytes()
     path.write_bytes(content.replace(b"PK", b"QQ"))
     said = refusal(checkpoint)
-    assert said.startswith(f"{path}: what it holds of w from byte ")
+    assert said.startswith(f"{path}: the part of w at byte ")
     assert said.endswith("it is damaged, take another checkpoint.")

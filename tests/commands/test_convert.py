@@ -108,7 +108,7 @@ def test_inspect(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["hf-to-megatron", "{model}", "{new}", "--virtual-pipeline", "2"], "--virtual-pipeline 2: does nothing with "),
         (["hf-to-megatron", "{model}", "{converted}"], "{converted}: exists already; name another folder, "),
         (["hf-to-megatron", "{new}", "{new}2"], "model.path={new}: no such folder; "),
-        (["megatron-to-hf", "{model}", "{new}"], "{model}: holds no .metadata, no common.pt, no metadata.json, "),
+        (["megatron-to-hf", "{model}", "{new}"], "{model}: has no .metadata, no common.pt, no metadata.json, "),
         (["inspect", "{new}"], "model.path={new}: no such folder; "),
     ],
 )
@@ -151,17 +151,17 @@ def test_a_number_that_is_not_one(model: Path, tmp_path: Path, capsys: pytest.Ca
 def test_a_checkpoint_of_another_model_than_config_json_describes(
     converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A part of it would be read as if it were the model. Padding of the vocabulary is no other model."""
+    """Parts of it would be ignored. Padding of the vocabulary does not make another model."""
     like = shutil.copytree(converted / "hf", tmp_path / "like")
     config = json.loads((like / "config.json").read_text())
     fc1, qkv = "decoder.layers.mlp.linear_fc1.weight", "decoder.layers.self_attention.linear_qkv"
-    promises = "and config.json promises"
+    promises = "but config.json promises"
     for changes, said in (
         ({"intermediate_size": 64}, f"{fc1} has shape [2, 256, 64], {promises} [2, 128, 64]; name the folder of "),
         ({"num_hidden_layers": 1}, f"{qkv}.layer_norm_weight has shape [2, 64], {promises} [1, 64]; name the folder"),
         ({"vocab_size": 129}, f"embedding.word_embeddings.weight has shape [128, 64], {promises} [129, 64]; name the"),
         ({"tie_word_embeddings": False}, "tensor output_layer.weight is missing; it is not a checkpoint of this model"),
-        ({"architectures": ["LlamaForCausalLM"]}, f"has {qkv}.bias, which config.json does not promise, and leaving"),
+        ({"architectures": ["LlamaForCausalLM"]}, f"has {qkv}.bias, which config.json does not promise, and ignoring"),
     ):
         (like / "config.json").write_text(json.dumps(config | changes))
         for arguments in (("inspect", converted), ("megatron-to-hf", converted, tmp_path / "out")):

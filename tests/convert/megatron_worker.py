@@ -1,4 +1,4 @@
-"""`megatron_worker.py FOLDER` on 4 processes: Megatron loads what was converted, and saves what is to be converted."""
+"""`megatron_worker.py FOLDER` on 4 processes: load converted checkpoints with Megatron, and save some to convert."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build(model: Path, folder: Path, parallel: dict[str, int]) -> Policy:
 
 
 def give_optimizer_a_state(policy: Policy) -> None:
-    """Moments, random ones, as of a run that has trained."""
+    """Set random moments, like those of a run that has trained."""
     allocate_state(policy.optimizer)
     generator = torch.Generator().manual_seed(dist.get_rank())
     for part in getattr(policy.optimizer, "chained_optimizers", [policy.optimizer]):
@@ -59,7 +59,7 @@ def give_optimizer_a_state(policy: Policy) -> None:
 
 
 def load(checkpoint: Path, policy: Policy) -> None:
-    """By Megatron itself, into weights that were something else."""
+    """Load a checkpoint with Megatron into weights with other values."""
     with torch.no_grad():
         for parameter in policy.parameters.values():
             parameter.fill_(7.0)

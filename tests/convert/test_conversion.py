@@ -1,4 +1,4 @@
-"""Hugging Face -> Megatron -> Hugging Face, bit by bit, with Megatron itself in between."""
+"""Conversion to Megatron and back keeps every bit. Megatron itself loads and saves in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.launch import run_distributed
 from tests.tiny_models import load_reference, save_tiny_model
 
 SIZES: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 4, "hidden_size": 128, "num_layers": 5}
-FAMILIES: dict[str, dict[str, Any]] = {  # vocabularies that no tensor size divides; layers that no pipeline does
+FAMILIES: dict[str, dict[str, Any]] = {  # no tensor size divides the vocabularies, no pipeline size the layers
     "qwen2 tied": {"tied": True, "vocab_size": 131},
     "qwen2 untied": {"tied": False, "vocab_size": 133},
     "qwen3": {"tied": False, "vocab_size": 131, "family": "qwen3"},
@@ -31,16 +31,16 @@ LAYOUTS = {
     "TP2 PP2": {"tensor": 2, "pipeline": 2},
     "TP2 PP2 VPP2": {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2},
 }
-EIGHT = {  # that Megatron would need eight processes for
+EIGHT = {  # Megatron would need eight processes
     "TP4 PP2": {"tensor": 4, "pipeline": 2},
     "TP4 PP2 VPP2": {"tensor": 4, "pipeline": 2, "virtual_pipeline": 2},
 }
-CONVERTED = ("TP1", "TP2 PP2 VPP2")  # layouts that a checkpoint is cut up for
+CONVERTED = ("TP1", "TP2 PP2 VPP2")  # layouts to convert to
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of each family a model and its conversions."""
+    """Make a model of each family and convert it to every layout."""
     folder = tmp_path_factory.mktemp("conversion")
     for number, (family, options) in enumerate(FAMILIES.items()):
         model = save_tiny_model(folder / family / "model", seed=number, **SIZES | options)
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> dict[str, Any]:
-    """What Megatron found in them; it leaves run checkpoints in `folder`."""
+    """Load the conversions with Megatron and return the results. Leaves checkpoints of runs in `folder`."""
     return run_distributed(Path(__file__).with_name("megatron_worker.py"), 4, folder) or {}
 
 
@@ -127,8 +127,8 @@ def test_dtype_on_request(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["TP4", "TP2 PP2 VPP2"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cut_up_anew(folder: Path, loaded: dict[str, Any], tmp_path: Path, family: str, layout: str) -> None:
-    """A run's checkpoint: every tensor the same, the optimizer's too; files for the ranks of the other layout."""
+def test_resharding(folder: Path, loaded: dict[str, Any], tmp_path: Path, family: str, layout: str) -> None:
+    """Resharding keeps every tensor, also the optimizer's, and writes files for the ranks of the new layout."""
     source, target = folder / family / "runs" / "TP2" / "step-000003", tmp_path / "anew"
     reshard_megatron(source, target, Layout(**LAYOUTS[layout]), like=None, processes=1, progress=lambda _: None)
     before, after = Reader(source), Reader(target)

@@ -1,4 +1,4 @@
-"""A folder made file by file: whole or not at all, and nothing is made twice."""
+"""A folder is made file by file: it appears complete or not at all, and no file is made twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_rapo.convert.files import ConversionError, Progress, make_folder
 
 @dataclass(frozen=True)
 class Text:
-    """A file of one line, unless its `trap` is there."""
+    """A job that writes one line, or fails if the file `trap` exists."""
 
     name: str
     trap: Path
@@ -35,7 +35,7 @@ class Text:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., list[int]]:
-    """make(processes): the progress of making tmp_path/out of three files, of which the last has a trap."""
+    """Return a function that makes tmp_path/out of three files and returns its progress. The last file has a trap."""
 
     def make(processes: int = 1, recipe: str = "first") -> list[int]:
         told: list[int] = []
@@ -81,7 +81,7 @@ def test_it_is_there_when_it_is_whole(tmp_path: Path, make: Callable[..., list[i
 
 @pytest.mark.parametrize("note", [b"", b"cposix\nsystem\n(S'exit 3'\ntR.", b"\x80\x04N."])
 def test_a_note_that_is_not_json_is_not_believed(tmp_path: Path, make: Callable[..., list[int]], note: bytes) -> None:
-    """Such as a pickle, which notes once were."""
+    """Old versions wrote pickles."""
     (tmp_path / "trap").touch()
     with pytest.raises(ConversionError):
         make()

@@ -1,4 +1,4 @@
-"""A real Llama of 135M parameters (9 heads, 3 KV heads, 30 layers, tied) and its tokenizer, to Megatron and back."""
+"""A real Llama (135M parameters, 9 heads, 3 KV heads, 30 layers, tied) survives conversion to Megatron and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations with known counts, for tests of what is made of them."""
+"""Make evaluations with known counts, for tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def problem(name: str, text: str = "1+1=", answer: str = "2") -> Problem:
 
 
 def group(name: str, answers: Sequence[str | None], outcomes: Sequence[Outcome], truncated: int = 0) -> Group:
-    """A judged group, whose completion i has i + 1 tokens; the first `truncated` completions are."""
+    """Make a judged group. Completion i has i + 1 tokens, and the first `truncated` completions are truncated."""
     completions = tuple(
         Completion(
             token_ids=np.arange(i + 1, dtype=np.int32),
@@ -69,7 +69,7 @@ def scores_of(problems: Sequence[ProblemScore], n: int, k: Sequence[int], **abou
 
 
 def right_of(n: int, *correct: int, k: Sequence[int] = (1,), **about: Any) -> Scores:
-    """Scores on problems p0, p1, ... with these numbers of right answers among `n`, the others without any answer."""
+    """Make scores of problems p0, p1, ... with these numbers of right answers among `n`. The others have none."""
     problems = [
         ProblemScore.of(
             ProblemSamples.of(

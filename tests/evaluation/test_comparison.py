@@ -19,7 +19,7 @@ def refusal(call, *arguments):
 
 
 def test_a_comparison_by_hand():
-    """Four problems at n = 2, right before and now: 0 and 1, 1 and 0, 2 and 2, 0 and 0."""
+    """Four problems have n = 2. Their right answers before and now: 0 and 1, 1 and 0, 2 and 2, 0 and 0."""
     found = compared(right_of(2, 0, 1, 2, 0), right_of(2, 1, 0, 2, 0, model="runs/mine/hf"))
     assert (found.base, found.other, found.base_model, found.other_model) == (
         "base.json",
@@ -41,7 +41,7 @@ def test_a_comparison_by_hand():
 
 
 def test_an_interval_and_a_chance_by_hand():
-    """One problem gained, one lost: resamples have both with a chance of 1/2, one of them twice with 1/4 each."""
+    """One problem is gained, one lost. A resample has both with a chance of 1/2, or either of them twice with 1/4."""
     found = compared(right_of(2, 0, 1), right_of(2, 1, 0)).metrics
     assert found["pass@1"].interval == (-0.5, 0.5) and found["pass@2"].interval == (-1.0, 1.0)
     gained = compared(right_of(2, 0, 0, 0, 1), right_of(2, 1, 2, 1, 1))
@@ -62,14 +62,14 @@ def test_nothing_changed():
 
 
 def test_other_numbers_of_samples_and_other_k():
-    """The base was summed up at k = 1 only; from 4 samples its pass@2 is 1 - C(3, 2) / C(4, 2)."""
+    """The base has scores at k = 1 only. From its 4 samples pass@2 is 1 - C(3, 2) / C(4, 2)."""
     found = compared(right_of(4, 1), right_of(2, 1), k=(2,))
     assert found.samples_per_problem == (4, 2) and found.metrics["pass@2"].base == 0.5
     assert found.solved.p_value is None  # more samples are more chances
 
 
 def test_the_hard_part_and_the_rest():
-    """p0 and p3 are hard: of their 4 samples 1 and 0 are right now."""
+    """p0 and p3 are hard. Of their 4 samples the other model has 1 and 0 right."""
     found = compared(right_of(4, 0, 2, 4, 0), right_of(4, 1, 1, 4, 0), k=(1, 4))
     assert found.hard.problems == ("p0", "p3") and found.rest.problems == ("p1", "p2")
     assert all(score.value == 0 and score.interval == (0, 0) for score in found.hard.base.values())
@@ -90,11 +90,11 @@ def judged_by(form, scores):
 def test_other_forms_of_answers_are_not_compared():
     base, other = right_of(2, 1), judged_by("last_number", right_of(2, 2))
     assert refusal(check_comparable, evaluated(base), evaluated(other, "mine.json")) == (
-        "mine.json: reward.answer=last_number, and base.json has boxed: other answers were right, so a difference says "
-        "nothing of the models; evaluate both with the same reward.answer."
+        "mine.json: reward.answer=last_number, but base.json has boxed: they accept different answers, so a difference "
+        "says nothing about the models; evaluate both with the same reward.answer."
     )
     older = base.model_copy(update={"sampled_with": {k: v for k, v in base.sampled_with.items() if k != "answer"}})
-    check_comparable(evaluated(base), evaluated(older))  # of before there were others
+    check_comparable(evaluated(base), evaluated(older))  # from before there were other forms
     assert compared(older, base).sampled_otherwise == compared(base, older).sampled_otherwise == ()
 
 
@@ -114,7 +114,7 @@ def test_what_was_sampled_otherwise():
         (right_of(1, 0, 1, 1), "one is the start of the other"),
         (
             right_of(1, 0, 1).model_copy(update={"problems": right_of(1, 0, 1).problems[::-1]}),
-            "problem 1 is 'p1' in the one and 'p0' in the other, or has another text",
+            "problem 1 is 'p1' in one and 'p0' in the other, or its text differs",
         ),
     ],
 )
@@ -128,7 +128,7 @@ def test_other_problems(mine, how):
 
 
 def test_the_same_problems_under_other_names():
-    """What a problem is called in another file does not matter."""
+    """Ids of problems may differ between files."""
     renamed = [problem.model_copy(update={"id": "copy"}) for problem in right_of(1, 0, 1).problems]
     check_comparable(
         evaluated(right_of(1, 0, 1)), evaluated(right_of(1, 0, 1).model_copy(update={"problems": tuple(renamed)}))
@@ -168,10 +168,10 @@ def test_places_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").touch()
     base = evaluated(right_of(2, 0, 1))
     assert refusal(save_hard, base, tmp_path / "hard.csv") == (
-        f"--hard {tmp_path}/hard.csv: a data file of JSON lines; name one that ends in .jsonl."
+        f"--hard {tmp_path}/hard.csv: writes JSON lines; name a file that ends in .jsonl."
     )
     assert refusal(save_hard, evaluated(right_of(2, 1)), tmp_path / "hard.jsonl") == (
-        f"--hard {tmp_path}/hard.jsonl: base.json solves all of its problems; there is none to write."
+        f"--hard {tmp_path}/hard.jsonl: base.json solves all problems, so there is none to write; leave it out."
     )
     assert refusal(save_hard, base, tmp_path / "file" / "h.jsonl").startswith(f"--hard {tmp_path}/file/h.jsonl: [Errno")
     assert refusal(save, [], tmp_path).startswith(f"--output {tmp_path}: [Errno 21] Is a directory")

@@ -50,7 +50,7 @@ def majority(n, votes, k):
 
 
 def chance_right(n, votes, k):
-    """By listing every subset; of answers that tie, each is taken with the same chance."""
+    """Compute the chance from all subsets. Answers that tie are equally likely to win."""
     answers = [i for i, (count, _) in enumerate(votes) for _ in range(count)]
     answers += [None] * (n - len(answers))
     chances = []
@@ -112,7 +112,7 @@ def test_problems_are_drawn_each_by_itself():
 
 @pytest.mark.parametrize("n", [1, 5, 40, 1000])
 def test_pass_at_k_of_every_number_of_right_samples_is_that_of_one(n):
-    """To the last bit, though each comes from the one before."""
+    """The values are equal to the last bit."""
     k = sorted({1, max(1, n // 3), max(1, n // 2), n})
     correct = list(range(0, n + 1, max(1, n // 50)))
     expected = [[pass_at_k(n, c, each) for each in k] for c in correct]

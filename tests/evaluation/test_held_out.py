@@ -23,7 +23,7 @@ PROMPTS = tuple(Prompt(problem=problem(f"p{i}"), text=f"p{i}?", token_ids=(i, 7)
 
 @dataclass
 class RecordingSampler:
-    """Stands in for the engines and verifiers: remembers how it was asked, and every answer is right."""
+    """Stands in for engines and verifiers. Remembers its calls, and every answer is right."""
 
     num_replicas: int = 1
     asked: list = field(default_factory=list)
@@ -52,7 +52,7 @@ def heldout(load):
 
 
 def test_samples_are_asked_for_as_the_settings_say(heldout):
-    """Two problems of four samples keep an engine of two completions busy four times over."""
+    """Two problems of four samples fill an engine of two completions four times."""
     sampler = RecordingSampler()
     parts = list(heldout.parts(sampler))
     assert [[each.id for each in part] for part in parts] == [["p0", "p1"], ["p2", "p3"], ["p4"]]
@@ -62,7 +62,7 @@ def test_samples_are_asked_for_as_the_settings_say(heldout):
 
 
 def test_a_sample_has_a_seed_of_its_own_wherever_it_is_sampled(heldout):
-    """Of no training step, the same before and after training, and the one that is written down."""
+    """Seeds belong to no training step, are the same before and after training, and stand in the file."""
     expected = [[sampling_seed(11, -1, i, j) for j in range(4)] for i in range(5)]
     for sampler, start in ((RecordingSampler(), 0), (RecordingSampler(num_replicas=2), 0), (RecordingSampler(), 3)):
         written = [each for part in heldout.parts(sampler, start=start) for each in part]

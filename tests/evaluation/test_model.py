@@ -11,7 +11,7 @@ from megatron_rapo.evaluation.model import ORIGIN, EvaluatedModel
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with checkpoints of steps 2 and 10, as far as one looks at them."""
+    """Make a run with checkpoints of steps 2 and 10, with only the files that are looked at."""
     folder = tmp_path / "run"
     for step in (2, 10):
         checkpoint = folder / f"checkpoints/step-{step:06d}"
@@ -25,7 +25,7 @@ def run(tmp_path):
 def test_a_hugging_face_folder(tmp_path):
     found = EvaluatedModel.find(tmp_path)
     assert (found.path, found.files, found.hf_folder, found.is_checkpoint) == (tmp_path, tmp_path, tmp_path, False)
-    assert EvaluatedModel.find(tmp_path / "none").path == tmp_path / "none"  # what it lacks, its reader says
+    assert EvaluatedModel.find(tmp_path / "none").path == tmp_path / "none"  # its reader says what is missing
 
 
 @pytest.mark.parametrize(("path", "step"), [(".", "step-000010"), ("checkpoints/step-000002", "step-000002")])
@@ -49,7 +49,7 @@ def test_what_is_not_there(run):
     for step in ("step-000002", "step-000010"):
         shutil.rmtree(run / "checkpoints" / step)
     assert refusal(run) == (
-        f"model.path={run}: a run without a whole checkpoint; wait for its first one, or name a Hugging Face folder."
+        f"model.path={run}: a run without a complete checkpoint; wait for its first one, or name a Hugging Face folder."
     )
 
 
@@ -57,8 +57,8 @@ def test_a_checkpoint_of_no_run(run, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     (run / "checkpoints/step-000002").rename(elsewhere)
     assert refusal(elsewhere) == (
-        f"model.path={elsewhere}: a Megatron checkpoint, but not RUN/checkpoints/step-N of a run; make a Hugging Face "
-        "folder of it with megatron-rapo convert megatron-to-hf, and name that."
+        f"model.path={elsewhere}: a Megatron checkpoint, but not RUN/checkpoints/step-N of a run; convert it with "
+        "megatron-rapo convert megatron-to-hf, and name the Hugging Face folder."
     )
 
 
@@ -73,7 +73,7 @@ def test_a_model_is_known_by_its_weights(run, tmp_path):
 
 
 def test_a_folder_is_made_once_and_anew_for_another_checkpoint(run, monkeypatch):
-    """tests/test_train.py has a real one made."""
+    """The conversion is replaced here. tests/test_train.py runs the real one."""
     made = []
 
     def megatron_to_hf(source, target, **options):
@@ -85,10 +85,12 @@ def test_a_folder_is_made_once_and_anew_for_another_checkpoint(run, monkeypatch)
     model.prepare()
     model.prepare()
     assert made == ["step-000010"]
-    (run / "converted/step-000010" / ORIGIN).unlink()  # killed before it was whole
+    (run / "converted/step-000010" / ORIGIN).unlink()  # as after a kill during conversion
     model.prepare()
     assert len(made) == 2
-    (run / "checkpoints/step-000010/manifest.json").write_text("{}")  # the run went on from an earlier step, otherwise
+    (run / "checkpoints/step-000010/manifest.json").write_text(
+        "{}"
+    )  # the run resumed from an earlier step and wrote another checkpoint
     model.prepare()
     model.prepare()
     assert len(made) == 3
@@ -99,7 +101,7 @@ def test_a_run_that_cannot_be_written_to(run):
     with pytest.raises(ConversionError) as refused:
         EvaluatedModel.find(run).prepare()
     folder, checkpoint = run.resolve() / "converted/step-000010", run / "checkpoints/step-000010"
-    assert str(refused.value).startswith(f"{folder}: could not be made of {checkpoint}: [Errno 17] File exists")
+    assert str(refused.value).startswith(f"{folder}: could not be converted from {checkpoint}: [Errno 17] File exists")
 
 
 def test_a_hugging_face_folder_is_left_alone(tmp_path):

@@ -15,7 +15,7 @@ def opened(path, sampled_with=SAMPLED_WITH):
 
 
 def read(path):
-    """What is there when the file is opened again."""
+    """Open the file again and return its problems."""
     found = []
     with opened(path) as file:
         file.read(found.append)
@@ -25,7 +25,7 @@ def read(path):
 
 @pytest.fixture
 def path(tmp_path):
-    """All three problems, written in two parts."""
+    """Write all three problems in two parts."""
     path = tmp_path / "deep" / "base.jsonl"
     with opened(path) as file:
         file.read(lambda _: pytest.fail("it is new"))
@@ -64,7 +64,7 @@ def test_what_is_read_is_what_was_written(path):
 
 
 def test_a_kill_at_any_byte_loses_only_what_was_not_whole(path, tmp_path):
-    """Gone on with, the file comes out the same to the byte."""
+    """The continued file is equal to the byte."""
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     for size in range(0, len(whole), 37):
@@ -110,8 +110,8 @@ def test_other_settings_are_refused_by_name(path, field):
     value, words = CHANGES[field]
     before = path.read_bytes()
     assert refusal(opened, path, replace(SAMPLED_WITH, **{field: value})) == (
-        f"--output {path}: was begun with other settings, and its samples would be of two kinds: {words}. Go on with "
-        "the former, or name another file."
+        f"--output {path}: was begun with other settings, and they must not be mixed: {words}; use the former "
+        "settings, or name another file."
     )
     assert path.read_bytes() == before
 
@@ -123,7 +123,7 @@ def test_a_file_from_before_there_were_forms_of_answers_has_boxes(path):
     path.write_text(json.dumps(header) + "\n" + rest)
     assert read(path) == sampled()
     said = refusal(opened, path, replace(SAMPLED_WITH, answer="after:####"))
-    assert 'of two kinds: reward.answer was "boxed" and is "after:####". Go on' in said
+    assert 'mixed: reward.answer was "boxed" and is "after:####"; use' in said
 
 
 def test_the_answer_is_what_was_judged():
@@ -134,15 +134,15 @@ def test_the_answer_is_what_was_judged():
 
 def test_all_that_differs_is_named(path):
     said = refusal(opened, path, replace(SAMPLED_WITH, temperature=0.6, seed=4))
-    assert "evaluation.temperature was 1.0 and is 0.6; run.seed was 3 and is 4. Go on" in said
+    assert "evaluation.temperature was 1.0 and is 0.6; run.seed was 3 and is 4; use" in said
 
 
 @pytest.mark.parametrize(
     ("first", "words"),
     [
-        (b"dear diary\n", "holds something else than samples; name another file."),
-        (b'{"problem": "1+1="}\n', "holds something else than samples; name another file."),
-        (b"[1]\n", "holds something else than samples; name another file."),
+        (b"dear diary\n", "does not hold samples; name another file."),
+        (b'{"problem": "1+1="}\n', "does not hold samples; name another file."),
+        (b"[1]\n", "does not hold samples; name another file."),
         (b'{"format": "megatron_rapo samples 9"}\n', f"format='megatron_rapo samples 9': not {FORMAT!r}; name another"),
     ],
 )
@@ -189,7 +189,7 @@ def test_two_evaluations_do_not_write_one_file(path):
         assert refusal(opened, path) == (
             f"--output {path}: another evaluation is writing it; wait for it, or name another file."
         )
-    read(path)  # it may again
+    read(path)  # the file can be opened again
 
 
 def test_a_problem_out_of_turn_is_a_flaw(path):

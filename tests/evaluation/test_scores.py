@@ -30,7 +30,7 @@ def test_scores_by_hand():
     assert means["avg"] == means["pass@1"] == pytest.approx((2 / 4 + 0 + 1) / 3)
     assert means["pass@2"] == pytest.approx((5 / 6 + 0 + 1) / 3)
     assert means["pass@4"] == pytest.approx((1 + 0 + 1) / 3)
-    # a: pairs of 2, 2, 3 and nothing: right in 22, 2-, 2-; in 23, 23 with a chance of 1/2
+    # Pairs of a's answers 2, 2, 3 and none: right in 22, 2-, 2-, and with a chance of 1/2 in 23, 23.
     assert means["maj@2"] == pytest.approx((4 / 6 + 0 + 1) / 3, abs=0.02)
     assert means["maj@4"] == pytest.approx((1 + 0 + 1) / 3)
     assert found.k == (1, 2, 4)
@@ -39,7 +39,7 @@ def test_scores_by_hand():
 
 
 def test_an_interval_by_hand():
-    """Two problems, one solved: a resample's mean is 0 or 1 with a chance of 1/4 each."""
+    """One of two problems is solved, so a resample's mean is 0 or 1 with a chance of 1/4 each."""
     found = right_of(2, 0, 2, k=(1, 2)).scores
     assert all((score.value, score.interval) == (0.5, (0.0, 1.0)) for score in found.values())
     assert right_of(4, 1, 1, 1).scores["pass@1"].interval == (0.25, 0.25)
@@ -73,7 +73,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 
 def test_every_number_follows_from_the_problems(tmp_path):
-    """For any other k, too."""
+    """Scores at any k can be computed from a file."""
     path = tmp_path / "scores.json"
     right_of(4, 0, 1, 2, 4, k=(1,)).save(path)
     read = Scores.read(path)
@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_replaced_stays_whole(tmp_path):
     assert path.read_text() == before
 
 
-GIVE = "give a .json file of scores that `evaluate --output` wrote beside its samples."
+GIVE = "name a .json file of scores that `evaluate --output` wrote beside its samples."
 
 
 def refusal_of(path):
@@ -103,7 +103,7 @@ def refusal_of(path):
 
 
 def test_no_file(tmp_path):
-    assert refusal_of(tmp_path / "none.json") == f"no such file; {GIVE}"
+    assert refusal_of(tmp_path / "none.json") == f"cannot be read (No such file or directory); {GIVE}"
     assert refusal_of(tmp_path) == f"cannot be read (Is a directory); {GIVE}"
 
 
@@ -113,7 +113,7 @@ def test_no_file(tmp_path):
         (b"", f"not JSON (Expecting value: line 1 column 1 (char 0)); {GIVE}"),
         (b'{"a": 1}\n{"b": 2}\n', f"not JSON (Extra data: line 2 column 1 (char 9)); {GIVE}"),  # the samples
         (b"\xff\xfe", f"not JSON ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); {GIVE}"),
-        (b"[1, 2]", f'has no "format", so it holds something else; {GIVE}'),
+        (b"[1, 2]", f"format=None: not 'megatron_rapo scores 2'; {GIVE}"),
         (
             b'{"format": "megatron_rapo evaluation 1"}',
             f"format='megatron_rapo evaluation 1': not 'megatron_rapo scores 2'; {GIVE}",
@@ -129,7 +129,7 @@ def test_another_file(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.pop("problems"), "problems: not there"),
+        (lambda c: c.pop("problems"), "problems: is missing"),
         (lambda c: c.update(problems=[]), "problems=[]: tuple should have at least 1 item after validation, not 0"),
         (lambda c: c["problems"][1].update(correct=3), "problems.1.correct=3: more than samples_per_problem=2"),
         (lambda c: c["problems"][1]["votes"][0].update(count=3), "problems.1.votes=3: more than samples_per_problem=2"),

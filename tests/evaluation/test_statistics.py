@@ -29,7 +29,7 @@ def test_one_problem_leaves_no_width():
 
 
 def test_ends_are_percentiles_over_all_resamples():
-    """All 27 resamples of three problems can be listed: 10 % lies within the second lowest mean, (0 + 0 + 0.2) / 3."""
+    """Three problems have 27 resamples. The 10th percentile is the second lowest mean, (0 + 0 + 0.2) / 3."""
     values = [0.0, 0.2, 1.0]
     means = sorted(sum(drawn) / 3 for drawn in product(values, repeat=3))
     assert means[2] == pytest.approx(0.2 / 3) and means[24] == pytest.approx(2.2 / 3)  # 2/27 < 0.1 < 4/27
@@ -38,7 +38,7 @@ def test_ends_are_percentiles_over_all_resamples():
 
 
 def test_the_level_decides_how_much_is_cut_off():
-    """Two problems, one solved: a resample's mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4."""
+    """One of two problems is solved, so a resample's mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4."""
     values = [[0.0], [1.0]]
     np.testing.assert_array_equal(interval(values, level=0.95), [[0.0, 1.0]])
     np.testing.assert_array_equal(interval(values, level=0.4), [[0.5, 0.5]])
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 def test_many_problems_give_the_normal_interval():
-    """Mean +- 1.96 standard errors, which is what the bootstrap tends to."""
+    """With many problems the bootstrap tends to the mean +- 1.96 standard errors."""
     values = np.random.default_rng(0).random((1000, 1))
     half = 1.96 * values.std() / np.sqrt(len(values))
     np.testing.assert_allclose(
@@ -61,7 +61,7 @@ def test_many_problems_give_the_normal_interval():
 
 
 def test_rows_are_drawn_whole():
-    """The difference of two columns that rise and fall together is certain, however uncertain each of them is."""
+    """If two columns rise and fall together, their difference is certain although each of them is not."""
     base = np.random.default_rng(1).random(40)
     found = interval(np.stack([base, base + 0.25, (base + 0.25) - base], axis=1))
     widths = found[:, 1] - found[:, 0]

@@ -19,5 +19,5 @@ def model(run_file: Path) -> ModelShape:
 
 @pytest.fixture(scope="session")
 def configured(run_file: Path) -> Callable[..., Config]:
-    """configured("section.field=value", ...): the run with other settings."""
+    """Return configured("section.field=value", ...), which gives the run with other settings."""
     return lambda *settings: load_config(run_file, settings)

@@ -1,4 +1,4 @@
-"""`memory_worker.py FOLDER` on 2 processes: what real policies and engines take, beside what preflight says."""
+"""`memory_worker.py FOLDER` on 2 processes: measure real policies and engines, and compute what preflight says."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ENGINES: dict[str, dict[str, Any]] = {  # [rollout]
 
 
 class Kept:
-    """A tensor that autograd keeps; the bytes of all that are alive, by storage."""
+    """A tensor that autograd keeps. Counts the bytes of all that are alive, by storage."""
 
     alive: ClassVar[Counter[int]] = Counter()
     parameters: ClassVar[set[int]] = set()
@@ -121,7 +121,7 @@ def measure_engine(folder: Path, rollout: dict[str, Any]) -> dict[str, list[int]
 
 
 def most_kept(policy: Policy, config: Config, batches: list[Any]) -> int:
-    """Of what autograd keeps in a training step, apart from parameters, the most at a time."""
+    """Return the most bytes that autograd keeps at once in a training step, without parameters."""
     Kept.parameters = {p.untyped_storage().data_ptr() for chunk in policy.chunks for p in chunk.parameters()}
     Kept.most = Kept.now = 0
     Kept.alive.clear()
@@ -131,7 +131,7 @@ def most_kept(policy: Policy, config: Config, batches: list[Any]) -> int:
 
 
 def optimizer_bytes(policy: Policy) -> int:
-    """Adam's moments and, where they are not the model's own, the weights it updates."""
+    """Return the bytes of Adam's moments and of its own copy of the weights, if it has one."""
     models = {p.untyped_storage().data_ptr() for chunk in policy.chunks for p in chunk.parameters()}
     tensors = []
     for part in getattr(policy.optimizer, "chained_optimizers", [policy.optimizer]):
@@ -145,7 +145,7 @@ def bytes_of(tensors: list[Any]) -> int:
 
 
 def rollout(vocab_size: int) -> list[TrainingSequence]:
-    """Sequences of one length, so that micro-batches are full and no row of attention is filled up."""
+    """Make sequences of one length, so that micro-batches are full and attention needs no padding."""
     rng = np.random.default_rng(0)
     return [
         TrainingSequence(

@@ -1,4 +1,4 @@
-"""Batch sizes by hand."""
+"""Batch sizes equal those computed by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_size(configured: Callable[..., Config]) -> None:
     ],
 )
 def test_the_bubble(configured: Callable[..., Config], settings: list[str], bubble: float) -> None:
-    """(p - 1) / (m + p - 1) of p stages and m micro-batches, a chunk's worth with virtual stages."""
+    """The bubble is (p - 1) / (m + p - 1) for p stages and m micro-batches, less with virtual stages."""
     assert batch(configured(*settings), world=16, tokens_per_sequence=2048).bubble == pytest.approx(bubble)
 
 

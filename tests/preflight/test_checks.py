@@ -131,7 +131,7 @@ def test_model(load, overrides, changed, message):
     [
         [],
         ["parallel.tensor=4"],
-        ["rollout.tensor=8"],  # not this check's business
+        ["rollout.tensor=8"],  # check_rollout refuses this
         ["parallel.pipeline=3", "parallel.virtual_pipeline=2"],
         ["parallel.pipeline=6"],
     ],
@@ -230,7 +230,7 @@ def test_packed_weights_are_for_a_cpu(load, machine):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(cuda, te): there is a GPU, Transformer Engine is installed."""
+    """Return machine(cuda, te), which sets whether there is a GPU and whether Transformer Engine is installed."""
 
     def machine(cuda, te):
         monkeypatch.setattr(checks.torch.cuda, "is_available", lambda: cuda)
@@ -266,8 +266,8 @@ def test_more_sequences_at_a_time_than_memory_for_their_tokens(load, machine, mo
     check_engine(load("rollout.max_concurrent=8192"))
     longer = load("rollout.max_concurrent=16384", "data.max_prompt_tokens=3584", "rollout.max_completion_tokens=512")
     assert refusal(check_engine, longer) == (
-        "rollout.max_concurrent=16384: vLLM keeps a table of the tokens of so many sequences of up to 4096 tokens, "
-        "256 MiB, and this machine has 256 MiB for each of its 1 processes; lower it."
+        "rollout.max_concurrent=16384: vLLM's table of so many sequences of up to 4096 tokens takes 256 MiB, but this "
+        "machine has 256 MiB for each of its 1 processes; lower it."
     )
 
 
@@ -293,7 +293,7 @@ def test_prompts_are_shared_by_torch_layers_only(load, machine):
     machine(cuda=True, te=True)
     check_machine(load("batch.share_prompts=true", "model.layers=torch"))
     assert refusal(check_machine, load("batch.share_prompts=true")) == (
-        "batch.share_prompts=true: Transformer Engine's attention knows no sequences that continue another; "
+        "batch.share_prompts=true: Transformer Engine's attention does not support sequences that share a prompt; "
         "set batch.share_prompts=false or model.layers=torch."
     )
 
@@ -316,7 +316,7 @@ def test_a_recipe_that_the_gpu_does_not_have(load, machine, monkeypatch, recipe,
     machine(cuda=True, te=True)
     monkeypatch.setattr(checks.torch.cuda, "get_device_capability", lambda: capability)
     assert refusal(check_machine, load("precision.fp8=hybrid", f"precision.fp8_recipe={recipe}")) == (
-        f"precision.fp8_recipe={recipe}: needs a GPU of compute capability {least}, and this one has "
+        f"precision.fp8_recipe={recipe}: needs a GPU of compute capability {least}, but this one has "
         f"{'.'.join(map(str, capability))}; set another recipe, or precision.fp8=none."
     )
 
@@ -327,7 +327,7 @@ def test_an_engine_in_fp8_needs_a_gpu_that_has_it_or_none(load, machine, monkeyp
     check_machine(load("rollout.fp8=true"))
     machine(cuda=True, te=False)
     assert refusal(check_machine, load("rollout.fp8=true")) == (
-        "rollout.fp8=true: needs a GPU of compute capability 8.9, and this one has 8.0; set rollout.fp8=false."
+        "rollout.fp8=true: needs a GPU of compute capability 8.9, but this one has 8.0; set rollout.fp8=false."
     )
 
 
@@ -340,18 +340,18 @@ def test_more_layers_in_bf16_than_a_stage_has(load):
 
 
 def test_a_disk_without_room_for_a_checkpoint(load, tmp_path):
-    """Of a trillion layers; in bfloat16 a parameter takes 14 bytes in a checkpoint and 2 in the export."""
+    """In bfloat16 a parameter takes 14 bytes in a checkpoint and 2 in the export. The model is far too large."""
     config = load(f'run.folder="{tmp_path}"')
     with pytest.raises(ConfigError) as refused:
         check_disk(config, dataclasses.replace(SHAPE, ffn_hidden_size=10**15))
     message = (
-        rf"run\.folder={tmp_path}: its disk has [0-9.]+ GB free, and two checkpoints of this model take (\d+)\.\d\d "
+        rf"run\.folder={tmp_path}: its disk has [0-9.]+ GB free, but two checkpoints of this model take (\d+)\.\d\d "
         r"GB, its export as a Hugging Face folder (\d+)\.\d\d; make room, or name a folder on another disk\."
     )
     found = re.fullmatch(message, str(refused.value))
     assert found and int(found[1]) == pytest.approx(14 * int(found[2]))
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"GB free, and a checkpoint of this model takes \d+\.\d\d GB, its export"):
+    with pytest.raises(ConfigError, match=r"GB free, but a checkpoint of this model takes \d+\.\d\d GB, its export"):
         check_disk(config, dataclasses.replace(SHAPE, ffn_hidden_size=10**15))
     check_disk(config, SHAPE)
 

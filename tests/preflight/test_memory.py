@@ -1,4 +1,4 @@
-"""What preflight computes of a process' memory, against real policies' and engines' tensors on two processes."""
+"""The memory that preflight computes is that of real policies' and engines' tensors on two processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes and seconds by hand."""
+"""Bytes and seconds equal those computed by hand."""
 
 from __future__ import annotations
 

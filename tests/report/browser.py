@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven over its debugging pipe: nothing but the browser is needed.
+"""Drive a real Chromium without a window over its debugging pipe. Only the browser is needed.
 
 python -m tests.report.browser REPORT.html FOLDER     pictures of a report, light and dark, wide and narrow
 """
@@ -25,12 +25,12 @@ OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars
 
 
 def program() -> str | None:
-    """Where there is a browser, its path."""
+    """Return the path of a browser, or None."""
     return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One page. Every method returns when the browser has done it."""
+    """One page. Every method returns when the browser is done."""
 
     def __init__(self, write: Any, read: Any) -> None:
         self._write, self._read, self._last, self._session = write, read, 0, None
@@ -42,7 +42,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of Chromium's debugging protocol. Raises RuntimeError where it is refused."""
+        """Send a command of Chromium's debugging protocol. Raises RuntimeError if it is refused."""
         self._last += 1
         message: dict[str, Any] = {"id": self._last, "method": method, "params": parameters}
         if self._session:
@@ -70,7 +70,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def settle(self) -> None:
-        """Two frames: what the browser observes is drawn."""
+        """Wait for two frames, so that everything is drawn."""
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def wait(self, condition: str) -> None:
@@ -80,7 +80,7 @@ class Page:
             time.sleep(0.05)
 
     def run(self, script: str) -> Any:
-        """The value of an expression; of a promise, when it is there. Raises RuntimeError where it throws."""
+        """Return the value of an expression, and wait if it is a promise. Raises RuntimeError if it throws."""
         found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
             raise RuntimeError(f"{script}: {found['exceptionDetails']}")
@@ -100,7 +100,7 @@ class Page:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + x * width, y=top + y * height)
 
     def picture(self, path: Path) -> None:
-        """What is in the window, as PNG."""
+        """Return a screenshot as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def _next(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """A browser with a fresh profile, and its page."""
+    """Start a browser with a fresh profile and yield its page."""
     path = program()
     assert path, f"none of {PROGRAMS} is installed"
     (their_input, our_output), (our_input, their_output) = os.pipe(), os.pipe()

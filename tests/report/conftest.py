@@ -1,4 +1,4 @@
-"""Two runs as `train` leaves them, one with hostile completions, and their report in a browser."""
+"""Make two runs like `train` leaves them, one with hostile completions, and open their report in a browser."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ COMPLETION = RecordedCompletion(
 
 
 def hostile(step: int) -> RecordedCompletion:
-    """Everything that a model or a file of problems can write holds markup, controls and quotes."""
+    """Put markup, control characters and quotes into everything that a model or a data file can write."""
     return replace(
         COMPLETION,
         step=step,
@@ -130,7 +130,7 @@ def base(runs: list[Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def written(runs: list[Path], base: Path) -> Path:
-    """The report of both runs."""
+    """Open the report of both runs."""
     path = runs[0].parent / "report.html"
     report(runs, Options(output=path, evaluations=[base], rollouts_mib=8.0))
     return path

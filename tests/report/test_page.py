@@ -1,4 +1,4 @@
-"""The page in a real Chromium: drawn, read out, filtered, in both themes, narrow, and deaf to what models write."""
+"""The page in a real Chromium: drawing, reading, filters, both themes, narrow windows, and hostile text of models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def texts(page: Page, selector: str) -> list[str]:
 
 
 def choose(page: Page, label: str, value: str) -> None:
-    """As a user sets a filter."""
+    """Set a filter like a user."""
     page.run(
         f"""(() => {{
         const labels = [...document.querySelectorAll('.filters label')];
@@ -35,7 +35,7 @@ def press_button(page: Page, text: str) -> None:
 
 
 def card_of(title: str) -> str:
-    """The expression of the card with that title."""
+    """Return the expression for the card with that title."""
     return f"[...document.querySelectorAll('.card')].find((c) => c.querySelector('h3 span').textContent === {title!r})"
 
 
@@ -67,7 +67,7 @@ def test_runs_evaluations_and_other_models_are_told_apart(page: Page) -> None:
 
 
 def test_a_curve_goes_through_its_values(page: Page) -> None:
-    """The entropy of run two, 1 / step: its path against the axis' own ticks."""
+    """The entropy of run two is 1 / step. Compare its path with the ticks of the axis."""
     card = (
         "[...document.querySelectorAll('.card')].find((c) => c.querySelector('h3').textContent.startsWith('Entropy'))"
     )
@@ -83,7 +83,7 @@ def test_a_curve_goes_through_its_values(page: Page) -> None:
 
 
 def test_ticks_of_a_constant_are_what_they_say(page: Page) -> None:
-    """The learning rate, 5e-6 throughout, lies where the labels of its axis say."""
+    """The learning rate is always 5e-6, and lies there by the labels of its axis."""
     card = card_of("Learning rate")
     y = page.run(f"{card}.querySelector('path.line').getAttribute('d')").partition(",")[2].partition("L")[0]
     ticks = page.run(
@@ -97,7 +97,7 @@ def test_ticks_of_a_constant_are_what_they_say(page: Page) -> None:
 
 
 def test_a_part_has_one_colour_in_every_run(page: Page) -> None:
-    """Run two has a phase before the others, which changes no colour."""
+    """Run two has one more phase before the others, and the colours stay the same."""
     colours = [
         page.run(
             f"Object.fromEntries([...{card_of(f'Seconds by phase · {run}')}.querySelectorAll('.legend li')]"
@@ -207,7 +207,7 @@ def test_the_list_is_walked_with_keys(page: Page) -> None:
 
 
 def coloured(page: Page) -> list[bool]:
-    """Of each token."""
+    """Return for each token whether it has a background colour."""
     shown: list[str] = page.run("[...document.querySelectorAll('.tokens span')].map((s) => s.style.background)")
     return [bool(each) for each in shown]
 
@@ -258,7 +258,7 @@ def test_what_models_write_is_shown_as_text_and_does_nothing(page: Page) -> None
 
 
 def test_even_markup_would_run_nothing(page: Page) -> None:
-    """The policy of the page, should some text ever be taken for markup."""
+    """The security policy of the page blocks scripts even if text were taken for markup."""
     page.run(
         "new Promise((done) => { document.body.insertAdjacentHTML('beforeend', "
         '\'<img src=x onerror="window.hacked = 4"><iframe srcdoc="<script>parent.hacked = 5</script>"></iframe>\');'

@@ -1,4 +1,4 @@
-"""What is read of runs, how much of it, and how it is put into the file; test_page.py looks at the page."""
+"""Which data of runs are read, how many, and how they get into the file. test_page.py tests the page."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_long_curve_is_its_means_and_keeps_its_spikes() -> None:
 
 
 def test_what_is_stacked_is_of_the_same_steps_and_adds_up() -> None:
-    """Phases that only some steps have, of a long run: the means are of all steps."""
+    """In a long run, means of a phase that only some steps have are over all steps."""
     rows: list[dict[str, float]] = [{"step": 0, "eval/pass@1": 0.5}]
     for step in range(1, 1201):
         rows.append(
@@ -169,16 +169,16 @@ def test_no_script_makes_markup_of_text() -> None:
 
 
 REFUSALS = {
-    "no run": (["{runs}"], "{runs}: has no metrics.jsonl, so it is no run's folder; name one that `train` wrote."),
+    "no run": (["{runs}"], "{runs}: has no metrics.jsonl, so it is no run folder; name one that `train` wrote."),
     "twice": (["{runs}/one", "{runs}/one"], "report {runs}/one {runs}/one: a run is named twice; name each once."),
     "no scores": (
         ["{runs}/one", "--evaluation", "{runs}/none.json"],
-        "{runs}/none.json: no such file; give a .json file of scores that `evaluate --output` wrote beside its "
-        "samples.",
+        "{runs}/none.json: cannot be read (No such file or directory); name a .json file of scores that "
+        "`evaluate --output` wrote beside its samples.",
     ),
     "other scores": (
         ["{runs}/one", "--evaluation", "{runs}/one/config.json"],
-        '{runs}/one/config.json: has no "format", so it holds something else; give a .json file of scores that '
+        "{runs}/one/config.json: format=None: not 'megatron_rapo scores 2'; name a .json file of scores that "
         "`evaluate --output` wrote beside its samples.",
     ),
     "no place": (
@@ -198,7 +198,7 @@ def test_refusals(case: str, runs: list[Path], capsys: pytest.CaptureFixture[str
 
 def test_a_run_without_a_step_and_a_file_that_is_damaged(tmp_path: Path, runs: list[Path]) -> None:
     (tmp_path / "metrics.jsonl").touch()
-    with pytest.raises(InputError, match=r"its metrics.jsonl is empty, no step has ended yet; wait for one"):
+    with pytest.raises(InputError, match=r"its metrics.jsonl is empty, because no step has ended yet; wait for one"):
         read_runs([tmp_path])
     folder = shutil.copytree(runs[0], tmp_path / "run")
     path = folder / "rollouts/step-000020.jsonl.gz"

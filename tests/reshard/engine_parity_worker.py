@@ -1,4 +1,4 @@
-"""Started on 2 processes: `engine_parity_worker.py MODEL FOLDER ENGINE_TENSOR`; engines against the trainer."""
+"""`engine_parity_worker.py MODEL FOLDER ENGINE_TENSOR` on 2 processes: compare engines with the trainer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def in_fp8(model: Path, folder: Path, engine_tensor: int) -> dict[str, Any]:
-    """An engine in FP8 beside a trainer in bfloat16: the gap and its parts, and the weights of both."""
+    """Measure an FP8 engine beside a bfloat16 trainer: the gap and its parts, and the difference of weights."""
     config = tiny_config(
         model,
         folder,
@@ -92,7 +92,7 @@ def in_fp8(model: Path, folder: Path, engine_tensor: int) -> dict[str, Any]:
 
 
 def largest_difference(policy: Policy, engine: Engine, linear: str) -> float:
-    """Between the first layer's rows in the trainer, split in two, and in the engine, over the scale of each row."""
+    """Return the largest difference of the first layer's weights from the trainer's, in units of each row's scale."""
     ours, theirs = {"linear_proj": ("self_attention", "self_attn.o_proj"), "linear_fc2": ("mlp", "mlp.down_proj")}[
         linear
     ]
@@ -106,7 +106,7 @@ def largest_difference(policy: Policy, engine: Engine, linear: str) -> float:
 
 
 def follow(sampler: Sampler, config: Config) -> dict[str, Any]:
-    """Log-probability gaps before any update, after an update without and then with a resharding."""
+    """Return log-probability gaps: before an update, after it without resharding, and then with resharding."""
     parallel = init_parallel(config.parallel, timeout_s=COLLECTIVE_S, seed=0)
     shape = read_shape(config.model.path)
     policy = Policy(config, shape, parallel)
@@ -128,7 +128,7 @@ def reshard(resharder: Resharder, engine: Engine, *, version: int) -> None:
 
 
 def sample(sampler: Sampler) -> list[Group]:
-    """Completions of a short prompt and of one that fills a block of vLLM's prefix cache (128 tokens)."""
+    """Sample from a short prompt and from one that fills a block of vLLM's prefix cache (128 tokens)."""
     texts = ["1+1=", "17*3+5\n", "abcd " * 30, "7*8\n"]
     prompts = [
         Prompt(

@@ -1,4 +1,4 @@
-"""`matrix_worker.py FOLDER`, on 2 and on 4 processes: trainers of every layout into engines, against a fresh engine.
+"""`matrix_worker.py FOLDER` on 2 and 4 processes: reshard every layout into engines, compare with a fresh engine.
 
 An engine is built from the folder `old` of a model, and gets the weights of `new` from a trainer of one layout, those
 of `old` back from one of the next, and so on. What it then holds and says is compared with an engine that was built
@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
 
 
 def compare(folder: Path, case: Case) -> dict[str, Any]:
-    """Layout by layout, in turns with the weights of `new` and of `old`, so that each has something to do."""
+    """Reshard layout by layout, alternately with the weights of `new` and `old`, so that each changes something."""
     rollout = {"tensor": case.engine, "packed": case.packed, "fp8": case.fp8}
     sections = {"rollout": rollout, "precision": {"dtype": "bfloat16" if case.fp8 else "float32"}}
     export = folder / f"export-{sections['precision']['dtype']}"
@@ -140,7 +140,7 @@ def reshard(config: Config, engine: Engine, version: int, export: Path | None) -
 
 
 def state(engine: Engine) -> tuple[dict[str, Tensor], list[Any]]:
-    """Every parameter of the model on this rank, padding included, and what it answers greedily."""
+    """Return every parameter of the engine on this rank, padding included, and its greedy answers."""
     [model] = engine._llm.apply_model(lambda model: model)
     parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     answers = engine.generate(PROMPTS, Sampling(temperature=0, max_completion_tokens=8), [0] * len(PROMPTS))
@@ -148,7 +148,7 @@ def state(engine: Engine) -> tuple[dict[str, Tensor], list[Any]]:
 
 
 def same(found: tuple[dict[str, Tensor], list[Any]], expected: tuple[dict[str, Tensor], list[Any]]) -> dict[str, bool]:
-    """Bit by bit; the log-probabilities too: the same arithmetic in the same process."""
+    """Compare bit by bit, also the log-probabilities: they come from the same arithmetic in the same process."""
     names = found[0].keys() == expected[0].keys()
     tensors = names and all(torch.equal(found[0][name], tensor) for name, tensor in expected[0].items())
     return {"tensors": tensors, "answers": found[1] == expected[1]}

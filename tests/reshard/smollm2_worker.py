@@ -1,4 +1,4 @@
-"""Started on 2 processes: `smollm2_worker.py MODEL FOLDER`; a real model in Megatron (PP2) and two engines (TP1)."""
+"""`smollm2_worker.py MODEL FOLDER` on 2 processes: a real model in Megatron (PP2) and in two engines (TP1)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main(model: Path, folder: Path) -> None:
 
 
 def capital_of_france(engine: Engine, model: Path) -> dict[str, Any]:
-    """What the engine says, and how far its log-probabilities are from transformers'."""
+    """Return the engine's text and the difference of its log-probabilities from transformers'."""
     prompt = tuple(load_tokenizer(model).encode("The capital of France is"))
     [answer] = engine.generate([prompt], Sampling(temperature=0, max_completion_tokens=8), [0])
     tokens = np.concatenate([np.array(prompt, dtype=np.int32), answer.token_ids])

@@ -13,7 +13,7 @@ def values(*shape, dtype=torch.float32, seed=0):
 
 
 def by_hand(tensor):
-    """The definition, in Python's integers."""
+    """Compute the digest by its definition, with Python's integers."""
 
     def mixed(number, place):
         number = (number + place * 0x9E3779B97F4A7C15) % 2**64
@@ -41,7 +41,7 @@ def test_it_is_the_sum_that_it_says(shape, dtype):
 
 
 def test_blocks_of_rows_change_nothing():
-    """Three blocks and a half, and the last row counts."""
+    """The tensor has three and a half blocks, and its last row counts."""
     columns = 64 * 1024
     rows = BLOCK_BYTES // columns * 7 // 2
     tensor = values(rows, columns, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""After an optimizer step and a resharding, vLLM's log-probabilities are Megatron's, for every pair of layouts."""
+"""After an optimizer step and resharding, vLLM's log-probabilities equal Megatron's, for every pair of layouts."""
 
 from __future__ import annotations
 

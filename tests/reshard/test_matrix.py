@@ -1,4 +1,4 @@
-"""Trainers of every layout into engines of every size: what vLLM holds is what it would have loaded from the export."""
+"""After resharding between any layouts, vLLM holds the same weights as if it had loaded the export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKER = Path(__file__).with_name("matrix_worker.py")
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What each rank found, by the number of processes."""
+    """Return what each rank found, by the number of processes."""
     folder = tmp_path_factory.mktemp("matrix")
     for name, settings in MODELS.items():
         for seed, state in enumerate(("old", "new")):
@@ -31,7 +31,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_engine_holds_and_says_what_a_fresh_one_does(ranks: dict[int, Any], case: str) -> None:
-    """Every parameter and every greedy log-probability, bit by bit (of packed parameters, which are empty, these)."""
+    """All parameters and greedy log-probabilities are equal bit by bit. (Packed parameters look empty.)"""
     of_case = ranks[CASES[case].nproc]
     assert len(of_case) == CASES[case].nproc
     for rank in of_case:

@@ -1,4 +1,4 @@
-"""However a model is cut up, the parts' digests add up to the same number."""
+"""However a model is split, the parts' digests add up to the same number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tensors(model: ModelShape, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def total(weights: dict[str, torch.Tensor], *, tensor: int, data: int) -> dict[str, int]:
-    """By name: over `tensor` ranks, each of whose parameters `data` others have a run of."""
+    """Sum the digests of all parts by name. Shards of `tensor` ranks are each split over `data` ranks."""
     found = dict.fromkeys(weights, 0)
     numbers = {name: i for i, name in enumerate(weights)}
     dtype = next(iter(weights.values())).dtype
@@ -53,7 +53,7 @@ def test_the_sum_does_not_depend_on_the_cut(tensor: int, data: int, dtype: torch
 
 
 def by_hand(values: list[list[int]], tensor: int) -> int:
-    """The definition, in Python's integers."""
+    """Compute the digest by its definition, with Python's integers."""
 
     def factor(place: int) -> int:
         number = (tensor + place * 0x9E3779B97F4A7C15) % 2**64

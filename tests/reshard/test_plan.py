@@ -1,4 +1,4 @@
-"""The plan without processes: every rank's part of it is made here and carried out on tensors in this process."""
+"""The plan is made for every rank and executed on tensors, in this one process."""
 
 import time
 from collections import Counter, defaultdict
@@ -55,12 +55,12 @@ def plans(model, where, bucket_bytes):
 
 
 def coordinates(where, rank):
-    """Tensor rank and stage, from Megatron's order of ranks."""
+    """Return tensor rank and stage, from Megatron's order of ranks."""
     return rank % where.tensor, rank // (where.tensor * where.replicas)
 
 
 def trainer_parameters(model, where, read):
-    """What each rank holds: its stage's part of the map, the copy of a tied embedding included."""
+    """Return each rank's parameters: its stage's part of the map, with the copy of a tied embedding."""
     stages = stages_of_layers(model.num_layers, pipeline=where.pipeline, virtual_pipeline=where.virtual_pipeline)
     everyone = []
     for rank in range(where.world):
@@ -84,7 +84,7 @@ def view(tensor, block, move):
 
 
 def carry_out(rounds_of_rank, sources, targets, bucket_bytes):
-    """All ranks in step; counts how often each element was written, and checks that both ends agree."""
+    """Execute the plan on all ranks in step. Count how often each element is written; check that both ends agree."""
     written = [{name: torch.zeros(t.shape, dtype=torch.int64) for name, t in mine.items()} for mine in targets]
     assert len({len(rounds) for rounds in rounds_of_rank}) == 1
     for now in zip(*rounds_of_rank, strict=True):
@@ -132,7 +132,7 @@ def test_the_engines_hold_what_the_trainer_has(model, where, bucket_bytes):
 
 
 def busiest(rounds_of_rank):
-    """Bytes that the rank with the most of them sends and receives."""
+    """Return the most bytes that a rank sends and receives in a round."""
     ends = [[*round_.sends.values(), *round_.receives.values()] for rounds in rounds_of_rank for round_ in rounds]
     of_rounds = [4 * sum(move.numel for moves in end for move in moves) for end in ends]
     return np.reshape(of_rounds, (len(rounds_of_rank), -1)).sum(1).max()
@@ -148,7 +148,7 @@ def test_a_parameter_is_complete_when_its_last_element_has_come():
 
 
 def test_common_by_hand():
-    """Megatron's [q0 q1 k0 v0 q2 q3 k1 v1] of two groups against vLLM's [q0 q1 q2 q3 k0 k1 v0 v1]."""
+    """Megatron has [q0 q1 k0 v0 q2 q3 k1 v1] for two groups, vLLM [q0 q1 q2 q3 k0 k1 v0 v1]."""
     group_0 = Piece("q", 0, 0, 2), Piece("k", 0, 2, 1), Piece("v", 0, 3, 1)
     group_1 = Piece("q", 2, 4, 2), Piece("k", 1, 6, 1), Piece("v", 1, 7, 1)
     ours = Shard((8, 5), 0, True, (*group_0, *group_1))
@@ -159,7 +159,7 @@ def test_common_by_hand():
 
 
 def test_neighbours_are_one_region():
-    """One group whose q, k and v are neighbours on both sides; and columns 4 to 8 of a weight split over columns."""
+    """In one group q, k and v are adjacent on both sides. Columns 4 to 8 of a weight are one region too."""
     ours = Shard((4,), 0, True, (Piece("q", 0, 0, 2), Piece("k", 0, 2, 1), Piece("v", 0, 3, 1)))
     assert common(ours, ours) == (Region(0, None, 0, None, 4, None),)
     whole, half = Shard((3, 8), 1, True, (Piece("o", 0, 0, 8),)), Shard((3, 4), 1, True, (Piece("o", 4, 0, 4),))
@@ -168,7 +168,7 @@ def test_neighbours_are_one_region():
 
 
 def sent_by(model, where):
-    """Numbers that each rank sends, and those that it receives."""
+    """Return how many numbers each rank sends and receives."""
     sent, received = np.zeros(where.world), np.zeros(where.world)
     for wave in waves(model, TORCH_NORMS, where):
         for route in wave:
@@ -187,7 +187,7 @@ def test_nothing_is_sent_where_the_layouts_coincide(world, tensor, kv_heads):
 
 
 def test_a_tied_embedding_stays_where_it_is_on_the_last_stage():
-    """Two stages of a model that is nearly all embedding: both have it, so that it is not sent."""
+    """Both stages have the tied embedding, so it is not sent."""
     model = shape(tied=True, vocab_size=6400)
     sent, _ = sent_by(model, layouts(2, 1, 2, 1))
     untied, _ = sent_by(replace(model, tied=False), layouts(2, 1, 2, 1))
@@ -196,7 +196,7 @@ def test_a_tied_embedding_stays_where_it_is_on_the_last_stage():
 
 
 def test_who_is_near_sends():
-    """Every replica serves itself, where each has as much to serve."""
+    """If loads are equal, every replica serves itself."""
     where = layouts(64, 4, 2, 2)
     for wave in waves(shape(**BIG), TORCH_NORMS, where):
         for route in wave:
@@ -204,7 +204,7 @@ def test_who_is_near_sends():
 
 
 def test_who_has_sent_least_sends_where_the_replicas_differ():
-    """Engines of two replicas: without balance, replica 0 would send the first half of all, and replica 1 nothing."""
+    """Engines span two replicas. Without balance, replica 0 would send half of everything and replica 1 nothing."""
     sent, _ = sent_by(shape(**BIG | {"num_layers": 8}), layouts(8, 2, 1, 4))
     by_replica = sent.reshape(4, 2)
     assert (by_replica.max(0) <= 1.1 * by_replica.mean(0)).all() and by_replica.min() > 0
@@ -251,7 +251,7 @@ AT_SCALE = {
 
 @pytest.mark.parametrize(("model", "where"), AT_SCALE.values(), ids=AT_SCALE.keys())
 def test_at_scale(model, where):
-    """Every element once on every rank, from a rank that has it; balanced; planned in thrice its routes' time."""
+    """Every rank gets every element once, from a rank that has it. Loads are balanced, and planning is fast."""
     started_s, by_name = time.process_time(), defaultdict(list)
     for wave in waves(model, TORCH_NORMS, where):
         for route in wave:
@@ -277,9 +277,7 @@ def test_at_scale(model, where):
 
     sent, received = sent_by(model, where)
     assert sent.sum() == received.sum()
-    by_kind = sent.reshape(
-        where.pipeline, where.replicas, where.tensor
-    )  # replicas are what could take each other's place
+    by_kind = sent.reshape(where.pipeline, where.replicas, where.tensor)  # any replica could send instead of another
     assert (by_kind.max(1) <= 1.1 * by_kind.mean(1)).all()
 
     started_s = time.process_time()
@@ -291,7 +289,7 @@ def test_at_scale(model, where):
 
 
 def check_coverage(routes, shards, where):
-    """Along the axis of each engine rank's shard: the HF element that the source has, and once for every rank."""
+    """Check that each element of an engine shard comes from the same HF element, once for every rank."""
     trainer = [hf_indices(routes[0].entry.holding.trainer(where.tensor, tensor)) for tensor in range(where.tensor)]
     for engine_rank, shard in enumerate(shards):
         ranks = np.arange(engine_rank, where.world, where.engine_tensor)
@@ -315,7 +313,7 @@ def check_coverage(routes, shards, where):
 
 
 def hf_indices(shard):
-    """Along a shard's axis, a number for each HF element; -1 is padding."""
+    """Return a number for each HF element along a shard's axis. -1 is padding."""
     indices = np.full(shard.shape[shard.axis], -1)
     for piece in shard.pieces:
         first = (sum(map(ord, piece.hf_name)) << 32) + piece.hf_start

@@ -1,4 +1,4 @@
-"""The plan carried out by four processes over gloo, and what its proof finds."""
+"""Four processes execute the plan over gloo, and the proof finds faults."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def test_nothing_is_found_where_nothing_is_wrong(results: dict[str, Any]) -> Non
 
 
 def test_without_a_proof_the_same_fault_goes_unseen(results: dict[str, Any]) -> None:
-    """So it is the proof that finds it."""
+    """It is the proof that finds the fault."""
     assert [of_rank["unproven"] for of_rank in results["faults"]] == ["no error"] * 4

@@ -1,4 +1,4 @@
-"""Started on 4 processes: the plan carried out over gloo, and what its proof says of things gone wrong."""
+"""`transfer_worker.py` on 4 processes: execute the plan over gloo, and let the proof find faults."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def resharder_of(
 
 
 def right(model: ModelShape, layouts: Layouts, targets: dict[str, Tensor], seed: int) -> bool:
-    """Bit by bit what the map says that the engine's shards are."""
+    """Compare the engine's shards bit by bit with the parameter map."""
     _, read = hf_weights(model, seed)
     shards = engine_shards(model, tensor=layouts.engine_tensor, rank=dist.get_rank() % layouts.engine_tensor)
     for name, shard in shards.items():
@@ -69,7 +69,7 @@ def right(model: ModelShape, layouts: Layouts, targets: dict[str, Tensor], seed:
 
 
 def transfers() -> dict[str, Any]:
-    """Every layout, in one round of large messages and in many of small ones, twice in a row with other weights."""
+    """Reshard every layout with one large round and with many small ones, twice with different weights."""
     found = {}
     for name, sizes in LAYOUTS.items():
         layouts = layouts_of(*sizes)
@@ -91,7 +91,7 @@ def transfers() -> dict[str, Any]:
 
 
 class FlippedBit(PlainWeights):
-    """The memory of rank 2 loses a bit, after all was written."""
+    """Flip a bit in the memory of rank 2 after everything was written."""
 
     def complete(self, name: str) -> None:
         if name == DOWN and dist.get_rank() == 2:
@@ -99,7 +99,7 @@ class FlippedBit(PlainWeights):
 
 
 class SkippedTensor(PlainWeights):
-    """What is written to a parameter of rank 1 does not reach it."""
+    """Lose the writes to a parameter of rank 1."""
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         super().__init__(parameters)

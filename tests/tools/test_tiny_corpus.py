@@ -111,7 +111,7 @@ def test_splits_are_disjoint_and_complete() -> None:
 def test_unusable_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"slip=1\.5: a probability"):
         Habits(slip=1.5)
-    with pytest.raises(ValueError, match="64080 problems in all"):
+    with pytest.raises(ValueError, match="only 64080 problems, "):
         make_splits(seed=0, num_rl_train=64_000, num_heldout=80)
 
 
