@@ -48,7 +48,7 @@ COLUMNS = {
 }
 
 
-def settings(model: Path, *, steps: int, spare_prompts: int, carried_steps: int) -> Config:
+def settings(model: Path, *, steps: int, oversampled_prompts: int, carried_steps: int) -> Config:
     return Config.model_validate(
         {
             "model": {"path": model},
@@ -56,8 +56,8 @@ def settings(model: Path, *, steps: int, spare_prompts: int, carried_steps: int)
             "batch": {
                 "prompts_per_step": 8,
                 "completions_per_prompt": 4,
-                "spare_prompts": spare_prompts,
-                **({"max_carried_steps": carried_steps} if spare_prompts else {}),
+                "oversampled_prompts": oversampled_prompts,
+                **({"partial_rollout_steps": carried_steps} if oversampled_prompts else {}),
             },
             "rollout": {"max_completion_tokens": MOST_TOKENS, "kv_cache_mib": 256, "max_concurrent": 64},
             "precision": {"dtype": "float32"},
@@ -98,7 +98,7 @@ def loader(engine: Engine, model: Path) -> Callable[[int], None]:
     return load
 
 
-def run(folder: Path, steps: int, spare_prompts: int) -> dict[str, Any]:
+def run(folder: Path, steps: int, oversampled_prompts: int) -> dict[str, Any]:
     model = folder / "model"
     write_model(model, QWEN2_SMALL | {"vocab_size": 128}, tokenizer=True)
     prompts = [
@@ -110,15 +110,22 @@ def run(folder: Path, steps: int, spare_prompts: int) -> dict[str, Any]:
         for i in range(1, 8 * (steps + 2))
     ]
     found = {}
-    config = settings(model, steps=steps, spare_prompts=0, carried_steps=1)
+    config = settings(model, steps=steps, oversampled_prompts=0, carried_steps=1)
     engine = Engine(model, config.rollout, dtype="float32", max_sequence_tokens=config.max_sequence_tokens, seed=0)
     with closing(engine), VerifierPool(1, 5.0) as verifier:
         sampler = Sampler(engine, verifier, Rewards(config.reward))
         for name, (spares, carried_steps) in POLICIES.items():
-            config = settings(model, steps=steps, spare_prompts=spares * spare_prompts, carried_steps=carried_steps)
+            config = settings(
+                model, steps=steps, oversampled_prompts=spares * oversampled_prompts, carried_steps=carried_steps
+            )
             rollouts = GroupScheduler(config, sampler=sampler, monitor=Monitor(), prompts=prompts)
             found[name] = measure(rollouts, loader(engine, model), steps)
-    return {"machine": environment("vllm"), "steps": steps, "spare_prompts": spare_prompts, "policies": found}
+    return {
+        "machine": environment("vllm"),
+        "steps": steps,
+        "oversampled_prompts": oversampled_prompts,
+        "policies": found,
+    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -144,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        print(json.dumps(run(Path(folder), options.steps, options.spare_prompts), indent=2))
+        print(json.dumps(run(Path(folder), options.steps, options.oversampled_prompts), indent=2))
         dist.destroy_process_group()
     return 0
 

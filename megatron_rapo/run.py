@@ -145,11 +145,13 @@ def _read(config: Config) -> _Read:
     if config.evaluation:
         heldout = HeldOut(config, config.evaluation, prompts_of(config, config.evaluation.data))
     batch = config.batch
-    if batch.prompts_per_step * (1 + batch.refill_rounds) + batch.spare_prompts > len(train_set.prompts):
+    if batch.prompts_per_step * (1 + batch.dynamic_sampling_rounds) + batch.oversampled_prompts > len(
+        train_set.prompts
+    ):
         raise ConfigError(
             f"batch.prompts_per_step={batch.prompts_per_step}: {config.data.train} has {len(train_set.prompts)} "
-            f"problems, and with batch.refill_rounds={batch.refill_rounds} and batch.spare_prompts="
-            f"{batch.spare_prompts} one could be in a step twice; lower one of them."
+            f"problems, and with batch.dynamic_sampling_rounds={batch.dynamic_sampling_rounds} and "
+            f"batch.oversampled_prompts={batch.oversampled_prompts} one could be in a step twice; lower one of them."
         )
     return _Read(config, stops, shape, rewards, train_set, heldout)
 

@@ -33,8 +33,8 @@ prompts_per_step = 4
 completions_per_prompt = 4
 optimizer_steps_per_rollout = 2
 tokens_per_microbatch = 1024
-refill_rounds = 2
-spare_prompts = 2
+dynamic_sampling_rounds = 2
+oversampled_prompts = 2
 [algorithm]
 divergence = "forward_kl_exact"
 alpha = 0.02
@@ -78,7 +78,7 @@ LAYOUTS: dict[str, Sequence[str]] = {  # on two processes, as settings on the co
     "DP2 distributed": ("--set", "parallel.tensor=1", "--set", "optimizer.distributed=true", *ONE_PASS),
     "PP2 DP2 distributed": (
         *("--set", "parallel.tensor=1", "--set", "parallel.pipeline=2"),
-        *("--set", "optimizer.distributed=true", "--set", "batch.spare_prompts=4", *ONE_PASS),
+        *("--set", "optimizer.distributed=true", "--set", "batch.oversampled_prompts=4", *ONE_PASS),
     ),
 }
 PROCESSES = {"PP2 DP2 distributed": 4}  # where they are not two

@@ -144,14 +144,16 @@ def test_more_prompts_in_a_step_than_problems(tmp_path: Path, model: Path) -> No
     with pytest.raises(ConfigError) as refused:
         run.train(config, resume=False, overwrite=False)
     assert str(refused.value) == (
-        f"batch.prompts_per_step=4: {train} has 3 problems, and with batch.refill_rounds=0 and batch.spare_prompts=0 "
-        "one could be in a step twice; lower one of them."
+        f"batch.prompts_per_step=4: {train} has 3 problems, and with batch.dynamic_sampling_rounds=0 and "
+        "batch.oversampled_prompts=0 one could be in a step twice; lower one of them."
     )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("beyond", [{"refill_rounds": 2}, {"refill_rounds": 1, "spare_prompts": 4}])
+@pytest.mark.parametrize(
+    "beyond", [{"dynamic_sampling_rounds": 2}, {"dynamic_sampling_rounds": 1, "oversampled_prompts": 4}]
+)
 def test_more_prompts_beyond_a_steps_than_problems(tmp_path: Path, model: Path, beyond: dict[str, int]) -> None:
     train = problems(tmp_path / "train.jsonl", 11)
     batch = {"prompts_per_step": 4, **beyond}

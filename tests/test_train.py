@@ -363,7 +363,7 @@ def test_told_to_end_it_saves(tmp_path: Path) -> None:
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[int, psutil.Process]]]:
     """A run that has finished its first step, and its training processes by rank."""
-    process = start(tmp_path, "--set", "batch.spare_prompts=0", steps=100_000)
+    process = start(tmp_path, "--set", "batch.oversampled_prompts=0", steps=100_000)
     try:
         yield process, ranks_after_first_step(process, tmp_path)
     finally:

@@ -2,7 +2,7 @@
 
 All arithmetic is in float64, on rewards with their mean subtracted. A group whose rewards differ only by rounding has
 no signal (`deviations`): every kind gives it advantages of exactly 0. Its tokens stay in the loss, where divergence and
-entropy act on them, unless `batch.refill_rounds` replaces the group.
+entropy act on them, unless `batch.dynamic_sampling_rounds` replaces the group.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from megatron_rapo.config import Config
+from megatron_rapo.config.renamed import with_present_names
 from megatron_rapo.errors import InputError, shortened
 from megatron_rapo.runtime.atomic_write import PARTIAL, write_text_atomically
 from megatron_rapo.runtime.interval import is_due
@@ -150,7 +151,7 @@ def _saved_settings(checkpoint: Path) -> dict[str, dict[str, object]]:
         raise CheckpointError(f"{path}: cannot be read ({error}); resume from another checkpoint.") from None
     if not isinstance(saved, dict) or not all(isinstance(each, dict | None) for each in saved.values()):
         raise CheckpointError(f"{path}: does not hold the sections of a run; resume from another checkpoint.")
-    return {section: fields or {} for section, fields in saved.items()}
+    return {section: fields or {} for section, fields in with_present_names(saved).items()}
 
 
 def _as_option(value: object) -> str:

@@ -31,28 +31,28 @@ class BatchConfig(Section):
     Limits: must divide batch.prompts_per_step.
     Also called: mini-batches, off-policy steps.
     """
-    refill_rounds: int = Field(default=0, ge=0, le=MAX_SIZE)
+    dynamic_sampling_rounds: int = Field(default=0, ge=0, le=MAX_SIZE)
     """Replace groups without signal (all rewards equal) by sampling new prompts, in at most this many extra rounds per
     step. 0 keeps those groups.
 
     Unit: rounds.
     Also called: dynamic sampling (DAPO), filter zero-advantage groups.
     """
-    spare_prompts: int = Field(default=0, ge=0, le=MAX_STEPS)
+    oversampled_prompts: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Sample this many prompts beyond batch.prompts_per_step, over all processes. The rollout ends as soon as
     prompts_per_step groups are complete and does not wait for the longest completions of the others (docs/rollout.md).
     0: wait for all groups.
 
     Unit: prompts.
-    Limits: a multiple of the number of engines; not above batch.prompts_per_step unless batch.max_carried_steps=0.
+    Limits: a multiple of the number of engines; not above batch.prompts_per_step unless batch.partial_rollout_steps=0.
     Also called: over-sampling, partial rollouts, long tail.
     """
-    max_carried_steps: int = Field(default=1, ge=0, le=MAX_STEPS)
+    partial_rollout_steps: int = Field(default=1, ge=0, le=MAX_STEPS)
     """Carry unfinished groups into at most this many later steps, with the tokens that they have, and then wait for
     them. 0: drop them, so that training sees long completions less often.
 
     Unit: steps.
-    Needs: batch.spare_prompts above 0.
+    Needs: batch.oversampled_prompts above 0.
     Also called: partial rollouts, staleness.
     """
     old_logprobs_from_training: bool = False
@@ -90,16 +90,19 @@ class BatchConfig(Section):
                 f"batch.optimizer_steps_per_rollout={self.optimizer_steps_per_rollout}, so the optimizer steps would "
                 f"differ in size; set it to a multiple of {self.optimizer_steps_per_rollout}."
             )
-        if not self.spare_prompts and self.max_carried_steps != type(self).model_fields["max_carried_steps"].default:
+        if (
+            not self.oversampled_prompts
+            and self.partial_rollout_steps != type(self).model_fields["partial_rollout_steps"].default
+        ):
             raise ValueError(
-                f"batch.max_carried_steps={self.max_carried_steps}: does nothing with batch.spare_prompts=0, where a "
-                "rollout waits for all; set one of the two otherwise."
+                f"batch.partial_rollout_steps={self.partial_rollout_steps}: does nothing with "
+                "batch.oversampled_prompts=0, where a rollout waits for all groups; change one of the two."
             )
-        if self.carries and self.spare_prompts > self.prompts_per_step:
+        if self.partial_rollouts and self.oversampled_prompts > self.prompts_per_step:
             raise ValueError(
-                f"batch.spare_prompts={self.spare_prompts}: so many groups may be carried on, and a step takes no more "
-                f"than batch.prompts_per_step={self.prompts_per_step} of them; set at most that, or "
-                "max_carried_steps=0."
+                f"batch.oversampled_prompts={self.oversampled_prompts}: a step takes at most "
+                f"batch.prompts_per_step={self.prompts_per_step} groups that were carried on; set at most that, or "
+                "partial_rollout_steps=0."
             )
         if self.old_logprobs_from_training and self.optimizer_steps_per_rollout > 1:
             raise ValueError(
@@ -110,9 +113,9 @@ class BatchConfig(Section):
         return self
 
     @property
-    def carries(self) -> bool:
+    def partial_rollouts(self) -> bool:
         """Return whether a step may train on tokens that were sampled from earlier weights."""
-        return self.spare_prompts > 0 and self.max_carried_steps > 0
+        return self.oversampled_prompts > 0 and self.partial_rollout_steps > 0
 
     @property
     def prompts_per_optimizer_step(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from megatron_rapo.config.renamed import RENAMED
 from megatron_rapo.config.root import Config
 from megatron_rapo.config.section import NO_SUCH_NAME, ConfigError
 from megatron_rapo.errors import shortened
@@ -152,6 +153,8 @@ def _explain(error: Any) -> str:
         return f"{name}={shown}: not a table of settings; known names here: {', '.join(_known(location))}."
     if kind == NO_SUCH_NAME:
         return f"{name}={shown}: {error['msg']}."
+    if name in RENAMED:
+        return f"{name}={shown}: is now called {RENAMED[name]}; write that name."
     if kind == "extra_forbidden":
         known = _known(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)

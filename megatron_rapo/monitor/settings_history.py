@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rapo.config import Config
+from megatron_rapo.config.renamed import with_present_names
 from megatron_rapo.errors import InputError
 from megatron_rapo.runtime.atomic_write import write_text_atomically
 from megatron_rapo.runtime.run_folder import RunFolder
@@ -39,8 +40,8 @@ def read_history(folder: Path) -> list[Row]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = parse_json(line)
-            rows.append({"first_step": int(row["first_step"]), "settings": dict(row["settings"])})
-        except (JSONError, KeyError, TypeError, ValueError) as error:
+            rows.append({"first_step": int(row["first_step"]), "settings": with_present_names(row["settings"])})
+        except (JSONError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}:{number}: not a line of settings ({error}); remove the file.") from None
     return rows
 

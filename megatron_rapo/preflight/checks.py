@@ -33,7 +33,7 @@ def check_world_size(config: Config, world_size: int) -> None:
         )
     _check_engines_fit(config, world_size)
     engines = world_size // rollout.tensor
-    for name in ("prompts_per_step", "spare_prompts"):
+    for name in ("prompts_per_step", "oversampled_prompts"):
         if getattr(batch, name) % engines:
             raise ConfigError(
                 f"batch.{name}={getattr(batch, name)}: not divisible by the {engines} engines "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from megatron_rapo.config import Config
+from megatron_rapo.config.renamed import with_present_names
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor import CHARTS, read_rows
 from megatron_rapo.monitor.settings_history import changes, read_history
@@ -58,7 +59,7 @@ def _read(folder: Path, name: str) -> Run:
         folder=folder,
         curves=curves(rows),
         stacks={title: stacks(rows, names) for title, names in STACKED.items()},
-        settings=dict(_flat(_json(files.settings))),
+        settings=dict(_flat(with_present_names(_json(files.settings)))),
         changes=[
             change | {name: _text(change, name) for name in ("before", "after")}
             for change in changes(read_history(folder))

@@ -1,6 +1,6 @@
 """Schedule the groups of each step: new prompts, partial rollouts of earlier steps, refill rounds.
 
-Every step begins batch.spare_prompts more groups than it trains on, and ends the rollout when it has enough
+Every step begins batch.oversampled_prompts more groups than it trains on, and ends the rollout when it has enough
 (docs/rollout.md).
 """
 
@@ -87,27 +87,27 @@ class GroupScheduler:
         """Sample and judge batch.prompts_per_step groups for `step`.
 
         Groups without signal (`groups_with_signal`) are replaced by groups of the next prompts, in at most
-        batch.refill_rounds more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded). If that is not enough,
-        groups without signal fill the step. Groups begun in one round continue in the next. A step never has a prompt
-        twice, also not with groups of earlier steps or at the end of an epoch.
+        batch.dynamic_sampling_rounds more rounds (DAPO's dynamic sampling, arXiv 2503.14476, bounded). If that is not
+        enough, groups without signal fill the step. Groups begun in one round continue in the next. A step never has a
+        prompt twice, also not with groups of earlier steps or at the end of an epoch.
         """
         batch, replicas = self._config.batch, self._sampler.engine.num_replicas
         sampled: list[Group] = []
         first, self._work = 0, Work()
         in_step = {each.prompt for each in self._begun}
-        for _ in range(1 + batch.refill_rounds):
+        for _ in range(1 + batch.dynamic_sampling_rounds):
             missing = batch.prompts_per_step - sum(groups_with_signal(sampled, self._config.algorithm))
             if missing <= 0:
                 break
             wanted = -(-missing // replicas) * replicas
-            self._begin(step, wanted + batch.spare_prompts - len(self._begun), in_step)
+            self._begin(step, wanted + batch.oversampled_prompts - len(self._begun), in_step)
             asked = len(self._begun)
             sampled += self._sample(step, first=first, wanted=wanted)
             first += asked
         groups = with_signal_first(sampled, batch.prompts_per_step, self._config.algorithm)
         self._check_versions(groups, step)
         scalars = self._scalars(step, groups)
-        if not batch.carries:
+        if not batch.partial_rollouts:
             self._begun = []
         return Rollout(sampled=sampled, groups=groups, scalars=scalars)
 
@@ -129,20 +129,20 @@ class GroupScheduler:
                 [OpenGroup(prompt=self._prompts[each.prompt], completions=each.completions) for each in begun],
                 Sampling(temperature=settings.temperature, max_completion_tokens=settings.max_completion_tokens),
                 seed=lambda i, j: sampling_seed(self._config.run.seed, step, first + i, j),
-                wanted=wanted if batch.spare_prompts else None,
-                awaited=sum(each.step < step and step - each.step >= batch.max_carried_steps for each in begun),
+                wanted=wanted if batch.oversampled_prompts else None,
+                awaited=sum(each.step < step and step - each.step >= batch.partial_rollout_steps for each in begun),
             )
         with self._monitor.phase("verify"):
             groups = self._sampler.judge(sampled)
         self._work += sampled.work
-        rest = self._sampler.rest(sampled) if batch.spare_prompts else {}
+        rest = self._sampler.rest(sampled) if batch.oversampled_prompts else {}
         self._begun = [replace(begun[i], completions=completions) for i, completions in rest.items()]
         return groups
 
     def _check_versions(self, groups: Sequence[Group], step: int) -> None:
         """Check that all tokens come from the current weights, or from those of steps whose groups may be carried."""
         batch, present = self._config.batch, step - 1
-        oldest = max(0, present - batch.max_carried_steps) if batch.carries else present
+        oldest = max(0, present - batch.partial_rollout_steps) if batch.partial_rollouts else present
         known = list(range(oldest, present + 1))
         assert {group.weight_version for group in groups} == {present}, "groups of another step"
         for completion in (c for group in groups for c in group.completions):
@@ -158,12 +158,12 @@ class GroupScheduler:
             "rollout/decode_steps": self._work.steps,
             "rollout/prefix_cached": self._work.cached_tokens / max(1, self._work.prompt_tokens),
         }
-        if not batch.spare_prompts:
+        if not batch.oversampled_prompts:
             return scalars
-        left = "carried" if batch.carries else "dropped"
+        left = "carried" if batch.partial_rollouts else "dropped"
         scalars[f"rollout/{left}_groups"] = len(self._begun)
         scalars[f"rollout/{left}_tokens"] = sum(each.num_tokens for each in self._begun)
-        if batch.carries:
+        if batch.partial_rollouts:
             spans = [span for group in groups for completion in group.completions for span in completion.spans]
             ages = [(step - 1 - (span.weight_version or 0), span.num_tokens) for span in spans]
             stale = sum(tokens for age, tokens in ages if age)

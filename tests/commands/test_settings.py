@@ -55,17 +55,17 @@ def on_terminal(*arguments: str, columns: int) -> list[str]:
 
 
 def test_one_setting_without_a_terminal() -> None:
-    assert piped("batch.max_carried_steps") == (
+    assert piped("batch.partial_rollout_steps") == (
         0,
         "[batch] Set batch sizes, dynamic sampling, over-sampling and partial rollouts.\n"
         "This section is required.\n"
         "\n"
-        "batch.max_carried_steps\n"
+        "batch.partial_rollout_steps\n"
         "    whole number; unit: steps; 0 to 1,000,000,000; default 1\n"
         "    Carry unfinished groups into at most this many later steps, with the tokens\n"
         "    that they have, and then wait for them. 0: drop them, so that training sees\n"
         "    long completions less often.\n"
-        "    Needs: batch.spare_prompts above 0.\n"
+        "    Needs: batch.oversampled_prompts above 0.\n"
         "    Also called: partial rollouts, staleness.\n"
         "\n",
         "",

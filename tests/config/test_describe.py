@@ -93,7 +93,7 @@ def test_a_setting_with_every_kind_of_note() -> None:
         "algorithm.phi_max",
         "Also called": "reward-aware reference reweighting (RAPO)",
     }
-    assert SETTINGS["batch.max_carried_steps"].remarks["Needs"] == "batch.spare_prompts above 0"
+    assert SETTINGS["batch.partial_rollout_steps"].remarks["Needs"] == "batch.oversampled_prompts above 0"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -157,10 +157,10 @@ def test_values_outside_of_the_limits_are_refused(load, name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "name"),
     [
-        ("dynamic sampling", "batch.refill_rounds"),
-        ("partial rollouts", "batch.spare_prompts"),
-        ("partial rollouts", "batch.max_carried_steps"),
-        ("over-sampling", "batch.spare_prompts"),
+        ("dynamic sampling", "batch.dynamic_sampling_rounds"),
+        ("partial rollouts", "batch.oversampled_prompts"),
+        ("partial rollouts", "batch.partial_rollout_steps"),
+        ("over-sampling", "batch.oversampled_prompts"),
         ("clip-higher", "algorithm.clip_high"),
         ("overlong filtering", "algorithm.overlong"),
         ("truncated importance sampling", "algorithm.importance_cap"),

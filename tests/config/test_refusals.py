@@ -120,14 +120,14 @@ REFUSALS = [
         "differ in size; set it to a multiple of 3.",
     ),
     (
-        ["batch.max_carried_steps=2"],
-        "batch.max_carried_steps=2: does nothing with batch.spare_prompts=0, where a rollout waits for all; set one of "
-        "the two otherwise.",
+        ["batch.partial_rollout_steps=2"],
+        "batch.partial_rollout_steps=2: does nothing with batch.oversampled_prompts=0, where a rollout waits for all "
+        "groups; change one of the two.",
     ),
     (
-        ["batch.spare_prompts=9"],
-        "batch.spare_prompts=9: so many groups may be carried on, and a step takes no more than "
-        "batch.prompts_per_step=8 of them; set at most that, or max_carried_steps=0.",
+        ["batch.oversampled_prompts=9"],
+        "batch.oversampled_prompts=9: a step takes at most batch.prompts_per_step=8 groups that were carried on; set at "
+        "most that, or partial_rollout_steps=0.",
     ),
     (
         ["batch.old_logprobs_from_training=true", "batch.optimizer_steps_per_rollout=2"],
@@ -429,7 +429,10 @@ def test_fp8_settings_that_go_together(load):
             "algorithm.overlong=drop",
             "algorithm.overlong='drop': input should be 'keep', 'mask' or 'mask_keep_baseline'; change the value.",
         ),
-        ("batch.refill_rounds=-1", "batch.refill_rounds=-1: input should be greater than or equal to 0; change the"),
+        (
+            "batch.dynamic_sampling_rounds=-1",
+            "batch.dynamic_sampling_rounds=-1: input should be greater than or equal to 0; change the",
+        ),
         ("model.path=123", "model.path=123: not a string; write it in quotes."),
         ("data.answer_field=7", "data.answer_field=7: not a string; write it in quotes."),
     ],

@@ -40,10 +40,10 @@ from tests.settings import EVALUATION, refusal
             "set a multiple of 3.",
         ),
         (
-            ["batch.spare_prompts=3"],
+            ["batch.oversampled_prompts=3"],
             2,
-            "batch.spare_prompts=3: not divisible by the 2 engines (2 processes / rollout.tensor=1); set a multiple "
-            "of 2.",
+            "batch.oversampled_prompts=3: not divisible by the 2 engines (2 processes / rollout.tensor=1); set a "
+            "multiple of 2.",
         ),
         (
             ["batch.prompts_per_step=4", "batch.completions_per_prompt=3", "batch.optimizer_steps_per_rollout=4"],

@@ -62,10 +62,14 @@ def prompts_of(count):
     return [Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(i,)) for i in range(count)]
 
 
-def roll_out(load, signals, *, refill_rounds, num_engines=1, overlong="keep"):
+def roll_out(load, signals, *, dynamic_sampling_rounds, num_engines=1, overlong="keep"):
     """Return a step's rollout of four groups of three, its sampler, and the state of the data order."""
     config = load(
-        *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", f"batch.refill_rounds={refill_rounds}"),
+        *(
+            "batch.prompts_per_step=4",
+            "batch.completions_per_prompt=3",
+            f"batch.dynamic_sampling_rounds={dynamic_sampling_rounds}",
+        ),
         *(f"run.seed={RUN_SEED}", f"algorithm.overlong={overlong}"),
     )
     sampler = Sampler(num_engines, signals)
@@ -77,7 +81,7 @@ def roll_out(load, signals, *, refill_rounds, num_engines=1, overlong="keep"):
 
 
 @pytest.mark.parametrize(
-    ("refill_rounds", "num_engines", "rounds", "chosen"),
+    ("dynamic_sampling_rounds", "num_engines", "rounds", "chosen"),
     [
         (0, 1, ["S..S"], [0, 1, 2, 3]),  # as they were sampled
         (0, 2, ["...."], [0, 1, 2, 3]),
@@ -92,9 +96,11 @@ def roll_out(load, signals, *, refill_rounds, num_engines=1, overlong="keep"):
         (2, 4, ["S.S.", "...S", "S..."], [0, 2, 7, 8]),
     ],
 )
-def test_groups_without_signal_are_replaced(load, refill_rounds, num_engines, rounds, chosen):
+def test_groups_without_signal_are_replaced(load, dynamic_sampling_rounds, num_engines, rounds, chosen):
     signals = "".join(rounds)
-    rollout, sampler, order = roll_out(load, signals, refill_rounds=refill_rounds, num_engines=num_engines)
+    rollout, sampler, order = roll_out(
+        load, signals, dynamic_sampling_rounds=dynamic_sampling_rounds, num_engines=num_engines
+    )
     drawn = [str(i) for i in EpochOrder(100, RUN_SEED).take(len(signals))]
     assert [len(asked) for asked in sampler.rounds] == [len(each) for each in rounds]
     assert [i for asked in sampler.rounds for i in asked] == drawn  # the next problems, each once
@@ -117,7 +123,7 @@ def test_groups_without_signal_are_replaced(load, refill_rounds, num_engines, ro
     ],
 )
 def test_rounding_and_masked_completions_are_no_signal(load, overlong, rounds, chosen):
-    rollout, sampler, _ = roll_out(load, "".join(rounds), refill_rounds=1, overlong=overlong)
+    rollout, sampler, _ = roll_out(load, "".join(rounds), dynamic_sampling_rounds=1, overlong=overlong)
     assert [len(asked) for asked in sampler.rounds] == [len(each) for each in rounds]
     drawn = [str(i) for i in EpochOrder(100, RUN_SEED).take(6)]
     assert [group.prompt.problem.id for group in rollout.groups] == [drawn[int(i)] for i in chosen]
@@ -126,7 +132,12 @@ def test_rounding_and_masked_completions_are_no_signal(load, overlong, rounds, c
 def test_rounds_across_the_end_of_an_epoch_have_no_problem_twice(load):
     """There are twelve problems. A step with three rounds draws eleven."""
     config = load(
-        *("batch.prompts_per_step=4", "batch.completions_per_prompt=3", "batch.refill_rounds=2", f"run.seed={RUN_SEED}")
+        *(
+            "batch.prompts_per_step=4",
+            "batch.completions_per_prompt=3",
+            "batch.dynamic_sampling_rounds=2",
+            f"run.seed={RUN_SEED}",
+        )
     )
     sampler = Sampler(1, "SSSS" + 4 * "....S.....S")
     rollouts = GroupScheduler(config, sampler=sampler, monitor=Monitor(), prompts=prompts_of(12))

@@ -60,11 +60,15 @@ def ages(group, step):
 
 
 @pytest.mark.parametrize("carried_steps", [1, 2, 3])
-@pytest.mark.parametrize("refill_rounds", [0, 2])
-def test_what_is_carried_is_trained_on_once_and_in_time(load, carried_steps, refill_rounds) -> None:
+@pytest.mark.parametrize("dynamic_sampling_rounds", [0, 2])
+def test_what_is_carried_is_trained_on_once_and_in_time(load, carried_steps, dynamic_sampling_rounds) -> None:
     rollouts, sampler = begin(
         load,
-        *("batch.spare_prompts=3", f"batch.max_carried_steps={carried_steps}", f"batch.refill_rounds={refill_rounds}"),
+        *(
+            "batch.oversampled_prompts=3",
+            f"batch.partial_rollout_steps={carried_steps}",
+            f"batch.dynamic_sampling_rounds={dynamic_sampling_rounds}",
+        ),
     )
     whole, oldest = [], 0
     for step in range(1, 31):
@@ -83,13 +87,13 @@ def test_what_is_carried_is_trained_on_once_and_in_time(load, carried_steps, ref
 
 
 @pytest.mark.parametrize("carried_steps", [0, 1, 2, 3])
-@pytest.mark.parametrize("refill_rounds", [0, 2])
-def test_no_problem_is_in_a_step_twice(load, carried_steps, refill_rounds) -> None:
+@pytest.mark.parametrize("dynamic_sampling_rounds", [0, 2])
+def test_no_problem_is_in_a_step_twice(load, carried_steps, dynamic_sampling_rounds) -> None:
     """With the minimum number of problems, every step crosses the end of an epoch and has groups of the step before."""
     spare = 3
-    settings = f"batch.spare_prompts={spare}", f"batch.refill_rounds={refill_rounds}"
-    prompts = PROMPTS[: 4 * (1 + refill_rounds) + spare]
-    rollouts, sampler = begin(load, *settings, f"batch.max_carried_steps={carried_steps}", prompts=prompts)
+    settings = f"batch.oversampled_prompts={spare}", f"batch.dynamic_sampling_rounds={dynamic_sampling_rounds}"
+    prompts = PROMPTS[: 4 * (1 + dynamic_sampling_rounds) + spare]
+    rollouts, sampler = begin(load, *settings, f"batch.partial_rollout_steps={carried_steps}", prompts=prompts)
     times = Counter()
     for step in range(1, 61):
         carried = {each["prompt"] for each in rollouts.state_dict()["begun"]}
@@ -106,7 +110,7 @@ def test_no_problem_is_in_a_step_twice(load, carried_steps, refill_rounds) -> No
 
 
 def test_what_is_dropped_is_not_seen_again(load) -> None:
-    rollouts, sampler = begin(load, "batch.spare_prompts=2", "batch.max_carried_steps=0")
+    rollouts, sampler = begin(load, "batch.oversampled_prompts=2", "batch.partial_rollout_steps=0")
     trained, tokens = [], []
     for step in range(1, 21):
         rollout = roll_out(rollouts, sampler, step)
@@ -123,7 +127,7 @@ def test_scalars_and_seeds_by_hand(load) -> None:
     """The first step takes four groups of six. The third and the sixth prompt are slow."""
     order = drawn(10)
     slow = {int(order[2]): 20, int(order[5]): 7}
-    rollouts, sampler = begin(load, "batch.spare_prompts=2", length=lambda prompt, _: slow.get(prompt, 2))
+    rollouts, sampler = begin(load, "batch.oversampled_prompts=2", length=lambda prompt, _: slow.get(prompt, 2))
     first = roll_out(rollouts, sampler, 1)
     assert ids(first.groups) == [order[i] for i in (0, 1, 3, 4)]
     assert first.scalars == {
@@ -156,7 +160,7 @@ def test_scalars_and_seeds_by_hand(load) -> None:
 
 @pytest.mark.parametrize("carried_steps", [0, 1, 2])
 def test_it_goes_on_from_its_state(load, carried_steps) -> None:
-    settings = "batch.spare_prompts=3", f"batch.max_carried_steps={carried_steps}"
+    settings = "batch.oversampled_prompts=3", f"batch.partial_rollout_steps={carried_steps}"
     rollouts, sampler = begin(load, *settings)
     for step in range(1, 6):
         roll_out(rollouts, sampler, step)
@@ -189,13 +193,13 @@ def plainly(group):
 
 def test_no_step_trains_on_tokens_of_unknown_weights(load) -> None:
     """The weights were never loaded, are of a later step, or are older than any carried group."""
-    rollouts, sampler = begin(load, "batch.spare_prompts=2")
+    rollouts, sampler = begin(load, "batch.oversampled_prompts=2")
     roll_out(rollouts, sampler, 1)
     for version in (None, 3, 0):
         sampler.engine.weight_version = version
         with pytest.raises(AssertionError, match="groups of another step"):
             rollouts.next(2)
-    rollouts, sampler = begin(load, "batch.spare_prompts=2")
+    rollouts, sampler = begin(load, "batch.oversampled_prompts=2")
     roll_out(rollouts, sampler, 1)
     with pytest.raises(AssertionError, match=r"sampled from weights \[0\], not from \[3, 4\]"):
         roll_out(rollouts, sampler, 5)
