@@ -126,8 +126,8 @@ REFUSALS = [
     ),
     (
         ["batch.oversampled_prompts=9"],
-        "batch.oversampled_prompts=9: a step takes at most batch.prompts_per_step=8 groups that were carried on; set at "
-        "most that, or partial_rollout_steps=0.",
+        "batch.oversampled_prompts=9: a step takes at most batch.prompts_per_step=8 groups that were carried on; set "
+        "at most that, or partial_rollout_steps=0.",
     ),
     (
         ["batch.old_logprobs_from_training=true", "batch.optimizer_steps_per_rollout=2"],
