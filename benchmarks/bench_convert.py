@@ -31,7 +31,9 @@ from torch import Tensor
 
 from benchmarks.environment import child_environment, conclude, environment, fields_of
 from benchmarks.models import write_model
-from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf
+from megatron_rapo.convert.model_tensors import Layout
+from megatron_rapo.convert.to_hf import megatron_to_hf
+from megatron_rapo.convert.to_megatron import hf_to_megatron
 from megatron_rapo.models import read_shape
 from megatron_rapo.models.parameter_map import hf_shapes
 from megatron_rapo.models.stored_weights import WEIGHTS

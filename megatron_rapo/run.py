@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import check_resumable, has_checkpoint, latest_checkpoint
+from megatron_rapo.checkpoints.folders import check_resumable, has_checkpoint, latest_checkpoint
 from megatron_rapo.checkpoints.inputs import InputReader, check_same_inputs
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.config import Config, ConfigError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rapo import cli, run
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.commands.train import REQUEUE_STATUS
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data.rows import DataError

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_rapo.checkpoints import latest_checkpoint
+from megatron_rapo.checkpoints.folders import latest_checkpoint
 from megatron_rapo.checkpoints.manifest import Manifest
 from tests.patience import HANG_S
 from tests.short_runs import ROOT, kill_tree, start

@@ -22,12 +22,15 @@ import torch
 from pydantic import BaseModel
 
 from megatron_rapo.algo.reweighting import phi_of
-from megatron_rapo.checkpoints import check_resumable, latest_checkpoint
+from megatron_rapo.checkpoints.folders import check_resumable, latest_checkpoint
 from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest
 from megatron_rapo.checkpoints.resume import check_same_model
 from megatron_rapo.config import Config
 from megatron_rapo.config.file import load_config
-from megatron_rapo.convert import Layout, hf_to_megatron, open_source, summarise
+from megatron_rapo.convert.inspect import summarise
+from megatron_rapo.convert.model_tensors import Layout
+from megatron_rapo.convert.source import open_source
+from megatron_rapo.convert.to_megatron import hf_to_megatron
 from megatron_rapo.data import build_prompts, load_problems, load_tokenizer, template_of
 from megatron_rapo.models import WeightReader, check_agreement, check_weights, read_shape
 from megatron_rapo.models.parameter_map import TORCH_NORMS, fill, hf_shapes, trainer_shards

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_rapo import run
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.commands import evaluate
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import DataError

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_rapo.convert import megatron_to_hf
+from megatron_rapo.convert.to_hf import megatron_to_hf
 from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.monitor import SCALARS, read_lines, read_rollouts
 from megatron_rapo.monitor.settings_history import changes, read_history

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from megatron_rapo.checkpoints import MODEL_FILES
+from megatron_rapo.checkpoints.folders import MODEL_FILES
 from megatron_rapo.checkpoints.manifest import digests, whole, write_manifest
 from megatron_rapo.checkpoints.tensors import (
     BACKEND,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megatron_rapo.checkpoints import SETTINGS
+from megatron_rapo.checkpoints.folders import SETTINGS
 from megatron_rapo.checkpoints.tensors import Chunk, Reader
 from megatron_rapo.convert.files import Progress, state_of
 from megatron_rapo.convert.megatron_folder import Rest, make_checkpoint

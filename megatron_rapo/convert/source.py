@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError
+from megatron_rapo.checkpoints.folders import MODEL_FILES, CheckpointError
 from megatron_rapo.checkpoints.tensors import METADATA, Reader
 from megatron_rapo.convert.files import ConversionError
 from megatron_rapo.convert.model_tensors import ModelTensor, model_tensors

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import xxhash
 
-from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError, latest_checkpoint
+from megatron_rapo.checkpoints.folders import MODEL_FILES, CheckpointError, latest_checkpoint
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole
 from megatron_rapo.checkpoints.tensors import METADATA
 from megatron_rapo.config import ConfigError
-from megatron_rapo.convert import megatron_to_hf
 from megatron_rapo.convert.files import ConversionError
+from megatron_rapo.convert.to_hf import megatron_to_hf
 from megatron_rapo.runtime.atomic_write import explained, write_text_atomically
 from megatron_rapo.runtime.run_folder import STEP_PREFIX, RunFolder
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.checkpoints.restricted import COMMON, read_common
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy

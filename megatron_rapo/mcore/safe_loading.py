@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
-from megatron_rapo.checkpoints import CheckpointError, fp8_state
+from megatron_rapo.checkpoints import fp8_state
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.checkpoints.restricted import (
     COMMON,
     METADATA,

@@ -16,7 +16,15 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
-from megatron_rapo.checkpoints import BY_TIME, INPUTS, MODEL_FILES, CheckpointError, point_to, prune, save_settings
+from megatron_rapo.checkpoints.folders import (
+    BY_TIME,
+    INPUTS,
+    MODEL_FILES,
+    CheckpointError,
+    point_to,
+    prune,
+    save_settings,
+)
 from megatron_rapo.checkpoints.inputs import Inputs
 from megatron_rapo.checkpoints.manifest import Range, whole, write_manifest
 from megatron_rapo.mcore import checkpoint_writer

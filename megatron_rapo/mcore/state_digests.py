@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.mcore import torch_adam
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.models import ModelShape

@@ -9,7 +9,7 @@ import tempfile
 import psutil
 import torch
 
-from megatron_rapo.checkpoints import has_checkpoint
+from megatron_rapo.checkpoints.folders import has_checkpoint
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.config.precision import LEAST_CAPABILITY
 from megatron_rapo.models import ModelShape

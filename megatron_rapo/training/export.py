@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.models import save_folder
 from megatron_rapo.models.parameter_map import hf_shapes

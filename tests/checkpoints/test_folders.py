@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rapo.checkpoints import (
+from megatron_rapo.checkpoints.folders import (
     BY_TIME,
     INPUTS,
     CheckpointError,
@@ -15,10 +15,10 @@ from megatron_rapo.checkpoints import (
     has_checkpoint,
     latest_checkpoint,
     point_to,
+    problem_of_pointer,
     prune,
     save_settings,
 )
-from megatron_rapo.checkpoints.folders import problem_of_pointer
 from megatron_rapo.config import Config
 from megatron_rapo.runtime.run_folder import step_name
 from tests.runs import tiny_config

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import INPUTS, CheckpointError
+from megatron_rapo.checkpoints.folders import INPUTS, CheckpointError
 from megatron_rapo.checkpoints.inputs import InputReader, Inputs, check_same_inputs, problem_digests
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data import load_problems

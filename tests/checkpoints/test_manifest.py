@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.checkpoints.manifest import BLOCK_BYTES, MANIFEST, Manifest, digests, whole, write_manifest
 
 CONTENT = bytes(range(256)) * 4

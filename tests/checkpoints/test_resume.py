@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import MODEL_FILES, CheckpointError, latest_checkpoint, point_to
+from megatron_rapo.checkpoints.folders import MODEL_FILES, CheckpointError, latest_checkpoint, point_to
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.models import read_shape

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.checkpoints.manifest import MANIFEST, digests, whole, write_manifest
 from megatron_rapo.checkpoints.tensors import (
     BACKEND,

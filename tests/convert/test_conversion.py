@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_rapo.checkpoints.tensors import Reader
-from megatron_rapo.convert import Layout, hf_to_megatron, megatron_to_hf, reshard_megatron
+from megatron_rapo.convert.model_tensors import Layout
+from megatron_rapo.convert.reshard import reshard_megatron
+from megatron_rapo.convert.to_hf import megatron_to_hf
+from megatron_rapo.convert.to_megatron import hf_to_megatron
 from tests.launch import run_distributed
 from tests.tiny_models import load_reference, save_tiny_model
 

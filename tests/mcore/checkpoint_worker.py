@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rapo import convert
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.config import Config
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import load_checkpoint

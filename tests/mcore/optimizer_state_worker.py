@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from megatron_rapo.checkpoints import CheckpointError
+from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.config import Config
 from megatron_rapo.mcore import bucket_padding, saver, torch_adam
 from megatron_rapo.mcore.checkpoint import load_checkpoint
