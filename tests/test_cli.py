@@ -281,8 +281,8 @@ def test_compare_reads_files_and_nothing_else(tmp_path):
 def test_compare_without_a_file(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/none.json: no such file; give a .json file of scores that `evaluate --output` wrote beside "
-        "its samples.\n"
+        f"error: {tmp_path}/none.json: cannot be read (No such file or directory); name a .json file of scores that "
+        "`evaluate --output` wrote beside its samples.\n"
     )
 
 
