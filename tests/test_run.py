@@ -11,9 +11,9 @@ import pytest
 
 from megatron_rapo import run
 from megatron_rapo.checkpoints.folders import CheckpointError
-from megatron_rapo.commands import evaluate
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import DataError
+from megatron_rapo.evaluation import evaluate
 from megatron_rapo.evaluation.samples import ProblemSamples, Sample, SamplesError, SamplesFile
 from megatron_rapo.evaluation.scores import Scores
 from megatron_rapo.models import read_shape
