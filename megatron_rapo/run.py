@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from megatron_rapo.checkpoints.folders import check_resumable, has_checkpoint, latest_checkpoint
-from megatron_rapo.checkpoints.inputs import InputReader, check_same_inputs
+from megatron_rapo.checkpoints.input_digests import InputReader, check_same_inputs
 from megatron_rapo.checkpoints.resume import check_same_model, sound_checkpoint
 from megatron_rapo.config import Config, ConfigError
 from megatron_rapo.data import (
@@ -43,7 +43,7 @@ from megatron_rapo.runtime.distributed import init_process_group
 from megatron_rapo.runtime.rank import rank, world_size
 from megatron_rapo.runtime.run_folder import RunFolder, step_of
 from megatron_rapo.runtime.signals import Signals, end_interrupted
-from megatron_rapo.scoring.registries import check_algorithm
+from megatron_rapo.scoring.objective_registry import check_algorithm
 from megatron_rapo.training.claim_folder import check_room, claim, usable
 from megatron_rapo.training.instruments import Instruments
 from megatron_rapo.verifier import VerifierPool

@@ -63,7 +63,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_built(tmp_path: Path)
         settings = ("--set", f"run.folder={disk.path / 'run'}", "--set", "parallel.tensor=1")
         process = start(tmp_path, *settings, prefix=disk.enter, nproc=1)
         output, _ = process.communicate(timeout=HANG_S)
-    assert f"error: run.folder={disk.path}/run: its disk has 0.01 GB free, and two checkpoints of" in output
+    assert f"error: run.folder={disk.path}/run: its disk has 0.01 GB free, but two checkpoints of" in output
     assert "this model take 0.02 GB, its export as a Hugging Face folder 0.00; make room, or name a folder on" in output
     assert "starting Megatron" not in output
 

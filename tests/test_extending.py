@@ -10,7 +10,7 @@ from megatron_rapo.audit.measure import audit
 from megatron_rapo.data import render, template_of
 from megatron_rapo.monitor import Recorder, check_writers
 from megatron_rapo.scoring.objective import reference_exponents, to_sequences
-from megatron_rapo.scoring.registries import check_algorithm, divergence_of
+from megatron_rapo.scoring.objective_registry import check_algorithm, divergence_of
 from tests.scoring.test_objective import GROUPS
 from tests.settings import MINIMAL
 

@@ -58,14 +58,16 @@ RULES = {
     "rollout/ does not know mcore/": Rule(inside=("rollout",), forbidden=(f"{PACKAGE}.mcore", "megatron"), deep=True),
     "scoring/ needs neither framework": Rule(inside=("scoring",), forbidden=("megatron", "vllm"), deep=True),
     "algo/ is pure": Rule(
-        inside=("algo",), forbidden=(PACKAGE, "torch.distributed"), allowed=(f"{PACKAGE}.algo", f"{PACKAGE}.choices")
+        inside=("algo",),
+        forbidden=(PACKAGE, "torch.distributed"),
+        allowed=(f"{PACKAGE}.algo", f"{PACKAGE}.open_choices"),
     ),
     "only run imports trainer": Rule(outside=("run",), forbidden=(f"{PACKAGE}.training.trainer",)),
 }
 
 
 FLOORS = (
-    ("errors", "types", "choices", "algo"),
+    ("errors", "types", "open_choices", "fp8_recipes", "algo"),
     ("config",),
     ("runtime", "scoring", "verifier"),
     ("models", "monitor", "data", "rewards"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megatron_rapo.config import Config
-from megatron_rapo.config.precision import LEAST_CAPABILITY
+from megatron_rapo.fp8_recipes import FP8_RECIPES
 from megatron_rapo.preflight.checks import check_machine
 from megatron_rapo.types import TrainingSequence
 
@@ -24,7 +24,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
             "model": {"layers": TRANSFORMER_ENGINE},
             "precision": {"fp8": "hybrid", "fp8_recipe": recipe},
         }
-        for recipe in LEAST_CAPABILITY
+        for recipe in FP8_RECIPES
     },
 }
 """Ways to train in bfloat16, by name: sections of a configuration."""
@@ -35,7 +35,7 @@ def precisions() -> list[str]:
     if not torch.cuda.is_available():
         return [TORCH]
     capability = torch.cuda.get_device_capability()
-    fp8 = [f"fp8 {recipe}" for recipe, least in LEAST_CAPABILITY.items() if capability >= least]
+    fp8 = [f"fp8 {name}" for name, recipe in FP8_RECIPES.items() if capability >= recipe.capability]
     return [TORCH, TRANSFORMER_ENGINE, *fp8]
 
 

@@ -27,18 +27,18 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     with only_by_returning():
         results = _audits(options)
-    from megatron_rapo.audit import report
+    from megatron_rapo.audit import tables
 
     if options.json:
-        print(report.to_json(results))
+        print(tables.to_json(results))
     elif options.markdown:
-        print(report.markdown(results))
+        print(tables.markdown(results))
     elif options.all:
-        report.show_all(results)
+        tables.show_all(results)
     else:
-        report.show(results[0])
+        tables.show(results[0])
     if options.plot:
-        report.plot(results, options.plot)
+        tables.plot(results, options.plot)
     return AGREES if all(result.agrees for result in results) else DISAGREES
 
 

@@ -37,13 +37,13 @@ from megatron_rapo.commands.arguments import (
     sub_command,
     whole_number,
 )
-from megatron_rapo.convert.compare import compare
 from megatron_rapo.convert.inspect import summarise, total_bytes
 from megatron_rapo.convert.model_tensors import Layout
 from megatron_rapo.convert.reshard import reshard_megatron, tensor_bytes
 from megatron_rapo.convert.source import ModelSource, open_source
 from megatron_rapo.convert.to_hf import megatron_to_hf
 from megatron_rapo.convert.to_megatron import hf_to_megatron
+from megatron_rapo.convert.verify import compare
 from megatron_rapo.errors import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_rapo.commands.arguments import command_parser
-from megatron_rapo.config.precision import LEAST_CAPABILITY
+from megatron_rapo.fp8_recipes import FP8_RECIPES
 
 HEALTHY, SICK = 0, 1  # exit status
 GIB = 2**30
@@ -171,7 +171,7 @@ def _of_gpus(here: Facts) -> Iterator[Finding]:
         yield Finding("GPU", "none", "note", "runs on the processor, with gloo and torch's layers")
         return
     for number, gpu in enumerate(here.gpus):
-        kinds = [kind for kind, recipe in FP8_KINDS.items() if gpu.capability >= LEAST_CAPABILITY[recipe]]
+        kinds = [kind for kind, recipe in FP8_KINDS.items() if gpu.capability >= FP8_RECIPES[recipe].capability]
         can = f"can {', '.join(kinds)}" if kinds else "has no FP8"
         yield Finding(f"GPU {number}", f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB", "good", can)
     yield Finding("NCCL", here.nccl or "missing", "good" if here.nccl else "problem")

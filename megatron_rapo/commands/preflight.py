@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _preflight(config: Config, options: argparse.Namespace) -> int:
     from megatron_rapo.models import read_shape
-    from megatron_rapo.preflight import report
+    from megatron_rapo.preflight import tables
     from megatron_rapo.preflight.fit import Machine, estimate, fits, remedies, suggestions
     from megatron_rapo.preflight.seconds import HARDWARE
 
@@ -83,9 +83,9 @@ def _preflight(config: Config, options: argparse.Namespace) -> int:
     advice = [] if fitting else remedies(model, config, machine)
     layouts = suggestions(model, config, machine, tokens) if options.suggest else None
     if options.json:
-        print(report.to_json(found, machine, fitting=fitting, remedies=advice, suggestions=layouts))
+        print(tables.to_json(found, machine, fitting=fitting, remedies=advice, suggestions=layouts))
     else:
-        report.show(model, found, machine, fitting=fitting, remedies=advice, suggestions=layouts)
+        tables.show(model, found, machine, fitting=fitting, remedies=advice, suggestions=layouts)
     if options.dry_run:
         _dry_run(config, model, options.gpus)
     return FITS if fitting else DOES_NOT_FIT

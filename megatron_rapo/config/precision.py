@@ -1,4 +1,4 @@
-"""The [precision] section: number formats, FP8 recipes."""
+"""The [precision] section: number formats, and the choice of an FP8 recipe (fp8_recipes.py)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from megatron_rapo.config.section import MAX_SIZE, MAX_VALUE, Section
-
-LEAST_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
-"""Compute capability that a GPU needs for each FP8 recipe: Ada, Ada, Hopper, Blackwell."""
-
+from megatron_rapo.fp8_recipes import FP8_RECIPES, Fp8RecipeName
 
 _LEFT_OUT = ("bf16_layers_at_start", "bf16_layers_at_end")
 
@@ -33,7 +30,7 @@ class PrecisionConfig(Section):
     Needs: precision.dtype=bfloat16, Transformer Engine, and a GPU that supports precision.fp8_recipe.
     Excludes: memory.reference_on_device; model.layers=torch.
     """
-    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
+    fp8_recipe: Fp8RecipeName = "tensorwise"
     """Choose where FP8's scales come from. delayed: the largest magnitudes of earlier steps. tensorwise: those of the
     tensor itself. blockwise and mxfp8: those of its blocks.
 
@@ -85,10 +82,10 @@ class PrecisionConfig(Section):
                     f"precision.{name}={_written(value)}: does nothing with precision.fp8=none; set fp8=hybrid, or "
                     "leave it out."
                 )
-            if self.fp8_recipe == "delayed" and name in _LEFT_OUT and value:
+            if name in _LEFT_OUT and value and not FP8_RECIPES[self.fp8_recipe].can_leave_layers_out:
                 raise ValueError(
-                    f"precision.{name}={value}: delayed scaling cannot leave layers out (its magnitudes are reduced "
-                    "over all of them at once); set another precision.fp8_recipe, or leave it out."
+                    f"precision.{name}={value}: {self.fp8_recipe} scaling cannot leave layers out (its magnitudes "
+                    "are reduced over all of them at once); set another precision.fp8_recipe, or leave it out."
                 )
         return self
 

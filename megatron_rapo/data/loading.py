@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from megatron_rapo.data.node_file import node_file
+from megatron_rapo.data.node_shared_file import node_file
 from megatron_rapo.data.problems import read_problems
 from megatron_rapo.data.prompt_table import PromptTable, write_table
 from megatron_rapo.data.prompts import PromptSet, build_prompts, prompt_set, tokenised_pieces

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import xxhash
 
-from megatron_rapo.data.node_file import NodeFile
+from megatron_rapo.data.node_shared_file import NodeFile
 from megatron_rapo.types import Problem, Prompt
 
 ROWS = 8192  # rows of each piece except the last

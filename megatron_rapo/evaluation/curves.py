@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_rapo.evaluation.comparison import Evaluated
 from megatron_rapo.evaluation.estimators import problems_pass_at_k
-from megatron_rapo.runtime.figures import new_figure
+from megatron_rapo.runtime.plotting import new_figure
 
 
 def curve_k(samples_per_problem: int) -> list[int]:

@@ -19,10 +19,10 @@ from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.config import Config, ParallelConfig
 from megatron_rapo.mcore import fused
-from megatron_rapo.mcore.fp8_recipe import fp8_settings
+from megatron_rapo.mcore.fp8_settings import fp8_settings
 from megatron_rapo.mcore.layers import ACTIVATIONS, block_spec
+from megatron_rapo.mcore.nvtx_ranges import Ranges
 from megatron_rapo.mcore.parallel import Parallel
-from megatron_rapo.mcore.ranges import Ranges
 from megatron_rapo.mcore.torch_layers.attention import SequencesForTorch, sequences_for_transformer_engine
 from megatron_rapo.models import ModelShape, WeightReader
 from megatron_rapo.models.parameter_map import (

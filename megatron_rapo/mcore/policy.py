@@ -23,7 +23,7 @@ from megatron_rapo.mcore.forward_backward import (
     Trained,
     sequence_mean,
 )
-from megatron_rapo.mcore.fp8_recipe import fp8_token_multiple, without_fp8
+from megatron_rapo.mcore.fp8_settings import fp8_token_multiple, without_fp8
 from megatron_rapo.mcore.model import (
     attention_sequences,
     build_chunks,
@@ -37,12 +37,12 @@ from megatron_rapo.mcore.offload import TrainingState
 from megatron_rapo.mcore.optimizer import build_optimizer, wrap
 from megatron_rapo.mcore.parallel import Parallel
 from megatron_rapo.mcore.reference import Reference
-from megatron_rapo.mcore.tokens import Place, TokenLogProbs, token_log_probs
+from megatron_rapo.mcore.token_logprobs import Place, TokenLogProbs, token_log_probs
 from megatron_rapo.models import ModelShape
 from megatron_rapo.reshard.gather import ShardedWeights
 from megatron_rapo.runtime.devices import Backend
+from megatron_rapo.scoring.objective_registry import divergence_of
 from megatron_rapo.scoring.packing import PackedBatch, assign, families, pack, packed_length, split_context
-from megatron_rapo.scoring.registries import divergence_of
 from megatron_rapo.types import TrainingSequence
 
 

@@ -11,7 +11,7 @@ import torch
 
 from megatron_rapo.checkpoints.folders import has_checkpoint
 from megatron_rapo.config import Config, ConfigError
-from megatron_rapo.config.precision import LEAST_CAPABILITY
+from megatron_rapo.fp8_recipes import FP8_RECIPES
 from megatron_rapo.models import ModelShape
 from megatron_rapo.models.parameter_map import ENGINE_VOCABULARY_MULTIPLE, hf_shapes, padded_vocab_size, unsplittable
 from megatron_rapo.preflight.memory import OPTIMIZER_BYTES, kv_token_bytes
@@ -177,7 +177,7 @@ def _check_layers(config: Config) -> None:
 
 
 def _check_capability(setting: str, recipe: str, fix: str) -> None:
-    least, found = LEAST_CAPABILITY[recipe], torch.cuda.get_device_capability()
+    least, found = FP8_RECIPES[recipe].capability, torch.cuda.get_device_capability()
     if found < least:
         raise ConfigError(
             f"{setting}: needs a GPU of compute capability {least[0]}.{least[1]}, but this one has "

@@ -22,8 +22,8 @@ from megatron_rapo.models.parameter_map import (
     trainer_shards,
 )
 from megatron_rapo.runtime.devices import itemsize
+from megatron_rapo.scoring.objective_registry import divergence_of
 from megatron_rapo.scoring.output_head import CHUNK_BYTES
-from megatron_rapo.scoring.registries import divergence_of
 
 GRADIENT_BYTES = 4  # per parameter: Megatron's buffers are float32
 OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}

@@ -11,7 +11,7 @@ from megatron_rapo.preflight.batch import Batch
 from megatron_rapo.preflight.memory import GRADIENT_BYTES, engine_bytes, engine_numel, kv_token_bytes, parameters
 from megatron_rapo.reshard.plan import Layouts, plan
 from megatron_rapo.runtime.devices import itemsize
-from megatron_rapo.scoring.registries import divergence_of
+from megatron_rapo.scoring.objective_registry import divergence_of
 
 
 @dataclass(frozen=True)

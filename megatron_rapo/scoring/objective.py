@@ -14,9 +14,9 @@ from torch import Tensor
 
 from megatron_rapo.algo import LossInputs, LossSettings, LossSums, group_advantages, have_signal, phi_of, rapo_loss
 from megatron_rapo.config import AlgorithmConfig, Config, RewardConfig
+from megatron_rapo.scoring.objective_registry import advantage_of, divergence_of, phi_shape_of
 from megatron_rapo.scoring.output_head import TokenScores
 from megatron_rapo.scoring.packing import PackedBatch
-from megatron_rapo.scoring.registries import advantage_of, divergence_of, phi_shape_of
 from megatron_rapo.types import Group, TrainingSequence
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from megatron_rapo.config import MonitorConfig
-from megatron_rapo.mcore.tokens import Place, TokenLogProbs
+from megatron_rapo.mcore.token_logprobs import Place, TokenLogProbs
 from megatron_rapo.monitor import RecordedCompletion, text_pieces
 from megatron_rapo.runtime.interval import is_due
 from megatron_rapo.types import Group, TrainingSequence

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from megatron_rapo.checkpoints.inputs import Inputs
+from megatron_rapo.checkpoints.input_digests import Inputs
 from megatron_rapo.checkpoints.schedule import Due, SaveSchedule
 from megatron_rapo.config import Config
 from megatron_rapo.evaluation.held_out import HeldOut
 from megatron_rapo.evaluation.scores import ProblemScore
 from megatron_rapo.mcore.checkpoint import load_checkpoint
+from megatron_rapo.mcore.checkpoint_saver import Saver
 from megatron_rapo.mcore.forward_backward import LossFunction
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.monitor import RecordedCompletion, Sample
 from megatron_rapo.rewards.verdict_summary import SignalWatch, warnings
 from megatron_rapo.rollout.sampler import Sampler
@@ -31,6 +31,7 @@ from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.signals import Stopped
 from megatron_rapo.scoring.objective import groups_with_signal, loss_function, to_sequences
 from megatron_rapo.scoring.packing import PackedBatch
+from megatron_rapo.training.engine_parity import GapBudget
 from megatron_rapo.training.export import export
 from megatron_rapo.training.gradient_share import BY_REWARD, WHOLE, GradientShareSchedule
 from megatron_rapo.training.group_scheduler import GroupScheduler
@@ -42,7 +43,6 @@ from megatron_rapo.training.metrics import (
     rollout_scalars,
     training_scalars,
 )
-from megatron_rapo.training.parity import GapBudget
 from megatron_rapo.training.rollout_log import choose, is_recorded, recorded
 from megatron_rapo.training.skipped_steps import SkippedSteps
 from megatron_rapo.training.summary import summarise

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_rapo.convert.compare import compare
 from megatron_rapo.convert.logits import SAMPLE_TEXT, compare_logits, logits
 from megatron_rapo.convert.model_tensors import Layout
 from megatron_rapo.convert.source import open_source
 from megatron_rapo.convert.to_hf import megatron_to_hf
 from megatron_rapo.convert.to_megatron import hf_to_megatron
+from megatron_rapo.convert.verify import compare
 from megatron_rapo.data import load_tokenizer
 
 LAYOUTS = {

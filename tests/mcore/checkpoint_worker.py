@@ -20,9 +20,9 @@ from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.config import Config
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import load_checkpoint
+from megatron_rapo.mcore.checkpoint_saver import Saver
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.mcore.saver import Saver
 from megatron_rapo.models import read_shape
 from megatron_rapo.runtime.distributed import init_process_group
 from megatron_rapo.scoring.objective import loss_function

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.config import Config
-from megatron_rapo.mcore import bucket_padding, saver, torch_adam
+from megatron_rapo.mcore import bucket_padding, checkpoint_saver, torch_adam
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.parallel import init_parallel
 from megatron_rapo.mcore.policy import Policy
@@ -31,7 +31,7 @@ from tests.mcore.saving import saved
 from tests.patience import COLLECTIVE_S
 
 recorded_rollout = functools.cache(runs.recorded_rollout)
-CONTENT = saver.content
+CONTENT = checkpoint_saver.content
 
 
 def main(folder: Path) -> None:
@@ -83,12 +83,12 @@ def unmended(folder: Path) -> dict[str, str]:
         root = folder / name
         with (
             mock.patch.object(bucket_padding, "_without_padding", lambda buffer: buffer.param_index_map),
-            mock.patch.object(saver, "content", content),
+            mock.patch.object(checkpoint_saver, "content", content),
         ):
             save(folder, TIED, "PP2", root)
         said[name] = refusal(folder, root)
     root = folder / "sound without digests"
-    with mock.patch.object(saver, "content", without_digests):
+    with mock.patch.object(checkpoint_saver, "content", without_digests):
         save(folder, TIED, "PP2", root)
     return said | {"sound, without digests": refusal(folder, root)}
 

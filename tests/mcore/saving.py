@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_rapo.mcore.checkpoint_saver import Saver
 from megatron_rapo.mcore.policy import Policy
-from megatron_rapo.mcore.saver import Saver
 
 
 def saved(root: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:

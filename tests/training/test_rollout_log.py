@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_rapo.config import MonitorConfig
-from megatron_rapo.mcore.tokens import TokenLogProbs
+from megatron_rapo.mcore.token_logprobs import TokenLogProbs
 from megatron_rapo.scoring.objective import to_sequences
 from megatron_rapo.training.metrics import histograms
 from megatron_rapo.training.rollout_log import choose, is_recorded, recorded

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_rapo.config import PrecisionConfig
-from megatron_rapo.mcore.fp8_recipe import fp8_settings, fp8_token_multiple, without_fp8
+from megatron_rapo.mcore.fp8_settings import fp8_settings, fp8_token_multiple, without_fp8
 
 
 def test_megatron_gets_nothing_without_fp8() -> None:

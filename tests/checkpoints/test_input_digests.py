@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from megatron_rapo.checkpoints.folders import INPUTS, CheckpointError
-from megatron_rapo.checkpoints.inputs import InputReader, Inputs, check_same_inputs, problem_digests
+from megatron_rapo.checkpoints.input_digests import InputReader, Inputs, check_same_inputs, problem_digests
 from megatron_rapo.config import ConfigError
 from megatron_rapo.data import load_problems
 from megatron_rapo.types import Problem

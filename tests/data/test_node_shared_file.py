@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rapo.data.node_file import END, node_file
+from megatron_rapo.data.node_shared_file import END, node_file
 from megatron_rapo.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, sys
-from megatron_rapo.data.node_file import END, node_file
+from megatron_rapo.data.node_shared_file import END, node_file
 def make(file):
     print("makes", flush=True)
     file.write(b"made by %d " % os.getpid())

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from megatron_rapo.errors import InputError
-from megatron_rapo.runtime.figures import new_figure
+from megatron_rapo.runtime.plotting import new_figure
 
 
 def refusal(path):

@@ -5,13 +5,13 @@ import uuid
 import pytest
 import torch
 
-from megatron_rapo import choices
+from megatron_rapo import open_choices
 from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, PHI_SHAPES
 from megatron_rapo.audit.measure import audit
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
 from megatron_rapo.runtime.user_code import UserCodeError
 from megatron_rapo.scoring.objective import loss_function, to_sequences
-from megatron_rapo.scoring.registries import advantage_of, check_algorithm, divergence_of, phi_shape_of
+from megatron_rapo.scoring.objective_registry import advantage_of, check_algorithm, divergence_of, phi_shape_of
 from tests.scoring.test_objective import GROUPS, RANGE, SETTINGS, scored_batch
 from tests.settings import refusal
 
@@ -50,7 +50,7 @@ wrong = Divergence(gradient="forward_kl", value="reverse_kl", estimate=k2, corre
 """
 
 
-@pytest.mark.parametrize("name", choices.DIVERGENCES)
+@pytest.mark.parametrize("name", open_choices.DIVERGENCES)
 def test_a_built_in_divergence(name):
     assert divergence_of(name) is DIVERGENCES[name]
     assert divergence_of(name).reference == (name != "none")
@@ -83,7 +83,7 @@ def test_the_audit_holds_a_divergence_to_its_claim(write):
     with pytest.raises(UserCodeError) as raised:
         audit(AlgorithmConfig(divergence=f"{path}:k2"), RewardConfig())
     assert str(raised.value) == (
-        f"algorithm.divergence='{path}:k2': claims no gradient, so there is nothing to hold it to; name a "
+        f"algorithm.divergence='{path}:k2': claims no gradient, so there is nothing to compare with; name a "
         "Divergence(gradient=..., value=..., estimate=...)."
     )
 
@@ -140,7 +140,7 @@ def test_a_divergence_that_cannot_be_called(write):
 # --- advantages ---
 
 
-@pytest.mark.parametrize("name", choices.ADVANTAGES)
+@pytest.mark.parametrize("name", open_choices.ADVANTAGES)
 def test_a_built_in_advantage(name):
     assert advantage_of(name) is ADVANTAGES[name]
 
@@ -180,7 +180,7 @@ def test_an_advantage_that_returns_what_it_must_not(write, returned, said):
 # --- shapes of phi ---
 
 
-@pytest.mark.parametrize("name", choices.PHI_SHAPES)
+@pytest.mark.parametrize("name", open_choices.PHI_SHAPES)
 def test_a_built_in_shape_of_phi(name):
     assert phi_shape_of(name) is PHI_SHAPES[name]
     assert phi_shape_of(name)(torch.ones(2), 2.0, 10.0).tolist() == [1.0, 1.0]

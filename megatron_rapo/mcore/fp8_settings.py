@@ -8,6 +8,7 @@ from typing import Any
 from megatron.core.transformer import TransformerConfig
 
 from megatron_rapo.config import PrecisionConfig
+from megatron_rapo.fp8_recipes import FP8_RECIPES
 from megatron_rapo.runtime.patching import patched
 
 
@@ -29,7 +30,7 @@ def fp8_token_multiple(precision: PrecisionConfig) -> int:
     """Return the number that must divide the tokens of each process: 1 without FP8, else 16, or 32 for mxfp8."""
     if precision.fp8 == "none":
         return 1
-    return 32 if precision.fp8_recipe == "mxfp8" else 16
+    return FP8_RECIPES[precision.fp8_recipe].token_multiple
 
 
 def without_fp8(megatron: TransformerConfig) -> AbstractContextManager[None]:

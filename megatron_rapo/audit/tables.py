@@ -10,8 +10,8 @@ from pathlib import Path
 from megatron_rapo.algo.divergences import Quantity
 from megatron_rapo.audit.measure import REGIMES, TOLERANCE, Audit, TermAudit
 from megatron_rapo.monitor import Console
-from megatron_rapo.runtime.figures import new_figure
-from megatron_rapo.scoring.registries import divergence_of
+from megatron_rapo.runtime.plotting import new_figure
+from megatron_rapo.scoring.objective_registry import divergence_of
 
 QUANTITY_NAMES: dict[Quantity, str] = {
     "forward_kl": "forward KL",

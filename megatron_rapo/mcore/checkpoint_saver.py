@@ -25,7 +25,7 @@ from megatron_rapo.checkpoints.folders import (
     prune,
     save_settings,
 )
-from megatron_rapo.checkpoints.inputs import Inputs
+from megatron_rapo.checkpoints.input_digests import Inputs
 from megatron_rapo.checkpoints.manifest import Range, whole, write_manifest
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import content
