@@ -60,14 +60,14 @@ RULES = {
     "algo/ is pure": Rule(
         inside=("algo",),
         forbidden=(PACKAGE, "torch.distributed"),
-        allowed=(f"{PACKAGE}.algo", f"{PACKAGE}.open_choices"),
+        allowed=(f"{PACKAGE}.algo", f"{PACKAGE}.builtin_names"),
     ),
     "only run imports trainer": Rule(outside=("run",), forbidden=(f"{PACKAGE}.training.trainer",)),
 }
 
 
 FLOORS = (
-    ("errors", "types", "open_choices", "fp8_recipes", "algo"),
+    ("errors", "types", "builtin_names", "fp8_recipes", "algo"),
     ("config",),
     ("runtime", "scoring", "verifier"),
     ("models", "monitor", "data", "rewards"),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
 
 STD_OFFSET = 1e-6  # added to a group's standard deviation
 NO_DIFFERENCE = 1e-6
@@ -48,7 +48,7 @@ def leave_one_out(deviations_PG: Tensor, baseline_PG: Tensor) -> Tensor:
 Advantage = Callable[[Tensor, Tensor], Tensor]
 """Function of (deviations_PG, baseline_PG). n completions of a group are in its baseline."""
 ADVANTAGES: dict[str, Advantage] = {f.__name__: f for f in (mean_std, mean, leave_one_out)}
-assert tuple(ADVANTAGES) == open_choices.ADVANTAGES, "megatron_rapo/open_choices.py lists other advantages"
+assert tuple(ADVANTAGES) == builtin_names.ADVANTAGES, "megatron_rapo/builtin_names.py lists other advantages"
 
 
 def group_advantages(

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
 
 
 class Penalty(NamedTuple):
@@ -140,4 +140,4 @@ DIVERGENCES: dict[str, Divergence] = {
     "reverse_kl_exact": Divergence(gradient="reverse_kl", value="reverse_kl", exact="reverse"),
     "none": Divergence(reference=False),
 }
-assert tuple(DIVERGENCES) == open_choices.DIVERGENCES, "megatron_rapo/open_choices.py lists other divergences"
+assert tuple(DIVERGENCES) == builtin_names.DIVERGENCES, "megatron_rapo/builtin_names.py lists other divergences"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
 
 
 def linear(share: Tensor, exponent: float, sharpness: float) -> Tensor:
@@ -44,7 +44,7 @@ PhiShape = Callable[[Tensor, float, float], Tensor]
 
 `share` is the reward's position in its range. The result is phi's position between phi_min and phi_max."""
 PHI_SHAPES: dict[str, PhiShape] = {f.__name__: f for f in (linear, power, sigmoid, constant)}
-assert tuple(PHI_SHAPES) == open_choices.PHI_SHAPES, "megatron_rapo/open_choices.py lists other shapes of phi"
+assert tuple(PHI_SHAPES) == builtin_names.PHI_SHAPES, "megatron_rapo/builtin_names.py lists other shapes of phi"
 
 
 def phi_of(

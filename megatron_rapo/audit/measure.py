@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
 from megatron_rapo.algo import QUANTITIES, LossSums
 from megatron_rapo.algo.advantages import STD_OFFSET
 from megatron_rapo.algo.divergences import Quantity
@@ -195,7 +195,7 @@ class _Lab:
         centred_N = policy.rewards_N - chance_N @ policy.rewards_N
         if self.settings.advantage == "mean_std":
             return centred_N / ((chance_N @ centred_N**2).sqrt() + STD_OFFSET)
-        if self.settings.advantage in open_choices.ADVANTAGES:
+        if self.settings.advantage in builtin_names.ADVANTAGES:
             return centred_N
         everyone_1N = torch.ones(1, len(centred_N), dtype=torch.bool)
         return advantage_of(self.settings.advantage)(centred_N[None], everyone_1N)[0]

@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
 from megatron_rapo.config.section import MAX_VALUE, OpenChoice, Section
 
 
 class AlgorithmConfig(Section):
     """Define the objective: clipped surrogate - alpha * divergence + beta * entropy (algo/loss.py)."""
 
-    divergence: Annotated[str, OpenChoice(open_choices.DIVERGENCES)] = "forward_kl"
+    divergence: Annotated[str, OpenChoice(builtin_names.DIVERGENCES)] = "forward_kl"
     """Choose the penalty towards the reweighted reference. Each is named after the quantity whose gradient it follows:
     algo/divergences.py lists them, and `audit` measures them. none trains without a reference. docs/extending.md shows
     how to use your own.
@@ -36,7 +36,7 @@ class AlgorithmConfig(Section):
     Unit: none.
     Also called: entropy bonus, entropy coefficient.
     """
-    phi: Annotated[str, OpenChoice(open_choices.PHI_SHAPES)] = "linear"
+    phi: Annotated[str, OpenChoice(builtin_names.PHI_SHAPES)] = "linear"
     """Choose how phi, the exponent of the reference, rises with the reward from phi_min to phi_max. constant uses
     phi_max at every reward. docs/extending.md shows how to use your own.
 
@@ -71,7 +71,7 @@ class AlgorithmConfig(Section):
     Unit: none.
     Needs: algorithm.phi=sigmoid.
     """
-    advantage: Annotated[str, OpenChoice(open_choices.ADVANTAGES)] = "mean_std"
+    advantage: Annotated[str, OpenChoice(builtin_names.ADVANTAGES)] = "mean_std"
     """Choose how a reward is compared with its group (algo/advantages.py). mean_std subtracts the mean and divides by
     the standard deviation (GRPO). mean only subtracts the mean (Dr. GRPO). leave_one_out subtracts the mean of the
     others (RLOO). docs/extending.md shows how to use your own."""
@@ -160,7 +160,7 @@ class AlgorithmConfig(Section):
             )
         self._refuse_idle("phi_exponent", self.phi != "power", f"algorithm.phi={self.phi}")
         self._refuse_idle("phi_sharpness", self.phi != "sigmoid", f"algorithm.phi={self.phi}")
-        without_ratio = self.divergence in open_choices.WITHOUT_RATIO
+        without_ratio = self.divergence in builtin_names.WITHOUT_RATIO
         self._refuse_idle("log_rho_cap", without_ratio, f"algorithm.divergence={self.divergence}")
         return self
 

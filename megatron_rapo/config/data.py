@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
+from megatron_rapo.builtin_names import is_reference
 from megatron_rapo.config.section import MAX_TOKENS, FilePath, Section
-from megatron_rapo.open_choices import is_reference
 
 TEMPLATE_SUFFIXES = (".toml", ".jinja")
 
@@ -53,10 +53,10 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         from_file = self.template.endswith(TEMPLATE_SUFFIXES) or is_reference(self.template)
-        if self.template not in open_choices.TEMPLATES and not from_file:
+        if self.template not in builtin_names.TEMPLATES and not from_file:
             raise ValueError(
                 f"data.template={self.template}: no such template; set it to one of "
-                f"{', '.join(open_choices.TEMPLATES)}, to a file that ends in {' or '.join(TEMPLATE_SUFFIXES)}, or to "
+                f"{', '.join(builtin_names.TEMPLATES)}, to a file that ends in {' or '.join(TEMPLATE_SUFFIXES)}, or to "
                 "your own as MODULE:NAME or FILE.py:NAME."
             )
         return self

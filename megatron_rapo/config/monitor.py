@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
 from megatron_rapo.config.section import MAX_SIZE, MAX_STEPS, OpenChoice, Section
 from megatron_rapo.errors import shortened
 
@@ -23,7 +23,7 @@ def _how_often(steps: Any) -> Any:
 class MonitorConfig(Section):
     """Say what is recorded while a run goes on."""
 
-    writers: tuple[Annotated[str, OpenChoice(open_choices.WRITERS)], ...] = Field(
+    writers: tuple[Annotated[str, OpenChoice(builtin_names.WRITERS)], ...] = Field(
         default=("tensorboard",), strict=False
     )
     """Show the run in these tools, besides metrics.jsonl (docs/report.md), or with classes of your own

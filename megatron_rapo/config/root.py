@@ -6,6 +6,7 @@ import json
 
 from pydantic import model_validator
 
+from megatron_rapo.builtin_names import is_reference
 from megatron_rapo.config.algorithm import AlgorithmConfig
 from megatron_rapo.config.batch import BatchConfig
 from megatron_rapo.config.checkpoint import CheckpointConfig
@@ -22,7 +23,6 @@ from megatron_rapo.config.reward import RewardConfig
 from megatron_rapo.config.rollout import RolloutConfig
 from megatron_rapo.config.run import RunConfig
 from megatron_rapo.config.section import Section
-from megatron_rapo.open_choices import is_reference
 
 
 class Config(Section):

@@ -19,8 +19,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from megatron_rapo.builtin_names import is_reference
 from megatron_rapo.errors import InputError, printable
-from megatron_rapo.open_choices import is_reference
 
 MAX_STEPS, MAX_SIZE, MAX_SECONDS, MAX_VALUE = 10**9, 2**14, 7 * 86400.0, 1e6
 """Upper bounds of settings: steps and counts of them; processes, samples or completions; seconds; rewards and

@@ -13,12 +13,12 @@ from dataclasses import astuple, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
+from megatron_rapo.builtin_names import is_reference
 from megatron_rapo.config.data import TEMPLATE_SUFFIXES
 from megatron_rapo.data.jinja import Case, render_jinja
 from megatron_rapo.data.template_files import read_template
 from megatron_rapo.errors import InputError
-from megatron_rapo.open_choices import is_reference
 from megatron_rapo.runtime.user_code import UserCodeError, guarded, load_function
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ TEMPLATES: Mapping[str, Template] = {
     "chat": Template(instruction=INSTRUCTION, chat=True),
 }
 """The built-in templates by their name in `data.template`."""
-assert tuple(TEMPLATES) == open_choices.TEMPLATES, "megatron_rapo/open_choices.py lists other templates"
+assert tuple(TEMPLATES) == builtin_names.TEMPLATES, "megatron_rapo/builtin_names.py lists other templates"
 
 
 def template_of(name: str, *, instruction: str | None = None, system: str | None = None) -> Template:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
+from megatron_rapo.builtin_names import is_reference
 from megatron_rapo.errors import InputError
 from megatron_rapo.monitor.writer_interface import Writer
-from megatron_rapo.open_choices import is_reference
 from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.user_code import UserCodeError, check_function, load_function
 
@@ -40,7 +40,7 @@ def _mlflow(folder: Path, settings: Mapping[str, Any], first_step: int) -> Write
 
 
 WRITERS: dict[str, MakeWriter] = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
-assert tuple(WRITERS) == tuple(PACKAGES) == open_choices.WRITERS, "megatron_rapo/open_choices.py lists other writers"
+assert tuple(WRITERS) == tuple(PACKAGES) == builtin_names.WRITERS, "megatron_rapo/builtin_names.py lists other writers"
 
 
 def check_writers(names: Sequence[str]) -> None:

@@ -31,11 +31,11 @@ from megatron_rapo.runtime.run_folder import RunFolder
 from megatron_rapo.runtime.signals import Stopped
 from megatron_rapo.scoring.objective import groups_with_signal, loss_function, to_sequences
 from megatron_rapo.scoring.packing import PackedBatch
-from megatron_rapo.training.engine_parity import GapBudget
 from megatron_rapo.training.export import export
 from megatron_rapo.training.gradient_share import BY_REWARD, WHOLE, GradientShareSchedule
 from megatron_rapo.training.group_scheduler import GroupScheduler
 from megatron_rapo.training.instruments import Instruments
+from megatron_rapo.training.logprob_parity import GapBudget
 from megatron_rapo.training.metrics import (
     estimator_scalars,
     histograms,

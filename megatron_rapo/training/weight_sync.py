@@ -10,7 +10,7 @@ from megatron_rapo.monitor import Monitor
 from megatron_rapo.reshard.transfer import Report, Resharder
 from megatron_rapo.rollout.sampler import Sampler
 from megatron_rapo.runtime.interval import is_due
-from megatron_rapo.training.engine_parity import GapBudget, logprob_parity
+from megatron_rapo.training.logprob_parity import GapBudget, logprob_parity
 from megatron_rapo.types import Prompt
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
 from megatron_rapo.algo import DIVERGENCES, phi_of
 from megatron_rapo.config import RewardConfig
 from tests.settings import EVALUATION, refusal
@@ -64,10 +64,10 @@ def test_defaults_that_depend_on_another_setting(load, overrides, expected):
 
 def test_what_has_no_ratio_is_what_the_divergences_say():
     without = [name for name, each in DIVERGENCES.items() if each.exact or not each.reference]
-    assert sorted(open_choices.WITHOUT_RATIO) == sorted(without)
+    assert sorted(builtin_names.WITHOUT_RATIO) == sorted(without)
 
 
-@pytest.mark.parametrize("shape", open_choices.PHI_SHAPES)
+@pytest.mark.parametrize("shape", builtin_names.PHI_SHAPES)
 def test_every_shape_of_phi_is_known(shape):
     settings = {"reward_range": (0.0, 1.0), "phi_min": 0.5, "phi_max": 1.0, "exponent": 2.0, "sharpness": 10.0}
     assert phi_of(torch.ones(1), shape=shape, **settings).item() == 1.0

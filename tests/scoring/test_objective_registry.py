@@ -5,7 +5,7 @@ import uuid
 import pytest
 import torch
 
-from megatron_rapo import open_choices
+from megatron_rapo import builtin_names
 from megatron_rapo.algo import ADVANTAGES, DIVERGENCES, PHI_SHAPES
 from megatron_rapo.audit.measure import audit
 from megatron_rapo.config import AlgorithmConfig, RewardConfig
@@ -50,7 +50,7 @@ wrong = Divergence(gradient="forward_kl", value="reverse_kl", estimate=k2, corre
 """
 
 
-@pytest.mark.parametrize("name", open_choices.DIVERGENCES)
+@pytest.mark.parametrize("name", builtin_names.DIVERGENCES)
 def test_a_built_in_divergence(name):
     assert divergence_of(name) is DIVERGENCES[name]
     assert divergence_of(name).reference == (name != "none")
@@ -140,7 +140,7 @@ def test_a_divergence_that_cannot_be_called(write):
 # --- advantages ---
 
 
-@pytest.mark.parametrize("name", open_choices.ADVANTAGES)
+@pytest.mark.parametrize("name", builtin_names.ADVANTAGES)
 def test_a_built_in_advantage(name):
     assert advantage_of(name) is ADVANTAGES[name]
 
@@ -180,7 +180,7 @@ def test_an_advantage_that_returns_what_it_must_not(write, returned, said):
 # --- shapes of phi ---
 
 
-@pytest.mark.parametrize("name", open_choices.PHI_SHAPES)
+@pytest.mark.parametrize("name", builtin_names.PHI_SHAPES)
 def test_a_built_in_shape_of_phi(name):
     assert phi_shape_of(name) is PHI_SHAPES[name]
     assert phi_shape_of(name)(torch.ones(2), 2.0, 10.0).tolist() == [1.0, 1.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_rapo.config import PrecisionConfig
-from megatron_rapo.training.engine_parity import GapBudget
+from megatron_rapo.training.logprob_parity import GapBudget
 
 
 @pytest.mark.parametrize("gap", [0.06, float("inf"), float("nan")])
