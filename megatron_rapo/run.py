@@ -24,7 +24,7 @@ from megatron_rapo.models.hf_weights import model_files
 from megatron_rapo.models.parameter_map import hf_shapes
 from megatron_rapo.monitor import Console, Monitor, Recorder, check_writers
 from megatron_rapo.monitor.settings_history import record_settings
-from megatron_rapo.monitor.user_sources import record_user_code
+from megatron_rapo.monitor.user_code_copies import record_user_code
 from megatron_rapo.preflight.checks import (
     check_machine,
     check_model,
@@ -45,7 +45,7 @@ from megatron_rapo.runtime.run_folder import RunFolder, step_of
 from megatron_rapo.runtime.signals import Signals, end_interrupted
 from megatron_rapo.scoring.objective_registry import check_algorithm
 from megatron_rapo.training.claim_folder import check_room, claim, usable
-from megatron_rapo.training.instruments import Instruments
+from megatron_rapo.training.run_controls import RunControls
 from megatron_rapo.verifier import VerifierPool
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def train(config: Config, *, resume: bool, overwrite: bool, profile: Collection[
             report_left_out(monitor.message, read.heldout.settings.data, read.heldout.prompts, config)
         monitor.message(f"a completion stops at {read.stops.shown}")
         monitor.message(f"starting Megatron and vLLM on {_count(dist.get_world_size(), 'process', 'processes')}")
-        instruments = Instruments(monitor=monitor, profiler=profiler, signals=signals)
-        trainer, engine = _build(read, start, verifier, instruments)
+        controls = RunControls(monitor=monitor, profiler=profiler, signals=signals)
+        trainer, engine = _build(read, start, verifier, controls)
         stack.callback(engine.close)
         for problem in (*start.damaged, *start.warnings):
             monitor.message(f"WARNING: {problem}")
@@ -196,9 +196,9 @@ def _profile_kept(profiler: Profiler, monitor: Monitor) -> Iterator[None]:
         profiler.write(monitor.message)
 
 
-def _build(read: _Read, start: _Start, verifier: VerifierPool, instruments: Instruments) -> tuple[Trainer, Engine]:
+def _build(read: _Read, start: _Start, verifier: VerifierPool, controls: RunControls) -> tuple[Trainer, Engine]:
     """Build the trainer with its policy, and the engine that it samples with. This is the expensive part."""
-    config, monitor = read.config, instruments.monitor
+    config, monitor = read.config, controls.monitor
     with monitor.phase("build_trainer"):
         with gc_control.imports():
             from megatron_rapo.mcore.fused import described, fused_kernels
@@ -229,7 +229,7 @@ def _build(read: _Read, start: _Start, verifier: VerifierPool, instruments: Inst
         policy=policy,
         weight_sync=weight_sync,
         sampler=sampler,
-        instruments=instruments,
+        controls=controls,
         train_prompts=read.train_set.prompts,
         heldout=read.heldout,
         inputs=start.inputs.inputs(),

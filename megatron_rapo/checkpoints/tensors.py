@@ -33,7 +33,14 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_rapo.checkpoints.archive import load_tensor, map_range, rest, save_tensor
 from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.checkpoints.manifest import MANIFEST, Manifest, Range
-from megatron_rapo.checkpoints.restricted import BACKEND, COMMON, METADATA, check_backend, read_common, read_metadata
+from megatron_rapo.checkpoints.restricted_pickle import (
+    BACKEND,
+    COMMON,
+    METADATA,
+    check_backend,
+    read_common,
+    read_metadata,
+)
 from megatron_rapo.runtime.atomic_write import NewFile
 
 OBJECTS = "objects.distcp"

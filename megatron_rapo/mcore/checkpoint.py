@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_rapo.checkpoints.folders import CheckpointError
-from megatron_rapo.checkpoints.restricted import COMMON, read_common
+from megatron_rapo.checkpoints.restricted_pickle import COMMON, read_common
 from megatron_rapo.mcore.optimizer import allocate_state
 from megatron_rapo.mcore.policy import Policy
 from megatron_rapo.mcore.random_state import random_state, set_random_state

@@ -21,7 +21,7 @@ from torch.profiler import record_function
 
 from megatron_rapo.algo import LossSums
 from megatron_rapo.mcore.parallel import Parallel
-from megatron_rapo.mcore.stages import pipeline_settings
+from megatron_rapo.mcore.pipeline_stages import pipeline_settings
 from megatron_rapo.runtime.determinism import deterministic_algorithms
 from megatron_rapo.scoring.output_head import ReferenceHead, TokenScores, token_scores
 from megatron_rapo.scoring.packing import PackedBatch

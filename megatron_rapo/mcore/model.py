@@ -77,7 +77,7 @@ def transformer_config(config: Config, shape: ModelShape, backend: Backend) -> T
         sequence_parallel=parallel.sequence,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        variable_seq_lengths=parallel.pipeline > 1,  # micro-batches differ in size (mcore/stages.py)
+        variable_seq_lengths=parallel.pipeline > 1,  # micro-batches differ in size (mcore/pipeline_stages.py)
         moe_token_dispatcher_type="alltoall",  # without it Megatron refuses variable lengths, also without experts
         bf16=dtype == torch.bfloat16,
         calculate_per_token_loss=True,  # loss functions return sums; the denominator is global

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from megatron_rapo.checkpoints import fp8_state
 from megatron_rapo.checkpoints.folders import CheckpointError
-from megatron_rapo.checkpoints.restricted import (
+from megatron_rapo.checkpoints.restricted_pickle import (
     COMMON,
     METADATA,
     check_backend,

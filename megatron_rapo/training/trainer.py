@@ -34,7 +34,6 @@ from megatron_rapo.scoring.packing import PackedBatch
 from megatron_rapo.training.export import export
 from megatron_rapo.training.gradient_share import BY_REWARD, WHOLE, GradientShareSchedule
 from megatron_rapo.training.group_scheduler import GroupScheduler
-from megatron_rapo.training.instruments import Instruments
 from megatron_rapo.training.logprob_parity import GapBudget
 from megatron_rapo.training.metrics import (
     estimator_scalars,
@@ -44,6 +43,7 @@ from megatron_rapo.training.metrics import (
     training_scalars,
 )
 from megatron_rapo.training.rollout_log import choose, is_recorded, recorded
+from megatron_rapo.training.run_controls import RunControls
 from megatron_rapo.training.skipped_steps import SkippedSteps
 from megatron_rapo.training.summary import summarise
 from megatron_rapo.training.weight_sync import WeightSync
@@ -61,15 +61,15 @@ class Trainer:
         policy: Policy,
         weight_sync: WeightSync,
         sampler: Sampler,
-        instruments: Instruments,
+        controls: RunControls,
         train_prompts: Sequence[Prompt],
         heldout: HeldOut | None = None,
         inputs: Inputs,
     ) -> None:
         self._config, self._policy, self._sampler = config, policy, sampler
-        self._monitor = monitor = instruments.monitor
+        self._monitor = monitor = controls.monitor
         self._folder = RunFolder(config.run.folder)
-        self._weight_sync, self._signals, self._profiler = weight_sync, instruments.signals, instruments.profiler
+        self._weight_sync, self._signals, self._profiler = weight_sync, controls.signals, controls.profiler
         self._rollouts = GroupScheduler(config, sampler=sampler, monitor=monitor, prompts=train_prompts)
         self._heldout = heldout
         self._loss = self._loss_with()

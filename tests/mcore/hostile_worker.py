@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_rapo import convert
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
-from megatron_rapo.checkpoints.restricted import BACKEND, COMMON, METADATA
+from megatron_rapo.checkpoints.restricted_pickle import BACKEND, COMMON, METADATA
 from megatron_rapo.convert.verify import compare
 from megatron_rapo.errors import InputError
 from megatron_rapo.evaluation.model import EvaluatedModel

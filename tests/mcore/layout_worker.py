@@ -25,7 +25,7 @@ from megatron_rapo.monitor import Monitor
 from megatron_rapo.runtime.distributed import init_process_group
 from megatron_rapo.scoring.objective import loss_function
 from megatron_rapo.scoring.packing import PackedBatch
-from megatron_rapo.training.instruments import Instruments
+from megatron_rapo.training.run_controls import RunControls
 from megatron_rapo.training.trainer import Trainer
 from megatron_rapo.types import TrainingSequence
 from tests import runs, tiny_models
@@ -166,9 +166,9 @@ def train_with_measurements(policy: Policy, config: Config, rollout: Sequence[Tr
     def parts(batches: Sequence[PackedBatch]) -> dict[str, float]:
         return {"divergence": norm(unrewarded(batches), beta=0.0), "rest": norm(batches, alpha=0.0)}
 
-    instruments = Instruments(monitor=Monitor(), profiler=None, signals=None)
+    controls = RunControls(monitor=Monitor(), profiler=None, signals=None)
     without = {"weight_sync": None, "sampler": None, "inputs": None}  # only a whole run needs them
-    trainer = Trainer(config, policy=policy, instruments=instruments, train_prompts=[None], **without)
+    trainer = Trainer(config, policy=policy, controls=controls, train_prompts=[None], **without)
     first = scored[: config.parallel.pipeline]  # what the trainer measures
     measured = {
         "norms": parts(scored)

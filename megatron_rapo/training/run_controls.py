@@ -10,7 +10,7 @@ from megatron_rapo.runtime.signals import Signals
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instruments:
+class RunControls:
     """The monitor, the profiler and the signals of one process of a run."""
 
     monitor: Monitor

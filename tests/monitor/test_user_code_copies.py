@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_rapo.config import Config
-from megatron_rapo.monitor.user_sources import record_user_code
+from megatron_rapo.monitor.user_code_copies import record_user_code
 from tests.runs import tiny_config
 
 
