@@ -1,4 +1,4 @@
-"""Schedule the groups of each step: new prompts, partial rollouts of earlier steps, refill rounds.
+"""Schedule the groups of each step: new prompts, partial rollouts of earlier steps, rounds of dynamic sampling.
 
 Every step begins batch.oversampled_prompts more groups than it trains on, and ends the rollout when it has enough
 (docs/rollout.md).
