@@ -177,10 +177,11 @@ on_usr1() {
     if [[ -n "$SRUN" ]]; then kill -USR1 "$SRUN"; fi
 }
 
-# Slurm sends it to the processes too, which then have KillWait seconds; there is nothing to do but wait for them.
+# Slurm sends it to the processes and to srun too, which then have KillWait seconds. The script can only wait for them.
+# It remembers the signal: once Slurm has requeued the job, it no longer says that the job was preempted.
 # shellcheck disable=SC2329 # trap calls it
 on_term() {
-    SIGNALLED=1
+    TOLD=1 SIGNALLED=1
     if [[ -z "$SRUN" ]]; then exit 143; fi
 }
 
@@ -197,9 +198,10 @@ requeue_or_end() { # STATUS
     return "$REQUEUE_STATUS"
 }
 
-# Whether the run stopped because it was told to. That most often ends with status 75; processes that were starting, or
-# were not done in time, are ended by the signal, and others then miss them: after a notice by Slurm every status but
-# those of success and of bad input counts. Without one it is a failure, which would only come again.
+# Succeed if the run stopped because it was told to. Then its status is 75 most often. But processes that were starting
+# or that needed too long are ended by the signal, so are srun itself and processes that miss the others. So after a
+# signal by Slurm every status counts but those of success and of bad input. Without a signal it is a failure, which would
+# only come again.
 may_go_on() { # STATUS
     if (($1 == REQUEUE_STATUS)); then return; fi
     (($1 != 0 && $1 != 2)) && [[ -n "$TOLD" || "$(job_says PreemptTime)" == [0-9]* ]]

@@ -145,25 +145,41 @@ def test_preempted_while_its_processes_start_it_is_requeued(cluster: Cluster, tm
     assert "stopped with status 143, and requeued to go on" in output(tmp_path, job)
 
 
-def test_a_controller_that_does_not_answer_at_once_is_asked_again(cluster: Cluster, tmp_path: Path) -> None:
-    """Whether the job is still running, when its processes have stopped: without an answer it would not be requeued."""
-    asked, scontrol = tmp_path / "asked", tmp_path / "bin/scontrol"
+def deaf_controller(folder: Path, *, times: int) -> str:
+    """Return a PATH on which scontrol fails to show a job the first `times` times."""
+    asked, scontrol = folder / "asked", folder / "bin/scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(
         f"""#!/bin/bash
-if [[ "$1 $2" == "show job" && ! -e {asked} ]]; then
-    touch {asked}
+if [[ "$1 $2" == "show job" && $(cat {asked} 2>/dev/null | wc -l) -lt {times} ]]; then
+    echo >>{asked}
     exit 1
 fi
 exec {shutil.which("scontrol", path=PATH)} "$@"
 """
     )
     scontrol.chmod(0o755)
-    path = f"{scontrol.parent}:{PATH}"
+    return f"{scontrol.parent}:{PATH}"
+
+
+def test_a_signal_counts_although_the_controller_does_not_say_preempted(cluster: Cluster, tmp_path: Path) -> None:
+    """A job that Slurm has requeued already is pending. Its processes, or srun, were ended by the signal."""
+    python, path = stand_in(tmp_path, "trap - TERM; wait_for_signal"), deaf_controller(tmp_path, times=1000)
+    job = submit(cluster, tmp_path, RAPO_PYTHON=python, PATH=path)
+    wait_until(lambda: "process 1 waits" in output(tmp_path, job), "both processes are up")
+    cluster.preempt()
+    ends = "stopped with status 143, and Slurm is ending the job (it does not answer)"
+    wait_until(lambda: ends in output(tmp_path, job), "the script ends")
+    cluster.call("scancel", job)
+
+
+def test_a_controller_that_does_not_answer_at_once_is_asked_again(cluster: Cluster, tmp_path: Path) -> None:
+    """Whether the job is still running, when its processes have stopped: without an answer it would not be requeued."""
+    path = deaf_controller(tmp_path, times=1)
     job = submit(cluster, tmp_path, RAPO_PYTHON=stand_in(tmp_path, "exit 75"), PATH=path)
     cluster.wait_until_requeued(job)
     cluster.call("scancel", job)
-    assert asked.exists() and "stopped with status 75, and requeued to go on" in output(tmp_path, job)
+    assert (tmp_path / "asked").exists() and "stopped with status 75, and requeued to go on" in output(tmp_path, job)
 
 
 def test_a_container_needs_pyxis(cluster: Cluster, tmp_path: Path) -> None:
