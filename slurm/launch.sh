@@ -22,7 +22,7 @@
 # requeued. Any other is that of the processes.
 set -uo pipefail
 
-REQUEUE_STATUS=75 # of a run that stopped because it was told to, and can go on (megatron_rapo/cli.py)
+REQUEUE_STATUS=75 # of a run that stopped because it was told to, and can go on (megatron_rapo/commands/train.py)
 LAST_PROCESS_S=60 # from the end of the first process: where that one failed, others wait for it until run.timeout_s
 TOLD='' SIGNALLED='' SRUN=''
 
