@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rapo import convert
 from megatron_rapo.checkpoints.folders import CheckpointError
 from megatron_rapo.config import Config
+from megatron_rapo.convert.model_tensors import Layout
+from megatron_rapo.convert.reshard import reshard_megatron
 from megatron_rapo.mcore import checkpoint_writer
 from megatron_rapo.mcore.checkpoint import load_checkpoint
 from megatron_rapo.mcore.checkpoint_saver import Saver
@@ -160,8 +161,8 @@ def go_on_resharded(checkpoint: Path, model: Path, folder: Path, saved: str, rol
     """Take two steps from the checkpoint after `megatron-rapo convert` has resharded it for another layout."""
     target = checkpoint.with_name(f"{saved} anew".replace(" ", "-")) / checkpoint.name
     if dist.get_rank() == 0:
-        layout = convert.Layout(tensor=2, pipeline=2)
-        convert.reshard_megatron(checkpoint, target, layout, like=None, processes=1, progress=lambda _: None)
+        layout = Layout(tensor=2, pipeline=2)
+        reshard_megatron(checkpoint, target, layout, like=None, processes=1, progress=lambda _: None)
     dist.barrier()
     policy, config = build(model, folder, saved)
     load_checkpoint(target, policy)

@@ -16,9 +16,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from megatron_rapo import convert
 from megatron_rapo.checkpoints.manifest import MANIFEST, whole, write_manifest
 from megatron_rapo.checkpoints.restricted_pickle import BACKEND, COMMON, METADATA
+from megatron_rapo.convert.inspect import summarise
+from megatron_rapo.convert.model_tensors import Layout
+from megatron_rapo.convert.reshard import reshard_megatron
+from megatron_rapo.convert.source import open_source
+from megatron_rapo.convert.to_hf import megatron_to_hf
 from megatron_rapo.convert.verify import compare
 from megatron_rapo.errors import InputError
 from megatron_rapo.evaluation.model import EvaluatedModel
@@ -35,7 +39,7 @@ from tests.patience import COLLECTIVE_S
 from tests.runs import recorded_rollout, tiny_config
 
 EVIL = "evil.distcp"
-LAYOUT = convert.Layout()
+LAYOUT = Layout()
 
 
 class Evil:
@@ -147,9 +151,9 @@ ATTACKS: dict[str, Callable[[Path, Path], None]] = {
     "code in FP8 state": of_object("_extra_state", pickled),
 }
 ENTRIES: dict[str, Callable[[Path, Policy], Any]] = {
-    "inspect": lambda checkpoint, _: convert.summarise(checkpoint, None, no_progress),
-    "verify": lambda checkpoint, _: list(compare(*(convert.open_source(checkpoint) for _ in range(2)), no_progress)),
-    "convert": lambda checkpoint, _: convert.megatron_to_hf(
+    "inspect": lambda checkpoint, _: summarise(checkpoint, None, no_progress),
+    "verify": lambda checkpoint, _: list(compare(*(open_source(checkpoint) for _ in range(2)), no_progress)),
+    "convert": lambda checkpoint, _: megatron_to_hf(
         checkpoint,
         checkpoint.parent / "hf",
         like=None,
@@ -158,7 +162,7 @@ ENTRIES: dict[str, Callable[[Path, Policy], Any]] = {
         processes=1,
         progress=no_progress,
     ),
-    "reshard": lambda checkpoint, _: convert.reshard_megatron(
+    "reshard": lambda checkpoint, _: reshard_megatron(
         checkpoint, checkpoint.parent / "anew", LAYOUT, like=None, processes=1, progress=no_progress
     ),
     "evaluate": lambda checkpoint, _: EvaluatedModel.find(checkpoint.parent.parent).prepare(),

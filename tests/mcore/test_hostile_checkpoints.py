@@ -13,15 +13,15 @@ from tests.tiny_models import save_tiny_model
 WORKER = Path(__file__).with_name("hostile_worker.py")
 ENTRIES = ("inspect", "verify", "convert", "reshard", "evaluate", "resume")
 EVERYWHERE = {  # attack -> words of the refusal
-    "metadata is code": "/.metadata: is not read (posix.mkdir is not expected in it); it is damaged, or holds code",
-    "code in metadata": "/.metadata: is not read (posix.mkdir is not expected in it); it is damaged, or holds code",
-    "metadata of nothing": "/.metadata: is not read (it is not the metadata of a checkpoint); ",
-    "files outside": "/.metadata: is not read ('../step-000001/",
-    "code in common": "/common.pt: is not read (Weights only load failed. ",
-    "another backend": "/metadata.json: is not read (it is not {",
+    "metadata is code": "/.metadata: cannot be read safely (posix.mkdir is not expected in it); ",
+    "code in metadata": "/.metadata: cannot be read safely (posix.mkdir is not expected in it); ",
+    "metadata of nothing": "/.metadata: cannot be read safely (it is not the metadata of a checkpoint); ",
+    "files outside": "/.metadata: cannot be read safely ('../step-000001/",
+    "code in common": "/common.pt: cannot be read safely (Weights only load failed. ",
+    "another backend": "/metadata.json: cannot be read safely (it is not {",
 }
 ON_RESUMING = {  # what the others do not look into
-    "code in an object": "random/shard_0_1: is not read (Weights only load failed. ",
+    "code in an object": "random/shard_0_1: cannot be read safely (Weights only load failed. ",
     "code in FP8 state": "not the state of an FP8 layer of Transformer Engine 2 (",
 }
 
