@@ -202,7 +202,7 @@ def _settings(places: Places, random: Random) -> Case:
 
 
 def _hold(config: Config, places: Places, world: int) -> None:
-    """What a run makes of settings next, as far as that is cheap."""
+    """Do with settings what a run does next, as far as that is cheap."""
     shape = read_shape(places.model)
     timedelta(seconds=config.run.timeout_s)
     assert Config.model_validate(config.model_dump(exclude_unset=True)) == config
@@ -237,7 +237,7 @@ def _model(places: Places, random: Random) -> Case:
 
 
 def _load(folder: Path, *, agreement: bool = True) -> None:
-    """What `train` reads of a model before it builds anything, and the weights as the trainer takes them."""
+    """Read what `train` reads of a model before it builds anything, and the weights as the trainer does."""
     shape = read_shape(folder)
     check_weights(folder, hf_shapes(shape), tied=shape.tied)
     if agreement:
@@ -263,7 +263,7 @@ def _index(places: Places, random: Random) -> Case:
 
 
 def _header(places: Places, random: Random) -> Case:
-    """Of safetensors: the length of a JSON header, the header, the numbers."""
+    """Take a safetensors file apart: the length of its JSON header, the header, the numbers."""
     whole = (places.model / WEIGHTS).read_bytes()
     [length] = struct.unpack("<Q", whole[:8])
     header, numbers = whole[8 : 8 + length], whole[8 + length :]
@@ -341,7 +341,7 @@ def _table(places: Places, random: Random) -> Case:
 
 
 def _resume(places: Places) -> None:
-    """What `train --resume` and the tools read of a checkpoint."""
+    """Read what `train --resume` and the tools read of a checkpoint."""
     config = load_config(places.data / "good.toml")
     folder = latest_checkpoint(places.run / "checkpoints")
     assert step_of(folder) == 3

@@ -79,7 +79,7 @@ def test_a_run_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_a_model_folder_with_a_link_to_nothing(tmp_path: Path) -> None:
-    """Which the first save would trip over."""
+    """Refuse a link that the first save would fail on."""
     model = save_tiny_model(tmp_path / "model", tied=True)
     (model / "token_cache").mkdir()
     (model / "added_tokens.json").symlink_to("../blobs/1234")

@@ -156,7 +156,7 @@ def test_tensorboard_shows_the_same(whole: tuple[Path, str]) -> None:
 
 
 def test_completions_are_written_token_by_token(whole: tuple[Path, str]) -> None:
-    """Of steps 1 and 2: the first four of the first prompt, the first two of the second."""
+    """Write of steps 1 and 2 the first four of the first prompt, the first two of the second."""
     run, rows = whole[0] / "run", metrics(whole[0])
     files = dict(read_rollouts(run))
     assert list(files) == [1, 2]
@@ -304,7 +304,7 @@ def evaluate(folder: Path, *, tensor: int) -> subprocess.Popen[str]:
 
 
 def test_evaluate_goes_on_after_a_kill_and_finds_what_the_run_found(whole: tuple[Path, str]) -> None:
-    """Of a checkpoint, by one process and then by two: no sample is lost, none there twice, and all are the run's."""
+    """Evaluate a checkpoint by one process, then by two: no sample is lost or doubled, and all are the run's."""
     folder, _ = whole
     samples = folder / "samples.jsonl"
     killed = evaluate(folder, tensor=1)

@@ -28,7 +28,7 @@ SOURCE = [text for path in sorted((REPOSITORY / "megatron_rapo").rglob("*.py")) 
 
 
 def prints(quoted: str, text: str) -> bool:
-    """Whether a string of the source has all fixed parts of a quoted message in their order."""
+    """Return whether a string of the source has all fixed parts of a quoted message in their order."""
     return bool(re.search(".*?".join(map(re.escape, quoted.split(VALUE))), text, flags=re.DOTALL))
 
 

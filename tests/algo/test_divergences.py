@@ -245,7 +245,7 @@ def test_cap_keeps_float32_finite(name, log_rho):
 
 
 def test_k3_keeps_the_gradient_that_a_clamp_to_10_takes():
-    """As docs/data.md says of a clamped k3: the same gradient between log rho = -10.99 and 2.61, and 0 beyond."""
+    """Compare with a clamped k3 (docs/data.md): the same gradient between log rho = -10.99 and 2.61, and 0 beyond."""
     log_rho_T = torch.tensor([-12.0, -10.99, -1.0, 0.5, 2.61, 2.62, 9.0], dtype=torch.float64)
     logp_T = torch.zeros_like(log_rho_T, requires_grad=True)
     ours_T = forward_kl_k3(logp_T, log_rho_T, 20.0).loss_T

@@ -41,7 +41,7 @@ def one_process() -> Iterator[None]:
     ],
 )
 def test_figures_by_hand(tmp_path: Path, policy: str, expected: dict[str, float]) -> None:
-    """Of the second of two steps. The prompt that is drawn first takes nine tokens each time, the others two."""
+    """Check the second of two steps. The prompt that is drawn first takes nine tokens each time, the others two."""
     spares, carried_steps = bench_long_tail.POLICIES[policy]
     config = bench_long_tail.settings(tmp_path, steps=2, oversampled_prompts=4 * spares, carried_steps=carried_steps)
     prompts = [Prompt(problem=Problem(id="", text="", answer=str(i)), text="", token_ids=(i,)) for i in range(24)]

@@ -71,7 +71,7 @@ def test_verify_names_what_differs(
 
 
 def test_verify_by_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the tiny model, which has a tokenizer: the same, and with one number changed."""
+    """Compare the tiny model, which has a tokenizer, with itself and with one changed number."""
     assert run("hf-to-megatron", TINY, tmp_path / "megatron", "--pipeline", 2) == 0
     capsys.readouterr()
     assert run("verify", TINY, tmp_path / "megatron", "--logits") == 0

@@ -158,7 +158,7 @@ def test_an_unknown_section() -> None:
 
 
 def test_a_reader_that_stops_early() -> None:
-    """As head does: no traceback, no failure."""
+    """Stop reading as head does: no traceback, no failure."""
     process = started(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()

@@ -59,7 +59,7 @@ def test_answers_are_what_the_file_says(write_jsonl):
 
 
 def test_numbers_keep_the_digits_that_they_are_written_with(write_jsonl):
-    """As floats, numbers below 1e-4 would get an exponent, and no decimal answer would equal them."""
+    """Read numbers as text: as floats, those below 1e-4 would get an exponent that no decimal answer has."""
     numbers = ["0.00005", "1e-3", "5.0", "1.10", "0.1000000000000000055511151231257827", "1e23"]
     rows = [f'{{"problem": "p", "answer": {number}, "weight": {number}}}' for number in numbers]
     problems = load_problems(write_jsonl(*rows))

@@ -70,7 +70,7 @@ def test_rows_are_drawn_whole():
 
 
 def test_coverage():
-    """Of simulated evaluations about 95 % have an interval around the truth.
+    """Check that the interval contains the truth in about 95 % of simulated evaluations.
 
     Problems have a chance of being solved from Beta(1/2, 1), so pass@1 is 1/3 and pass@4 is
     1 - (1 / 1.5) (2 / 2.5) (3 / 3.5) (4 / 4.5); each is sampled 8 times, which is part of the uncertainty.

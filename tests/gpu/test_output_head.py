@@ -29,7 +29,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", small.CASES)
 def test_every_loss_of_a_small_vocabulary(case: str, device: str) -> None:
-    """What tests/scoring/test_output_head.py asks of the CPU, in chunks, with padding and logits of up to 1e4."""
+    """Repeat the checks of tests/scoring/test_output_head.py on the GPU: chunks, padding, logits up to 1e4."""
     vocab_size, (of_values, of_gradients) = small.CASES[case].vocab_size, TOLERANCES[case]
     for name, variant in small.variants(small.CASES[case]).items():
         inputs = small.make_inputs(small.CASES[case], variant)
@@ -99,7 +99,7 @@ def scored(inputs: bench_loss.Inputs, wide: torch.dtype) -> dict[str, Tensor]:
 
 
 def defined(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, reference: Any) -> list[Tensor]:
-    """Of each token its log-probability, the entropy and the KL."""
+    """Return the log-probability, the entropy and the KL of each token."""
     logp_TV = (hidden_TD @ weight_VD.T).log_softmax(-1)
     ref_logits_TV = reference.hidden_TD.double() @ reference.weight_VpD.double().T
     ref_logp_TV = (reference.scale_T.double()[:, None] * ref_logits_TV).log_softmax(-1)
@@ -122,7 +122,7 @@ def test_the_loss_and_its_gradient(divergence: str, device: str) -> None:
 
 
 def whole_loss(divergence: str, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Of 4,096 random tokens: the loss and its metrics by token, and gradients."""
+    """Return the loss and its metrics by token, and the gradients, of 4,096 random tokens."""
     generator = torch.Generator().manual_seed(0)
     old, moved, ref, engine, advantage = torch.randn(5, 4096, generator=generator).to(device, dtype)
     entropy, kl = (torch.rand(2, 4096, generator=generator) * 3).to(device, dtype)

@@ -171,10 +171,11 @@ def test_a_signal_counts_although_the_controller_does_not_say_preempted(cluster:
     ends = "stopped with status 143, and Slurm is ending the job (it does not answer)"
     wait_until(lambda: ends in output(tmp_path, job), "the script ends")
     cluster.call("scancel", job)
+    assert "and requeued to go on" not in output(tmp_path, job)  # Slurm itself requeues it
 
 
 def test_a_controller_that_does_not_answer_at_once_is_asked_again(cluster: Cluster, tmp_path: Path) -> None:
-    """Whether the job is still running, when its processes have stopped: without an answer it would not be requeued."""
+    """Ask again whether the job still runs: without an answer it would not be requeued."""
     path = deaf_controller(tmp_path, times=1)
     job = submit(cluster, tmp_path, RAPO_PYTHON=stand_in(tmp_path, "exit 75"), PATH=path)
     cluster.wait_until_requeued(job)

@@ -61,7 +61,7 @@ def written(value, rng):
 
 
 def test_it_says_what_the_verifier_says():
-    """Where `compare_exact` decides, the verifier agrees. There are 600 random pairs, half of them equal."""
+    """Check that the verifier agrees where `compare_exact` decides. There are 600 random pairs, half of them equal."""
     rng, judged = random.Random(0), []
     while len(judged) < 600:
         value = Fraction(rng.randint(-300, 300), rng.choice(DENOMINATORS))
